@@ -1,0 +1,43 @@
+"""The errors a user can cause: one root class, one line each.
+
+A message says what was given, what is allowed and what to do. The command lines print it without a traceback and
+leave with `exit_code`; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CostModelError(Exception):
+    """Root of every error that the user's input can cause."""
+
+    exit_code = 2
+
+
+class InputError(CostModelError):
+    """A name, number or combination of options that does not exist or does not fit."""
+
+
+class ModelError(CostModelError):
+    """A network that cannot be built, run or followed."""
+
+
+class UnknownOperationError(CostModelError):
+    """An operation of the network for which no rule is known: never counted as zero."""
+
+
+class InfeasibleError(CostModelError):
+    """A request that is well formed, but that nothing satisfies."""
+
+    exit_code = 3
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str]) -> InputError:
+    """Return the error for a name that does not exist, with the nearest names that do."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(given, allowed, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else "."
+    listing = f" All: {', '.join(allowed)}" if len(allowed) <= 20 else ""  # noqa: PLR2004
+    return InputError(f"unknown {kind} {given!r}{hint}{listing}")

@@ -1,0 +1,62 @@
+"""Element-wise functions of one tensor: y = f(x), dx = f'(x) dy.
+
+What f' needs decides what is kept. Where f' takes two values, one bit per element says which (`mask`); an input or
+output that is kept anyway serves as well.
+
+    relu, leaky_relu            f' in {0 or slope, 1}: mask, or the sign of y, or x
+    relu6, hardtanh             f' in {0, 1}: mask, or y strictly between its bounds, or x
+    hardsigmoid                 f' in {0, 1/6}: mask, or y strictly between 0 and 1, or x
+    sigmoid, tanh, exp, sqrt,
+    rsqrt, softmax              f' is a function of y (of x too, but not for softmax)
+    hardswish, silu, gelu, mish f' is a function of x, and y does not determine x: x
+
+Assumption (element-wise FLOPs): one per arithmetic operation, comparison or transcendental function, per element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..graph import Layer
+from .facts import Facts, Private, dense
+
+MASK = "mask"
+
+
+def _facts(layer: Layer, alternatives, forward: int, backward: int) -> Facts:
+    count = layer.output.elements
+    return Facts(
+        {"input": alternatives},
+        forward_elementwise=forward * count,
+        backward_elementwise={"input": backward * count},
+    )
+
+
+def two_slopes(forward: int) -> Callable[[Layer], Facts]:
+    """Return the rule of a function whose derivative takes two values that its output tells apart."""
+
+    def rule(layer: Layer) -> Facts:
+        mask = (Private(MASK, layer.input.elements, 1, layer.input.batched),)
+        return _facts(layer, (mask, dense(layer.output), dense(layer.input)), forward, 1)
+
+    return rule
+
+
+def of_output(forward: int, backward: int, input_serves: bool = True) -> Callable[[Layer], Facts]:
+    """Return the rule of a function whose derivative is computed from its output (or its input)."""
+
+    def rule(layer: Layer) -> Facts:
+        alternatives = (dense(layer.output), dense(layer.input)) if input_serves else (dense(layer.output),)
+        return _facts(layer, alternatives, forward, backward)
+
+    return rule
+
+
+def of_input(forward: int, backward: int) -> Callable[[Layer], Facts]:
+    """Return the rule of a function whose derivative needs its input."""
+    return lambda layer: _facts(layer, (dense(layer.input),), forward, backward)
+
+
+def dropout(layer: Layer) -> Facts:
+    """Return the facts of y = x mask / (1 - p): one bit per element."""
+    return _facts(layer, ((Private(MASK, layer.input.elements, 1, layer.input.batched),),), 2, 1)

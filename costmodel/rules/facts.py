@@ -1,0 +1,61 @@
+"""What a rule may say of a layer, and nothing else: shapes in, facts out. No method, no torch.
+
+Counts are per image where the layer's result grows with the batch, else absolute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..graph import Layer, Tensor
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A tensor of the graph, kept as it is; layers that keep the same one share it."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Private:
+    """Something that only this layer keeps: a mask, statistics, indices."""
+
+    label: str
+    elements: int
+    bits: int
+    batched: bool = True
+
+
+Alternative = tuple[Dense | Private, ...]
+
+NOTHING: tuple[Alternative, ...] = ((),)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts about one layer.
+
+    needs: for the gradient of each tensor argument (by role) the alternatives of what backward must have kept; any one
+        of them suffices. A role that is absent has no gradient (indices, running statistics).
+    forward_flops, backward_flops: of convolutions and matrix products; backward by role.
+    forward_elementwise, backward_elementwise: arithmetic of everything else.
+    passes_gradient: roles whose gradient is the result's gradient itself or a view of it: no memory of its own.
+    """
+
+    needs: dict[str, tuple[Alternative, ...]]
+    forward_flops: int = 0
+    backward_flops: dict[str, int] = field(default_factory=dict)
+    forward_elementwise: int = 0
+    backward_elementwise: dict[str, int] = field(default_factory=dict)
+    passes_gradient: frozenset[str] = frozenset()
+
+
+def dense(*tensors: Tensor) -> Alternative:
+    """Return the alternative that keeps these tensors."""
+    return tuple(Dense(tensor) for tensor in tensors)
+
+
+def activations(layer: Layer) -> list[str]:
+    """Return the roles of the arguments that may need a gradient."""
+    return [role for role, tensor in layer.inputs.items() if tensor.kind != "constant"]

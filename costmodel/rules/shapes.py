@@ -1,0 +1,21 @@
+"""Calls that move or rename elements: no arithmetic, and backward needs nothing.
+
+A view's gradient is a view of the result's gradient; of a copy (cat, pad, a selection by slices) backward fills a new
+tensor, except cat, whose gradients are slices of the result's.
+"""
+
+from __future__ import annotations
+
+from ..graph import Layer
+from .facts import NOTHING, Facts, activations
+
+
+def same_elements(layer: Layer) -> Facts:
+    """Return the facts of a call whose result has the input's elements, each once (reshape, permute, cat)."""
+    roles = activations(layer)
+    return Facts(dict.fromkeys(roles, NOTHING), passes_gradient=frozenset(roles))
+
+
+def some_elements(layer: Layer) -> Facts:
+    """Return the facts of a call that drops, repeats or adds elements (slices, chunk, pad, expand)."""
+    return Facts(dict.fromkeys(activations(layer), NOTHING))

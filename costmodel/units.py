@@ -1,0 +1,70 @@
+"""Bytes, bits and FLOPs, and the only conversions between numbers and text.
+
+1 MAC (multiply-accumulate) = 2 FLOPs. Decimal prefixes are powers of 1000 (MB), binary prefixes powers of 1024 (MiB).
+"""
+
+from __future__ import annotations
+
+import re
+
+from .errors import InputError
+
+FLOPS_PER_MAC = 2
+
+BYTES_PER_ELEMENT = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
+
+_UNITS = {
+    "B": 1,
+    "KB": 1000, "MB": 1000**2, "GB": 1000**3,
+    "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3,
+}  # fmt: skip
+
+
+def bytes_of_bits(bits: int) -> int:
+    """Return the whole bytes that `bits` packed bits take (one tensor is packed as a whole)."""
+    return -(-bits // 8)
+
+
+def parse_bytes(text: str | int) -> int:
+    """Return the bytes that a text such as '64MB', '1.5 GiB' or '300000' means.
+
+    A bare number counts bytes; KB, MB, GB are powers of 1000; KiB, MiB, GiB powers of 1024; case does not matter.
+
+    Errors: InputError if the text is none of these, or not positive.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
+    unit = match and _UNITS.get(match[2].upper() or "B")
+    if not match or not unit or float(match[1]) * unit < 1:
+        raise InputError(
+            f"cannot read {text!r} as a positive number of bytes; "
+            "write a number and one of B, KB, MB, GB (powers of 1000), KiB, MiB, GiB (powers of 1024), such as 64MB"
+        )
+    try:
+        return int(float(match[1]) * unit)
+    except OverflowError:
+        raise InputError(f"{text!r} is more bytes than can be counted; write a number such as 64MB") from None
+
+
+def _scaled(value: float, suffixes: tuple[str, ...]) -> str:
+    """Return `value` with three significant digits or more and a power-of-1000 suffix."""
+    for suffix in suffixes[:-1]:
+        if abs(value) < 999.5:
+            break
+        value /= 1000
+    else:
+        suffix = suffixes[-1]
+    digits = 0 if suffix == suffixes[0] or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:,.{digits}f} {suffix}".rstrip()
+
+
+def format_bytes(count: float) -> str:
+    """Return bytes as text, such as '64.0 MB' (1 MB = 1e6 bytes)."""
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def format_count(count: float) -> str:
+    """Return a count (FLOPs, parameters) as text, such as '601 M' (1 M = 1e6)."""
+    return _scaled(count, ("", "k", "M", "G", "T", "P"))
