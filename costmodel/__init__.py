@@ -1,0 +1,56 @@
+"""What fine-tuning a network costs: the public API on one page.
+
+    graph = trace("torchvision:mobilenet_v2")
+    print(footprint(graph, method="mobiletl", blocks=5, batch=8))
+
+Only `trace` loads torch, when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .accounting import ACCOUNTINGS
+from .blocks import block_count, parts
+from .errors import CostModelError, InfeasibleError, InputError, ModelError, UnknownOperationError
+from .footprint import Footprint, footprint
+from .graph import Layer, LayerGraph, Tensor
+from .methods import METHODS
+from .optimizers import OPTIMIZERS
+from .rules import RULES
+
+if TYPE_CHECKING:
+    from .tracer import trace
+
+_LAZY = {"trace": "tracer"}
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        from importlib import import_module
+
+        value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "ACCOUNTINGS",
+    "METHODS",
+    "OPTIMIZERS",
+    "RULES",
+    "CostModelError",
+    "Footprint",
+    "InfeasibleError",
+    "InputError",
+    "Layer",
+    "LayerGraph",
+    "ModelError",
+    "Tensor",
+    "UnknownOperationError",
+    "block_count",
+    "footprint",
+    "parts",
+    "trace",
+]

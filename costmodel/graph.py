@@ -182,6 +182,11 @@ class LayerGraph:
                 alive.update(tensor.id for tensor in layer.inputs.values())
         return frozenset(found)
 
+    @cached_property
+    def resident_storages(self) -> frozenset[int]:
+        """Storages that training holds in any case: those of parameters and buffers."""
+        return frozenset(tensor.storage.id for tensor in (*self.parameters.values(), *self.buffers.values()))
+
     @property
     def parameter_count(self) -> int:
         """The number of parameters."""

@@ -1,0 +1,22 @@
+"""Ways of keeping the books: one file each, one table. Every entry runs through the same battery of tests."""
+
+from __future__ import annotations
+
+from ..errors import unknown
+from .books import Accounting, Books, Saved
+from .lean import LEAN
+
+ACCOUNTINGS: dict[str, Accounting] = {accounting.name: accounting for accounting in (LEAN,)}
+
+
+def accounting(name: str) -> Accounting:
+    """Return the accounting of that name.
+
+    Errors: InputError for an unknown name, with the near ones.
+    """
+    if name not in ACCOUNTINGS:
+        raise unknown("accounting", name, ACCOUNTINGS)
+    return ACCOUNTINGS[name]
+
+
+__all__ = ["ACCOUNTINGS", "Accounting", "Books", "Saved", "accounting"]

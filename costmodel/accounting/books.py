@@ -1,0 +1,116 @@
+"""What an accounting hands on: the saved tensors of a training step, and the temporary memory of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..assignment import Assignment
+from ..gradients import Wanted
+from ..graph import Layer, LayerGraph, Storage, Tensor
+from ..rules import Dense, Facts, Private
+from ..units import BYTES_PER_ELEMENT, bytes_of_bits
+
+Key = tuple
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """One piece of memory kept from forward to backward.
+
+    what: 'input', 'output', 'mask', ... as the layer that keeps it first sees it. follows_precision: a floating-point
+    activation, whose bits are those of the activations' precision. storage: the graph's storage if an activation
+    itself is kept, else None (a mask, statistics, a clone). uses: by layer index, the roles whose gradient needs it.
+    """
+
+    key: Key
+    what: str
+    shape: str
+    elements: int
+    bits: int
+    batched: bool
+    follows_precision: bool
+    storage: Storage | None
+    uses: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def bytes(self, batch: int, float_bytes: int = 4) -> int:
+        """Return its bytes; bits are packed over the whole batch."""
+        bits = 8 * float_bytes if self.follows_precision else self.bits
+        return bytes_of_bits(self.elements * bits * (batch if self.batched else 1))
+
+
+@dataclass(frozen=True)
+class Books:
+    """The books of one training step.
+
+    saved: everything kept for backward, the network's input included. by_layer: the keys that each layer's backward
+    uses. recomputed: indices of the layers that run again in backward.
+    """
+
+    saved: dict[Key, Saved]
+    by_layer: dict[int, list[Key]]
+    recomputed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """A way of keeping the books: `keep` turns the wanted gradients into what is stored."""
+
+    name: str
+    summary: str
+    source: str
+    keep: Callable[[LayerGraph, Assignment, list[Facts], Wanted], Books]
+
+
+class Ledger:
+    """Books being written: each thing is entered once, with every layer that uses it."""
+
+    def __init__(self, graph: LayerGraph):
+        self.resident = graph.resident_storages
+        self.saved: dict[Key, Saved] = {}
+        self.by_layer: dict[int, list[Key]] = {}
+
+    def cost(self, item: Dense | Private) -> int:
+        """Return the bits per image that keeping this would add."""
+        if isinstance(item, Private):
+            return item.elements * item.bits
+        tensor = item.tensor
+        if tensor.storage.id in self.resident or dense_key(tensor) in self.saved:
+            return 0
+        return 8 * (tensor.bytes(1) if tensor.overwritten else tensor.storage.bytes(1))
+
+    def keep(self, layer: Layer, role: str, item: Dense | Private) -> None:
+        """Enter that the gradient of `role` needs `item`; parameters and buffers are there in any case."""
+        if isinstance(item, Private):
+            if not item.elements:
+                return
+            shape = f"{'N x ' if item.batched else ''}{item.elements}"
+            key = ("private", layer.index, item.label)
+            entry = Saved(key, item.label, shape, item.elements, item.bits, item.batched, False, None)
+        else:
+            tensor = item.tensor
+            if tensor.storage.id in self.resident:
+                return
+            key = dense_key(tensor)
+            what = next((name for name, given in layer.inputs.items() if given is tensor), "output")
+            is_float = tensor.storage.dtype == "float32"
+            elements = tensor.elements if tensor.overwritten else tensor.storage.elements
+            entry = Saved(
+                key, what, tensor.shape_text, elements, 8 * BYTES_PER_ELEMENT[tensor.storage.dtype],
+                tensor.storage.batched, is_float and tensor.storage.batched,
+                None if tensor.overwritten else tensor.storage,
+            )  # fmt: skip
+        entry = self.saved.setdefault(key, entry)
+        entry.uses[layer.index] = (*entry.uses.get(layer.index, ()), role)
+        keys = self.by_layer.setdefault(layer.index, [])
+        if key not in keys:
+            keys.append(key)
+
+    def close(self, recomputed: tuple[int, ...] = ()) -> Books:
+        """Return the finished books."""
+        return Books(self.saved, self.by_layer, recomputed)
+
+
+def dense_key(tensor: Tensor) -> Key:
+    """Return the key of a kept tensor: its storage, or the value alone if the storage is overwritten later."""
+    return ("value", tensor.id) if tensor.overwritten else ("storage", tensor.storage.id)

@@ -1,0 +1,34 @@
+"""What a method decides: the single source of truth that the cost model prices and `apply` builds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a layer's input is kept for backward, where that differs from what the exact gradient needs.
+
+    bits: per element. exact: whether the gradient stays exact. threshold: a 1-bit mask passes the gradient where the
+    input is above it; None is the function's own exact test.
+    """
+
+    kind: str
+    bits: int
+    exact: bool
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What trains, and how.
+
+    trained: names of the parameters that train. frozen_statistics: indices of the batch norms that use their running
+    statistics. storages: by layer index.
+    """
+
+    trained: frozenset[str]
+    frozen_statistics: frozenset[int] = frozenset()
+    storages: Mapping[int, Storage] = field(default_factory=lambda: MappingProxyType({}))

@@ -1,0 +1,151 @@
+"""The command line `costmodel`: what training costs."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from .accounting import ACCOUNTINGS
+from .cli_support import run
+from .methods import METHODS
+from .optimizers import OPTIMIZERS
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="What it costs to fine-tune a network: bytes by cause and by layer, FLOPs. "
+    "MODEL is torchvision:NAME, timm:NAME, zoo:NAME, path/file.py:function, or a bare NAME. "
+    "--debug shows the traceback of an error.",
+)
+
+Model = Annotated[str, typer.Argument(help="Such as torchvision:mobilenet_v2.", show_default=False)]
+Resolution = Annotated[int, typer.Option(help="Height and width of the images in pixels.")]
+Classes = Annotated[int | None, typer.Option(help="Classes of a new head; default: the network's own.")]
+
+
+class _Grouping(str, Enum):
+    layer = "layer"
+    block = "block"
+    operation = "operation"
+    tensor = "tensor"
+
+
+def _print_frame(frame, title: str) -> None:
+    """Print a pandas frame as a table; columns of bytes and FLOPs are made readable."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .units import format_bytes, format_count
+
+    table = Table(title=title, title_justify="left")
+    for name in frame.columns:
+        number = frame[name].dtype.kind in "iuf"
+        table.add_column(name.replace("_", " "), justify="right" if number else "left", overflow="fold")
+    for row in frame.itertuples(index=False):
+        cells = []
+        for name, value in zip(frame.columns, row, strict=True):
+            if name == "bytes" or name.endswith("_bytes"):
+                cells.append(format_bytes(value) if value else "-")
+            elif name.endswith(("_flops", "parameters")):
+                cells.append(format_count(value) if value else "-")
+            else:
+                cells.append(str(value))
+        table.add_row(*cells)
+    console = Console()
+    if not console.is_terminal:  # a pipe or file has no width of its own
+        console.width = 180
+    console.print(table)
+
+
+@app.command()
+def footprint(
+    model: Model,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "full",
+    blocks: Annotated[int | None, typer.Option(help="Trained blocks, for methods that take a depth.")] = None,
+    batch: Annotated[int, typer.Option(help="Images per update.")] = 8,
+    micro_batch: Annotated[int | None, typer.Option(help="Images per forward pass; gradients add up.")] = None,
+    resolution: Resolution = 224,
+    classes: Classes = None,
+    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "sgd",
+    accounting: Annotated[str, typer.Option(help=f"One of {', '.join(ACCOUNTINGS)}.")] = "lean",
+    activation_dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16 (autocast).")] = "float32",
+    frozen_dtype: Annotated[str, typer.Option(help="Frozen weights: float32, float16 or int8.")] = "float32",
+    inplace_update: Annotated[bool, typer.Option(help="Update and free each gradient at once.")] = False,
+    first_step: Annotated[bool, typer.Option(help="Price the step that makes the optimizer's state.")] = False,
+    per: Annotated[_Grouping | None, typer.Option(help="Show rows by layer, block, operation or tensor.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+) -> None:
+    """Memory and FLOPs of one training step of MODEL."""
+    from . import footprint as price, trace
+
+    graph = trace(model, resolution, classes)
+    answer = price(
+        graph, method, blocks, batch, optimizer, accounting, micro_batch=micro_batch,
+        activation_dtype=activation_dtype, frozen_dtype=frozen_dtype, inplace_update=inplace_update,
+        first_step=first_step,
+    )  # fmt: skip
+    if as_json:
+        result = answer.to_dict()
+        if per:
+            result[per.value + "s"] = answer.to_frame(per.value).to_dict("records")
+        print(json.dumps(result, indent=2))
+        return
+    for note in graph.notes:
+        typer.echo(f"note: {note}", err=True)
+    from rich import print as rich_print
+
+    rich_print(answer)
+    if per:
+        _print_frame(answer.to_frame(per.value), f"per {per.value}")
+
+
+@app.command()
+def layers(
+    model: Model,
+    resolution: Resolution = 224,
+    classes: Classes = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """The layers of MODEL, the block each belongs to, shapes and parameters (it trains nothing)."""
+    import pandas
+
+    from . import parts, trace
+
+    graph = trace(model, resolution, classes)
+    cut = parts(graph)
+    rows = [
+        {
+            "layer": layer.name,
+            "operation": layer.op,
+            "part": cut.where(layer),
+            "input": layer.input.shape_text,
+            "output": layer.output.shape_text,
+            "in_place": "yes" if layer.inplace else "view" if layer.is_view else "",
+            "parameters": sum(tensor.elements for tensor in layer.parameters.values()),
+        }
+        for layer in graph.layers
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    _print_frame(pandas.DataFrame(rows), f"{graph.model}: {len(graph.layers)} layers, {len(cut.blocks)} blocks")
+
+
+@app.command()
+def methods() -> None:
+    """The training methods."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", "depth k", "what trains, and how", "source")
+    for method in METHODS.values():
+        table.add_row(method.name, "yes" if method.takes_blocks else "", method.summary, method.source)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line."""
+    run(app)

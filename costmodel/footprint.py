@@ -1,0 +1,389 @@
+"""What it costs to fine-tune a network by a method: the one entry point that puts the parts together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .accounting import Books, accounting as find_accounting
+from .assignment import Assignment
+from .blocks import parts
+from .errors import InputError, unknown
+from .gradients import Wanted, wanted_gradients
+from .graph import LayerGraph
+from .methods import method as find_method
+from .optimizers import Optimizer, optimizer as find_optimizer
+from .rules import Facts
+from .timeline import CATEGORIES, Moment, Sizes, simulate
+from .units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    import pandas
+
+CONVENTION = (
+    "1 MAC = 2 FLOPs; forward, backward and recompute count convolutions and matrix products, elementwise apart; "
+    "one update of `batch` images"
+)
+ACTIVATION_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# int8 keeps one float32 scale per output channel. Assumption: symmetric per-channel quantisation.
+FROZEN_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+GROUPINGS = ("layer", "block", "operation", "tensor")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The cost of one training step, from the second one on (the optimizer's state exists).
+
+    `batch` images per update, in micro-batches of `micro_batch`. Bytes are exact integers; FLOPs are those of the whole
+    update (see `CONVENTION`).
+    """
+
+    graph: LayerGraph
+    method: str
+    blocks: int | None
+    batch: int
+    micro_batch: int
+    optimizer: str
+    accounting: str
+    activation_dtype: str
+    frozen_dtype: str
+    inplace_update: bool
+    assignment: Assignment
+    facts: tuple[Facts, ...]
+    wanted: Wanted
+    books: Books
+    moments: tuple[Moment, ...]
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes kept by one forward pass for backward: unique storages, the network's input included if kept."""
+        each = ACTIVATION_BYTES[self.activation_dtype]
+        return sum(saved.bytes(self.micro_batch, each) for saved in self.books.saved.values())
+
+    @cached_property
+    def peak(self) -> Moment:
+        """The moment of the step at which most memory is taken (the first of equals)."""
+        return max(self.moments, key=lambda moment: moment.total_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that the step takes at any moment."""
+        return self.peak.total_bytes
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes by category at the peak, and their sum `peak`."""
+        return {**dict(zip(CATEGORIES, self.peak.by_category, strict=True)), "peak": self.peak_bytes}
+
+    def _most(self, category: str) -> int:
+        index = CATEGORIES.index(category)
+        return max(moment.by_category[index] for moment in self.moments)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all parameters as they are stored."""
+        return self._most("weights")
+
+    @property
+    def gradients_bytes(self) -> int:
+        """The most bytes of parameter gradients at any moment."""
+        return self._most("gradients")
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes that the optimizer keeps between steps."""
+        return self._most("optimizer")
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers train."""
+        return sum(self.graph.parameters[name].elements for name in self.assignment.trained)
+
+    # --- compute --------------------------------------------------------------------------------------------------
+
+    def _times(self, index: int) -> int:
+        """How often a layer's counts happen per update: per image, or per micro-batch if they do not grow with it."""
+        return self.batch if self.graph.layers[index].output.batched else self.batch // self.micro_batch
+
+    @cached_property
+    def flops(self) -> dict[str, Any]:
+        """FLOPs of one update by phase; see `CONVENTION`."""
+        forward = forward_elementwise = backward_elementwise = recompute = 0
+        backward = {"input": 0, "weight": 0}
+        for index, facts in enumerate(self.facts):
+            times = self._times(index)
+            forward += times * facts.forward_flops
+            forward_elementwise += times * facts.forward_elementwise
+            layer = self.graph.layers[index]
+            for role in self.wanted.get(index, ()):
+                kind = "input" if layer.inputs[role].kind == "activation" else "weight"
+                backward[kind] += times * facts.backward_flops.get(role, 0)
+                backward_elementwise += times * facts.backward_elementwise.get(role, 0)
+        for index in self.books.recomputed:
+            recompute += self._times(index) * self.facts[index].forward_flops
+            backward_elementwise += self._times(index) * self.facts[index].forward_elementwise
+        update = find_optimizer(self.optimizer).flops_per_parameter * self.trained_parameters
+        return {
+            "forward": forward,
+            "backward": sum(backward.values()),
+            "backward_input": backward["input"],
+            "backward_weight": backward["weight"],
+            "recompute": recompute,
+            "total": forward + sum(backward.values()) + recompute,
+            "elementwise": {"forward": forward_elementwise, "backward": backward_elementwise, "update": update},
+            "convention": CONVENTION,
+        }
+
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of the forward passes."""
+        return self.flops["forward"]
+
+    @property
+    def backward_flops(self) -> int:
+        """FLOPs of the backward passes, gradients of inputs and weights together, nothing recomputed."""
+        return self.flops["backward"]
+
+    @property
+    def total_flops(self) -> int:
+        """FLOPs of forward, backward and what is recomputed."""
+        return self.flops["total"]
+
+    # --- views ----------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as plain values."""
+        return {
+            "model": self.graph.model,
+            "method": self.method,
+            "blocks": self.blocks,
+            "batch": self.batch,
+            "micro_batch": self.micro_batch,
+            "resolution": self.graph.resolution,
+            "classes": self.graph.classes,
+            "optimizer": self.optimizer,
+            "accounting": self.accounting,
+            "activation_dtype": self.activation_dtype,
+            "frozen_dtype": self.frozen_dtype,
+            "inplace_update": self.inplace_update,
+            "saved_bytes": self.saved_bytes,
+            "memory_bytes": self.memory_bytes,
+            "peak": {"layer": self.peak.layer, "phase": self.peak.phase},
+            "flops": self.flops,
+            "trained_parameters": self.trained_parameters,
+        }
+
+    def to_frame(self, by: str = "layer") -> pandas.DataFrame:
+        """Return the same numbers in rows: by `layer`, `block`, `operation` or saved `tensor`.
+
+        Bytes of a tensor that several layers keep stand with the first of them, so that every grouping adds up to
+        `saved_bytes`; FLOPs add up to `flops`.
+        """
+        import pandas
+
+        if by not in GROUPINGS:
+            raise unknown("grouping", by, GROUPINGS)
+        if by == "tensor":
+            return pandas.DataFrame(self._tensor_rows())
+        frame = pandas.DataFrame(self._layer_rows())
+        if by == "layer":
+            return frame
+        key = {"block": "part", "operation": "operation"}[by]
+        numbers = ["parameters", "trained_parameters", "saved_bytes", "forward_flops", "backward_flops"]
+        return frame.groupby(key, sort=False)[numbers].sum().reset_index()
+
+    def _layer_rows(self) -> list[dict[str, Any]]:
+        cut = parts(self.graph)
+        each = ACTIVATION_BYTES[self.activation_dtype]
+        first_user = {key: min(saved.uses) for key, saved in self.books.saved.items()}
+        rows, counted = [], set()
+        for layer, facts in zip(self.graph.layers, self.facts, strict=True):
+            own = {tensor.name: tensor.elements for tensor in layer.parameters.values() if tensor.name not in counted}
+            counted.update(own)
+            times, roles = self._times(layer.index), self.wanted.get(layer.index, ())
+            saved = (self.books.saved[key] for key in self.books.by_layer.get(layer.index, ())
+                     if first_user[key] == layer.index)  # fmt: skip
+            rows.append({
+                "layer": layer.name,
+                "operation": layer.op,
+                "part": cut.where(layer),
+                "output": layer.output.shape_text,
+                "parameters": sum(own.values()),
+                "trained_parameters": sum(n for name, n in own.items() if name in self.assignment.trained),
+                "saved_bytes": sum(item.bytes(self.micro_batch, each) for item in saved),
+                "forward_flops": times * facts.forward_flops,
+                "backward_flops": times * sum(facts.backward_flops.get(role, 0) for role in roles),
+            })  # fmt: skip
+        return rows
+
+    def _tensor_rows(self) -> list[dict[str, Any]]:
+        cut, layers = parts(self.graph), self.graph.layers
+        each = ACTIVATION_BYTES[self.activation_dtype]
+        return [
+            {
+                "tensor": f"{layers[min(saved.uses)].name}: {saved.what}",
+                "part": cut.where(layers[min(saved.uses)]),
+                "shape": saved.shape,
+                "bits": 8 * each if saved.follows_precision else saved.bits,
+                "bytes": saved.bytes(self.micro_batch, each),
+                "needed_for": ", ".join(
+                    f"{layers[index].name}: {' '.join(roles)}" for index, roles in sorted(saved.uses.items())
+                ),
+                "layers": len(saved.uses),
+            }
+            for saved in self.books.saved.values()
+        ]
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Return the answer as (label, text) pairs for people."""
+        depth = f", last {self.blocks} blocks" if self.blocks is not None else ""
+        micro = f" in micro-batches of {self.micro_batch}" if self.micro_batch != self.batch else ""
+        flops = self.flops
+        rows = [
+            ("method", f"{self.method}{depth}"),
+            ("step", f"batch {self.batch}{micro}, {self.graph.resolution}x{self.graph.resolution}, {self.optimizer}, "
+                     f"accounting {self.accounting}"),
+            ("peak memory", f"{format_bytes(self.peak_bytes)} ({self.peak.phase}, {self.peak.layer or '-'})"),
+        ]  # fmt: skip
+        rows += [
+            (f"  {name.replace('_', ' ')}", format_bytes(count))
+            for name, count in self.memory_bytes.items()
+            if name != "peak"
+        ]
+        rows += [
+            ("saved for backward", format_bytes(self.saved_bytes)),
+            ("FLOPs", f"{format_count(flops['total'])} (forward {format_count(flops['forward'])}, "
+                      f"backward {format_count(flops['backward'])})"),
+            ("trained parameters", f"{format_count(self.trained_parameters)} of "
+                                   f"{format_count(self.graph.parameter_count)}"),
+        ]  # fmt: skip
+        return rows
+
+    def __rich__(self):
+        from rich.table import Table
+
+        table = Table(title=self.graph.model, show_header=False, title_justify="left")
+        table.add_column(no_wrap=True)
+        table.add_column(justify="left")
+        for label, text in self.summary():
+            table.add_row(label, text, style="bold" if label == "peak memory" else "")
+        return table
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(f"<tr><td>{escape(a)}</td><td>{escape(b)}</td></tr>" for a, b in self.summary())
+        return f"<table><caption>{escape(self.graph.model)}</caption>{rows}</table>"
+
+    def __repr__(self) -> str:
+        depth = "" if self.blocks is None else f", blocks={self.blocks}"
+        return (
+            f"Footprint({self.graph.model}, {self.method}{depth}, batch={self.batch}, accounting={self.accounting}: "
+            f"peak {format_bytes(self.peak_bytes)}, saved {format_bytes(self.saved_bytes)})"
+        )
+
+
+def footprint(
+    graph: LayerGraph,
+    method: str = "full",
+    blocks: int | None = None,
+    batch: int = 8,
+    optimizer: str = "sgd",
+    accounting: str = "lean",
+    *,
+    micro_batch: int | None = None,
+    activation_dtype: str = "float32",
+    frozen_dtype: str = "float32",
+    inplace_update: bool = False,
+    first_step: bool = False,
+) -> Footprint:
+    """Return what one training step of a traced network costs.
+
+    method, blocks: a name in `METHODS`, and the number of trained blocks if it takes one.
+    batch: images per update. micro_batch: images per forward pass (default: all); their gradients are added up.
+    optimizer: a name in `OPTIMIZERS`. accounting: a name in `ACCOUNTINGS`.
+    activation_dtype: float32, or float16 or bfloat16 under autocast (weights and gradients stay float32).
+    frozen_dtype: how frozen parameters are stored: float32, float16 or int8. inplace_update: every parameter is updated
+    and its gradient freed as soon as it is there. first_step: the step in which the optimizer's state is made.
+
+    Errors: InputError for a name, depth or number that does not exist or does not fit; UnknownOperationError for a
+    layer without a rule.
+    """
+    chosen = find_method(method)
+    chosen_books = find_accounting(accounting)
+    update = find_optimizer(optimizer)
+    micro_batch = _check_batches(batch, micro_batch, inplace_update)
+    for kind, given, allowed in (
+        ("activation dtype", activation_dtype, ACTIVATION_BYTES),
+        ("dtype of frozen weights", frozen_dtype, FROZEN_BYTES),
+    ):
+        if given not in allowed:
+            raise unknown(kind, given, allowed)
+    graph, assignment = chosen(graph, blocks)
+    facts, wanted = wanted_gradients(graph, assignment)
+    books = chosen_books.keep(graph, assignment, facts, wanted)
+    sizes = _sizes(graph, assignment, wanted, micro_batch, activation_dtype, frozen_dtype)
+    moments = simulate(
+        graph, facts, wanted, books, sizes, update, batch // micro_batch, inplace_update, first_step
+    )  # fmt: skip
+    return Footprint(
+        graph, chosen.name, blocks, batch, micro_batch, update.name, chosen_books.name, activation_dtype, frozen_dtype,
+        inplace_update, assignment, tuple(facts), wanted, books, tuple(moments),
+    )  # fmt: skip
+
+
+def _check_batches(batch: int, micro_batch: int | None, inplace_update: bool) -> int:
+    micro_batch = batch if micro_batch is None else micro_batch
+    for name, value in (("batch", batch), ("micro_batch", micro_batch)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a whole number of 1 or more, not {value!r}")
+    if batch % micro_batch:
+        raise InputError(f"micro_batch must divide batch, but {micro_batch} does not divide {batch}")
+    if inplace_update and micro_batch != batch:
+        raise InputError(
+            "inplace_update frees each gradient at once, so gradients of micro-batches cannot be added up; "
+            "leave out micro_batch or inplace_update"
+        )
+    return micro_batch
+
+
+def _sizes(
+    graph: LayerGraph,
+    assignment: Assignment,
+    wanted: Wanted,
+    micro_batch: int,
+    activation_dtype: str,
+    frozen_dtype: str,
+) -> Sizes:
+    """Return the step's sizes apart from its layers; frozen vectors (norms, biases) stay in float32."""
+    weights = 0
+    reduced: set[str] = set()
+    for name, tensor in graph.parameters.items():
+        if name in assignment.trained or frozen_dtype == "float32" or len(tensor.shape) < 2:
+            weights += tensor.bytes(1)
+            continue
+        reduced.add(name)
+        weights += tensor.elements * FROZEN_BYTES[frozen_dtype]
+        if frozen_dtype == "int8":
+            weights += 4 * tensor.shape[0]
+    float_bytes = ACTIVATION_BYTES[activation_dtype]
+    copied = {}
+    for layer in graph.layers:
+        size = sum(
+            tensor.elements * float_bytes
+            for role, tensor in layer.inputs.items()
+            if role == "weight" and tensor.kind == "parameter" and len(tensor.shape) >= 2
+            and (tensor.name in reduced and not (frozen_dtype == activation_dtype) or float_bytes != 4)
+        )  # fmt: skip
+        if size:
+            copied[layer.index] = size
+    used = {
+        tensor.name for index, roles in wanted.items()
+        for role, tensor in graph.layers[index].inputs.items() if role in roles and tensor.kind == "parameter"
+    }  # fmt: skip
+    trained = {name: 4 * graph.parameters[name].elements for name in graph.parameters if name in used}
+    buffers = sum(tensor.bytes(1) for tensor in graph.buffers.values())
+    return Sizes(micro_batch, float_bytes, weights, buffers, trained, copied)

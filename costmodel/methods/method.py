@@ -1,0 +1,106 @@
+"""What a training method is: a function from a layer graph to the graph it trains and what is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..assignment import Assignment
+from ..blocks import NORMS, Parts, parts
+from ..errors import InputError
+from ..graph import Layer, LayerGraph, Tensor
+
+Training = tuple[LayerGraph, Assignment]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method.
+
+    summary: one line for people. source: where it is described. takes_blocks: whether a depth k is part of it.
+    assign: LayerGraph (and k) -> (LayerGraph, Assignment).
+    """
+
+    name: str
+    summary: str
+    source: str
+    takes_blocks: bool
+    assign: Callable[..., Training]
+
+    def __call__(self, graph: LayerGraph, blocks: int | None = None) -> Training:
+        """Return the graph and assignment of this method, at a depth of `blocks` if it takes one.
+
+        Errors: InputError for a depth that is missing, not allowed, or more than the network has.
+        """
+        if not self.takes_blocks:
+            if blocks is not None:
+                raise InputError(f"method {self.name!r} takes no number of blocks, but {blocks} was given; leave it out")
+            return self.assign(graph)
+        return self.assign(graph, check_depth(self.name, graph, blocks))
+
+
+def check_depth(name: str, graph: LayerGraph, blocks: int | None) -> int:
+    """Return the depth if the network has so many blocks.
+
+    Errors: InputError that says how many it has.
+    """
+    count = len(parts(graph).blocks)
+    if not count:
+        raise InputError(
+            f"{graph.model} has no inverted residual or residual blocks, so method {name!r} has no depth to choose; "
+            "methods without a depth work: full, last, norm, bias"
+        )
+    if blocks is None:
+        raise InputError(f"method {name!r} needs a number of trained blocks from 1 to {count} (--blocks)")
+    if isinstance(blocks, bool) or not isinstance(blocks, int) or not 1 <= blocks <= count:
+        raise InputError(f"{graph.model} has {count} blocks, so blocks must be from 1 to {count}, not {blocks!r}")
+    return blocks
+
+
+def source_parameter(graph: LayerGraph, tensor: Tensor) -> list[str]:
+    """Return the names of the parameters that a tensor is, or is computed from alone."""
+    if tensor.kind == "parameter":
+        return [tensor.name]
+    if tensor.kind != "derived":
+        return []
+    maker = graph.producer[tensor.id]
+    return [name for given in maker.inputs.values() for name in source_parameter(graph, given)]
+
+
+def parameters_of(graph: LayerGraph, layers: list[Layer], roles: tuple[str, ...] | None = None) -> set[str]:
+    """Return the names of the parameters that layers use (in certain roles only, if roles are given)."""
+    return {
+        name
+        for layer in layers
+        for role, tensor in layer.inputs.items()
+        if roles is None or role in roles
+        for name in source_parameter(graph, tensor)
+    }
+
+
+def head_parameters(graph: LayerGraph, cut: Parts) -> set[str]:
+    """Return the names of the head's parameters."""
+    return parameters_of(graph, [graph.layers[cut.head]])
+
+
+def batch_norms(graph: LayerGraph) -> set[int]:
+    """Return the indices of the batch norms that have running statistics to use instead."""
+    return {
+        layer.index for layer in graph.layers if layer.op == "batch_norm" and "running_mean" in layer.inputs
+    }
+
+
+def norm_layers(graph: LayerGraph) -> list[Layer]:
+    """Return the normalisations of activations."""
+    return [layer for layer in graph.layers if layer.op in NORMS and layer.input.kind != "derived"]
+
+
+def below(graph: LayerGraph, trained: set[str]) -> set[int]:
+    """Return the batch norms that come before the earliest trained parameter is used."""
+    users = (
+        layer.index
+        for layer in graph.layers
+        if any(name in trained for tensor in layer.inputs.values() for name in source_parameter(graph, tensor))
+    )
+    first = min(users, default=len(graph.layers))
+    return {index for index in batch_norms(graph) if index < first}

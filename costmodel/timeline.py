@@ -1,0 +1,263 @@
+"""One training step as allocations and frees -> the peak, and where it happens.
+
+The order is PyTorch's. Forward: a layer allocates its results and what it keeps; a value that nothing keeps is freed
+when the program's variables drop it. Backward runs the layers from the last to the first; each allocates the
+gradients that are wanted, then frees the gradient it was given and what it kept. A second gradient of the same tensor
+is added in place where the first has no other reader. Source: torch/csrc/autograd/engine.cpp, input_buffer.cpp.
+
+Update: one tensor at a time. Gradients are freed at the end (`zero_grad(set_to_none=True)`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .accounting import Books
+from .gradients import Wanted
+from .graph import Layer, LayerGraph, Tensor
+from .optimizers import Optimizer
+from .rules import Facts
+
+CATEGORIES = ("weights", "buffers", "input", "saved_activations", "gradients", "optimizer", "transient")
+_WEIGHTS, _BUFFERS, _INPUT, _SAVED, _GRADIENTS, _OPTIMIZER, _TRANSIENT = range(len(CATEGORIES))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Memory at one point of the step: bytes by category, while `layer` ran in `phase`."""
+
+    phase: str
+    layer: str
+    by_category: tuple[int, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """All categories together."""
+        return sum(self.by_category)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a step costs in bytes apart from its layers.
+
+    float_bytes: of one activation. weights_bytes: of all parameters as they are stored, the frozen ones perhaps in
+    fewer bits. trained: bytes of each trained parameter, in float32. copied: bytes of the copy of its weights that a
+    layer makes to compute with (from int8, or in fp16 under autocast), by layer.
+    """
+
+    batch: int
+    float_bytes: int
+    weights_bytes: int
+    buffers_bytes: int
+    trained: dict[str, int]
+    copied: dict[int, int]
+
+
+class _Gradient:
+    """A gradient's memory and how many readers it still has."""
+
+    __slots__ = ("bytes", "readers")
+
+    def __init__(self, size: int):
+        self.bytes, self.readers = size, 1
+
+
+class _Simulation:
+    def __init__(self, graph: LayerGraph, facts: list[Facts], wanted: Wanted, books: Books, sizes: Sizes):
+        self.graph, self.facts, self.wanted, self.books, self.sizes = graph, facts, wanted, books, sizes
+        self.now = [0] * len(CATEGORIES)
+        self.moments: list[Moment] = []
+        self.kept = {saved.storage.id for saved in books.saved.values() if saved.storage is not None}
+        self.live: dict[int, int] = {}  # activations in memory: storage -> bytes
+        self.gradients: dict[str, int] = {}
+        self.missing_state: dict[str, int] = {}  # optimizer state that the first update allocates
+
+    def mark(self, phase: str, layer: str, extra: int = 0) -> None:
+        """Note the memory now, with `extra` bytes of working memory."""
+        self.now[_TRANSIENT] += extra
+        self.moments.append(Moment(phase, layer, tuple(self.now)))
+        self.now[_TRANSIENT] -= extra
+
+    def forward(self) -> None:
+        now, sizes, live, kept = self.now, self.sizes, self.live, self.kept
+        batch, float_bytes = sizes.batch, sizes.float_bytes
+        live[self.graph.input.storage.id] = 0  # it has a category of its own
+        dying = _dying(self.graph)
+        allocated_first_here: set = set()
+        for layer in self.graph.layers:
+            for tensor in (*layer.outputs, *(t for t in layer.inputs.values() if t.kind == "constant")):
+                storage = tensor.storage
+                if storage.id not in live and storage.id not in self.graph.resident_storages:
+                    live[storage.id] = size = storage.bytes(batch, float_bytes)
+                    now[_SAVED if storage.id in kept else _TRANSIENT] += size
+            for key in self.books.by_layer.get(layer.index, ()):
+                saved = self.books.saved[key]
+                if saved.storage is None and key not in allocated_first_here:
+                    allocated_first_here.add(key)
+                    now[_SAVED] += saved.bytes(batch, float_bytes)
+            self.mark("forward", layer.name, sizes.copied.get(layer.index, 0))
+            for id_ in dying.get(layer.index, ()):
+                if id_ in live and id_ not in kept:
+                    now[_TRANSIENT] -= live.pop(id_)
+
+    def loss(self) -> dict[int, _Gradient]:
+        """Cross-entropy: log-probabilities kept, then their gradient, then that of the outputs."""
+        now, sizes = self.now, self.sizes
+        pending = {}
+        outputs = [tensor for tensor in self.graph.outputs if tensor.kind == "activation"]
+        size = sum(tensor.bytes(sizes.batch, sizes.float_bytes) for tensor in outputs)
+        now[_TRANSIENT] += size
+        self.mark("loss", "forward")
+        now[_TRANSIENT] += 2 * size
+        self.mark("loss", "backward")
+        now[_TRANSIENT] -= 2 * size
+        for tensor in outputs:
+            pending[tensor.id] = _Gradient(tensor.bytes(sizes.batch, sizes.float_bytes))
+        for id_ in {tensor.storage.id for tensor in self.graph.outputs}:
+            if id_ not in self.kept:
+                now[_TRANSIENT] -= self.live.pop(id_, 0)
+        return pending
+
+    def backward(self, pending: dict[int, _Gradient], fused_update: Optimizer | None) -> None:
+        now, sizes, books = self.now, self.sizes, self.books
+        last_use = {key: min(saved.uses) for key, saved in books.saved.items()}
+        for index in reversed(self.wanted):
+            layer, facts = self.graph.layers[index], self.facts[index]
+            given = [pending.pop(tensor.id) for tensor in layer.outputs if tensor.id in pending]
+            made: list[tuple[Tensor, _Gradient]] = []
+            updated: list[str] = []
+            added = 0
+            for role in self.wanted[index]:
+                tensor = layer.inputs[role]
+                if tensor.kind == "parameter":
+                    added += self.parameter_gradient(tensor)
+                    updated.append(tensor.name)
+                elif role in facts.passes_gradient and len(given) == 1:
+                    given[0].readers += 1
+                    made.append((tensor, given[0]))
+                else:
+                    gradient = _Gradient(tensor.bytes(sizes.batch, sizes.float_bytes))
+                    now[_TRANSIENT] += gradient.bytes
+                    made.append((tensor, gradient))
+            self.mark("backward", layer.name, added + sizes.copied.get(index, 0) + self.recomputed_bytes(layer))
+            for gradient in given:
+                self.release(gradient)
+            for key in books.by_layer.get(index, ()):
+                if last_use[key] == index:
+                    saved = books.saved[key]
+                    if saved.storage is None:
+                        now[_SAVED] -= saved.bytes(sizes.batch, sizes.float_bytes)
+                    elif saved.storage.id in self.live:
+                        now[_SAVED] -= self.live.pop(saved.storage.id)
+            for tensor, gradient in made:
+                self.collect(pending, tensor, gradient, layer.name)
+            if fused_update is not None:
+                for name in updated:
+                    self.update(name, fused_update)
+                    now[_GRADIENTS] -= self.gradients.pop(name, 0)
+
+    def parameter_gradient(self, tensor: Tensor) -> int:
+        """Allocate a parameter's gradient; return the working memory if it is added to one that is there."""
+        size = self.sizes.trained[tensor.name]
+        if tensor.name in self.gradients:
+            return size
+        self.gradients[tensor.name] = size
+        self.now[_GRADIENTS] += size
+        return 0
+
+    def release(self, gradient: _Gradient) -> None:
+        gradient.readers -= 1
+        if not gradient.readers:
+            self.now[_TRANSIENT] -= gradient.bytes
+
+    def collect(self, pending: dict[int, _Gradient], tensor: Tensor, gradient: _Gradient, layer: str) -> None:
+        """Hand a gradient to the layer that made the tensor, added to what came from other readers."""
+        if tensor.kind == "input":
+            self.release(gradient)
+        elif tensor.id not in pending:
+            pending[tensor.id] = gradient
+        elif pending[tensor.id].readers == 1:
+            self.release(gradient)
+        else:
+            first, total = pending[tensor.id], _Gradient(tensor.bytes(self.sizes.batch, self.sizes.float_bytes))
+            self.now[_TRANSIENT] += total.bytes
+            self.mark("backward", layer)
+            self.release(first)
+            self.release(gradient)
+            pending[tensor.id] = total
+
+    def recomputed_bytes(self, layer: Layer) -> int:
+        """Return the bytes of the layer's arguments that are computed from parameters again."""
+        return sum(
+            tensor.bytes(1)
+            for tensor in layer.inputs.values()
+            if tensor.kind == "derived" and tensor.storage.id not in self.graph.resident_storages
+            and tensor.storage.id not in self.kept
+        )
+
+    def leave(self) -> None:
+        """Drop what the program's variables still hold when the pass is over."""
+        for id_ in [id_ for id_ in self.live if id_ not in self.kept]:
+            self.now[_TRANSIENT] -= self.live.pop(id_)
+
+    def update(self, name: str, optimizer: Optimizer) -> None:
+        if name in self.missing_state:
+            self.now[_OPTIMIZER] += self.missing_state.pop(name)
+        self.mark("update", name, optimizer.temporary_per_parameter * self.sizes.trained[name])
+
+
+def _dying(graph: LayerGraph) -> dict[int, list[int]]:
+    """Return the storages that the program's variables drop after each layer."""
+    if "dying" not in graph.memo:
+        dying: dict[int, list[int]] = {}
+        storages = {
+            tensor.storage.id: tensor.storage
+            for layer in graph.layers
+            for tensor in (*layer.outputs, *(t for t in layer.inputs.values() if t.kind == "constant"))
+        }
+        for storage in storages.values():
+            if storage.id not in graph.resident_storages:
+                dying.setdefault(storage.held_until, []).append(storage.id)
+        graph.memo["dying"] = dying
+    return graph.memo["dying"]
+
+
+def simulate(
+    graph: LayerGraph,
+    facts: list[Facts],
+    wanted: Wanted,
+    books: Books,
+    sizes: Sizes,
+    optimizer: Optimizer,
+    micro_batches: int = 1,
+    inplace_update: bool = False,
+    first_step: bool = False,
+) -> list[Moment]:
+    """Return the memory of one training step, moment by moment, from before its first layer to after its update.
+
+    micro_batches: forward and backward passes whose gradients are added before the update. inplace_update: each
+    parameter is updated as soon as its gradient is there, which is then freed. first_step: the optimizer has no state
+    before the update.
+    """
+    run = _Simulation(graph, facts, wanted, books, sizes)
+    state = {
+        name: optimizer.state_per_parameter * size + optimizer.state_per_tensor
+        for name, size in sizes.trained.items()
+    }
+    run.now[_WEIGHTS], run.now[_BUFFERS] = sizes.weights_bytes, sizes.buffers_bytes
+    run.now[_INPUT] = graph.input.bytes(sizes.batch, 4)
+    if first_step:
+        run.missing_state = state
+    else:
+        run.now[_OPTIMIZER] = sum(state.values())
+    run.mark("start", "")
+    # From the second micro-batch on every pass is the same: gradients are there and are added to.
+    for _ in range(min(micro_batches, 2)):
+        run.forward()
+        run.backward(run.loss(), optimizer if inplace_update else None)
+        run.leave()
+    for name in sizes.trained if not inplace_update else ():
+        run.update(name, optimizer)
+    run.now[_GRADIENTS] = 0
+    run.mark("end", "")
+    return run.moments
