@@ -217,14 +217,14 @@ class _Call:
     outputs: list[_Value] | None = None
 
 
-def _tensors_in(result: Any) -> list[torch.Tensor]:
+def tensors_in(result: Any) -> list[torch.Tensor]:
     """Return the tensors of a network's result: a tensor, or nested tuples, lists and dicts of them."""
     if isinstance(result, torch.Tensor):
         return [result]
     if isinstance(result, dict):
         result = result.values()
     if isinstance(result, (tuple, list)) or not isinstance(result, (str, bytes)) and hasattr(result, "__iter__"):
-        return [tensor for item in result for tensor in _tensors_in(item)]
+        return [tensor for item in result for tensor in tensors_in(item)]
     return []
 
 
@@ -288,7 +288,7 @@ def _trace_meta(module: nn.Module, label: str, resolution: int) -> LayerGraph:
                 buffers[name] = recorder.value(buffer, "constant", name)
             given = recorder.value(image, "input", "input")
             with recorder:
-                outputs = _tensors_in(module(image))
+                outputs = tensors_in(module(image))
     except ModelError:
         raise
     except Exception as error:
