@@ -22,7 +22,19 @@ ACTIVATIONS = {
 }  # fmt: skip
 _POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d"}
 _ENDINGS = NORMS | {"dropout", "add", "mul", "cat"}
-_PASSES = {"dropout", "mul", "div", "cat", "split", "chunk", "contiguous", "permute", "reshape", "getitem", "pad"}
+_PASSES = {
+    "dropout",
+    "mul",
+    "div",
+    "cat",
+    "split",
+    "chunk",
+    "contiguous",
+    "permute",
+    "reshape",
+    "getitem",
+    "pad",
+}
 
 
 @dataclass(frozen=True)

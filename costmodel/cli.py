@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -26,7 +26,7 @@ Resolution = Annotated[int, typer.Option(help="Height and width of the images in
 Classes = Annotated[int | None, typer.Option(help="Classes of a new head; default: the network's own.")]
 
 
-class _Grouping(str, Enum):
+class _Grouping(StrEnum):
     layer = "layer"
     block = "block"
     operation = "operation"
@@ -79,7 +79,8 @@ def footprint(
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Memory and FLOPs of one training step of MODEL."""
-    from . import footprint as price, trace
+    from . import footprint as price
+    from . import trace
 
     graph = trace(model, resolution, classes)
     answer = price(

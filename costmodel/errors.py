@@ -39,5 +39,5 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> InputError:
     allowed = sorted(allowed)
     near = difflib.get_close_matches(given, allowed, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else "."
-    listing = f" All: {', '.join(allowed)}" if len(allowed) <= 20 else ""  # noqa: PLR2004
+    listing = f" All: {', '.join(allowed)}" if len(allowed) <= 20 else ""
     return InputError(f"unknown {kind} {given!r}{hint}{listing}")

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .accounting import Books, accounting as find_accounting
+from .accounting import Books
+from .accounting import accounting as find_accounting
 from .assignment import Assignment
 from .blocks import parts
 from .errors import InputError, unknown
 from .gradients import Wanted, wanted_gradients
 from .graph import LayerGraph
 from .methods import method as find_method
-from .optimizers import Optimizer, optimizer as find_optimizer
+from .optimizers import optimizer as find_optimizer
 from .rules import Facts
 from .timeline import CATEGORIES, Moment, Sizes, simulate
 from .units import format_bytes, format_count
@@ -133,7 +134,11 @@ class Footprint:
             "backward_weight": backward["weight"],
             "recompute": recompute,
             "total": forward + sum(backward.values()) + recompute,
-            "elementwise": {"forward": forward_elementwise, "backward": backward_elementwise, "update": update},
+            "elementwise": {
+                "forward": forward_elementwise,
+                "backward": backward_elementwise,
+                "update": update,
+            },
             "convention": CONVENTION,
         }
 
@@ -376,7 +381,7 @@ def _sizes(
             tensor.elements * float_bytes
             for role, tensor in layer.inputs.items()
             if role == "weight" and tensor.kind == "parameter" and len(tensor.shape) >= 2
-            and (tensor.name in reduced and not (frozen_dtype == activation_dtype) or float_bytes != 4)
+            and (tensor.name in reduced and frozen_dtype != activation_dtype or float_bytes != 4)
         )  # fmt: skip
         if size:
             copied[layer.index] = size

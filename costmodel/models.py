@@ -118,7 +118,11 @@ def build(name: str, classes: int | None = None, device: str = "cpu") -> nn.Modu
     options = {} if classes is None else {"num_classes": classes}
 
     def make() -> nn.Module:
-        return _from_file(Path(source), model, options) if source.endswith(".py") else LIBRARIES[source][1](model, **options)
+        return (
+            _from_file(Path(source), model, options)
+            if source.endswith(".py")
+            else LIBRARIES[source][1](model, **options)
+        )
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -136,7 +140,9 @@ def build(name: str, classes: int | None = None, device: str = "cpu") -> nn.Modu
         except CostModelError:
             raise
         except Exception as error:
-            raise ModelError(f"building {name} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+            raise ModelError(
+                f"building {name} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            ) from error
 
 
 def to_meta(model: nn.Module) -> nn.Module:

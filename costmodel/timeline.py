@@ -179,7 +179,10 @@ class _Simulation:
         elif pending[tensor.id].readers == 1:
             self.release(gradient)
         else:
-            first, total = pending[tensor.id], _Gradient(tensor.bytes(self.sizes.batch, self.sizes.float_bytes))
+            first, total = (
+                pending[tensor.id],
+                _Gradient(tensor.bytes(self.sizes.batch, self.sizes.float_bytes)),
+            )
             self.now[_TRANSIENT] += total.bytes
             self.mark("backward", layer)
             self.release(first)
@@ -191,7 +194,8 @@ class _Simulation:
         return sum(
             tensor.bytes(1)
             for tensor in layer.inputs.values()
-            if tensor.kind == "derived" and tensor.storage.id not in self.graph.resident_storages
+            if tensor.kind == "derived"
+            and tensor.storage.id not in self.graph.resident_storages
             and tensor.storage.id not in self.kept
         )
 
@@ -241,8 +245,7 @@ def simulate(
     """
     run = _Simulation(graph, facts, wanted, books, sizes)
     state = {
-        name: optimizer.state_per_parameter * size + optimizer.state_per_tensor
-        for name, size in sizes.trained.items()
+        name: optimizer.state_per_parameter * size + optimizer.state_per_tensor for name, size in sizes.trained.items()
     }
     run.now[_WEIGHTS], run.now[_BUFFERS] = sizes.weights_bytes, sizes.buffers_bytes
     run.now[_INPUT] = graph.input.bytes(sizes.batch, 4)

@@ -155,7 +155,7 @@ class _Recorder(TorchFunctionMode):
         if id(args[0]) in self.known and self.known[id(args[0])].kind in ("input", "activation", "derived"):
             where = self.path[-1] if self.path else "the network itself"
             raise ModelError(
-                f"{where} assigns to a slice of a tensor, which cannot be followed; write it with torch.cat or torch.where"
+                f"{where} assigns to a slice of a tensor, which cannot be followed; use torch.cat or torch.where"
             )
 
     def _bind(self, names: tuple[str, ...], args: tuple, kwargs: dict) -> tuple[dict[str, _Value], dict[str, Any]]:
@@ -178,7 +178,9 @@ class _Recorder(TorchFunctionMode):
     def _read(self, tensor: torch.Tensor) -> _Value:
         value = self.known.get(id(tensor)) or self.value(tensor, "constant")
         if value.version < value.store.writes and value.kind in ("input", "activation"):
-            note = "a view is read after its storage was overwritten in place; the dependence between them is not followed"
+            note = (
+                "a view is read after its storage was overwritten in place; the dependence between them is not followed"
+            )
             where = self.path[-1] if self.path else "the network itself"
             self.notes.append(f"{where}: {note}")
         return value
@@ -294,7 +296,7 @@ def _trace_meta(module: nn.Module, label: str, resolution: int) -> LayerGraph:
     except Exception as error:
         where = recorder.path[-1] if recorder.path else "the network itself"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        hint = "the resolution may be too small for it, " if resolution < 224 else ""  # noqa: PLR2004
+        hint = "the resolution may be too small for it, " if resolution < 224 else ""
         raise ModelError(
             f"the forward pass of {label} on images of {resolution}x{resolution} failed in {where} "
             f"({recorder.running or type(error).__name__}): {reason}; {hint}or its forward needs mending"
@@ -329,7 +331,9 @@ class _Freeze:
         used: Counter[str] = Counter()
         layers = []
         for index, call in enumerate(calls):
-            name = call.module if per_module[call.module] == 1 and call.module else f"{call.module}/{call.op}".lstrip("/")
+            name = (
+                call.module if per_module[call.module] == 1 and call.module else f"{call.module}/{call.op}".lstrip("/")
+            )
             used[name] += 1
             if used[name] > 1:
                 name = f"{name}#{used[name]}"

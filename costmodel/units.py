@@ -50,14 +50,11 @@ def parse_bytes(text: str | int) -> int:
 
 def _scaled(value: float, suffixes: tuple[str, ...]) -> str:
     """Return `value` with three significant digits or more and a power-of-1000 suffix."""
-    for suffix in suffixes[:-1]:
-        if abs(value) < 999.5:
-            break
-        value /= 1000
-    else:
-        suffix = suffixes[-1]
-    digits = 0 if suffix == suffixes[0] or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
-    return f"{value:,.{digits}f} {suffix}".rstrip()
+    power = 0
+    while abs(value) >= 999.5 and power < len(suffixes) - 1:
+        value, power = value / 1000, power + 1
+    digits = 0 if power == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:,.{digits}f} {suffixes[power]}".rstrip()
 
 
 def format_bytes(count: float) -> str:

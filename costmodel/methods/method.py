@@ -34,7 +34,9 @@ class Method:
         """
         if not self.takes_blocks:
             if blocks is not None:
-                raise InputError(f"method {self.name!r} takes no number of blocks, but {blocks} was given; leave it out")
+                raise InputError(
+                    f"method {self.name!r} takes no number of blocks, but {blocks} was given; leave it out"
+                )
             return self.assign(graph)
         return self.assign(graph, check_depth(self.name, graph, blocks))
 
@@ -85,9 +87,7 @@ def head_parameters(graph: LayerGraph, cut: Parts) -> set[str]:
 
 def batch_norms(graph: LayerGraph) -> set[int]:
     """Return the indices of the batch norms that have running statistics to use instead."""
-    return {
-        layer.index for layer in graph.layers if layer.op == "batch_norm" and "running_mean" in layer.inputs
-    }
+    return {layer.index for layer in graph.layers if layer.op == "batch_norm" and "running_mean" in layer.inputs}
 
 
 def norm_layers(graph: LayerGraph) -> list[Layer]:

@@ -31,7 +31,11 @@ FULL = Method(
     "full", "everything trains; batch norms use the batch's statistics", "the usual fine-tuning", False, _full
 )
 LAST = Method(
-    "last", "only the head trains; batch norms use their running statistics", "the usual linear probe", False, _last
+    "last",
+    "only the head trains; batch norms use their running statistics",
+    "the usual linear probe",
+    False,
+    _last,
 )
 NORM = Method(
     "norm",

@@ -94,7 +94,7 @@ def facts(graph: LayerGraph, layer: Layer, frozen_statistics: bool = False) -> F
         name = operation(layer, frozen_statistics)
         if name not in RULES:
             raise UnknownOperationError(
-                f"no rule for the operation {layer.op!r} ({layer.location} of {graph.model}), so its cost is not known; "
+                f"no rule for the operation {layer.op!r} ({layer.location} of {graph.model}), so its cost is unknown; "
                 "add a function to costmodel/rules/ and a line to RULES in costmodel/rules/__init__.py"
             )
         known[key] = RULES[name](layer)

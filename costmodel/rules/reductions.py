@@ -16,9 +16,7 @@ from .facts import NOTHING, Facts, Private, dense
 
 def _facts(layer: Layer, alternatives, operations: int = 1) -> Facts:
     count = operations * max(layer.input.elements, layer.output.elements)
-    return Facts(
-        {"input": alternatives}, forward_elementwise=count, backward_elementwise={"input": count}
-    )
+    return Facts({"input": alternatives}, forward_elementwise=count, backward_elementwise={"input": count})
 
 
 def linear_map(layer: Layer) -> Facts:
