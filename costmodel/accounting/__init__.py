@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ..errors import unknown
 from .books import Accounting, Books, Saved
+from .eager import EAGER
 from .lean import LEAN
 
-ACCOUNTINGS: dict[str, Accounting] = {accounting.name: accounting for accounting in (LEAN,)}
+ACCOUNTINGS: dict[str, Accounting] = {accounting.name: accounting for accounting in (LEAN, EAGER)}
 
 
 def accounting(name: str) -> Accounting:

@@ -1,0 +1,187 @@
+"""`eager`: what stock PyTorch keeps for the same training on a CPU, its habits included.
+
+An operation's backward keeps what its formula names, mostly whatever is frozen; some formulas keep an argument only if
+the other one's gradient is wanted. An in-place call that needs its own input keeps a clone of it. Indices are 8 bytes,
+dropout masks floats, numbers that multiply or divide 0-dimensional tensors of 8 bytes.
+
+Source: tools/autograd/derivatives.yaml, aten/src/ATen/native/{Dropout,AdaptiveAveragePooling,Linear}.cpp; measured
+with saved-tensor hooks to the byte by benchmarks/verify_saved.py, whose table says for which versions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from ..assignment import Assignment
+from ..errors import UnknownOperationError
+from ..gradients import Wanted
+from ..graph import Layer, LayerGraph
+from ..rules import Dense, Facts, Private, operation
+from .books import Accounting, Books, Ledger
+
+Item = Dense | Private
+Keeps = Callable[[Layer, tuple[str, ...]], Iterator[Item]]
+
+_FLOAT_BITS, _INDEX_BITS, _NUMBER_BITS = 32, 64, 64
+
+
+def _nothing(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    return iter(())
+
+
+def _roles(*names: str) -> Keeps:
+    """Return what keeps these arguments, always; `output` is the result."""
+
+    def keeps(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+        for name in names:
+            if name == "output":
+                yield Dense(layer.output)
+            elif name in layer.inputs:
+                yield Dense(layer.inputs[name])
+
+    return keeps
+
+
+def _input(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    yield Dense(layer.input)
+
+
+def _leaky_relu(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    yield Dense(layer.output if layer.inplace else layer.input)
+
+
+def _product(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    """a b: each factor if the other one's gradient is wanted."""
+    roles = list(layer.inputs)
+    if len(roles) == 1:
+        yield Private("number", 1, _NUMBER_BITS, batched=False)
+        return
+    for role, other in (roles, roles[::-1]):
+        if role in wanted:
+            yield Dense(layer.inputs[other])
+
+
+def _quotient(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    """a / b: b always, a if the gradient of b is wanted."""
+    roles = list(layer.inputs)
+    if len(roles) == 1:
+        yield Private("number", 1, _NUMBER_BITS, batched=False)
+        return
+    yield Dense(layer.inputs[roles[1]])
+    if roles[1] in wanted:
+        yield Dense(layer.inputs[roles[0]])
+
+
+def _addcmul(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    for role, other in (("tensor1", "tensor2"), ("tensor2", "tensor1")):
+        if role in wanted:
+            yield Dense(layer.inputs[other])
+
+
+def _linear(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    if "weight" in wanted:
+        yield Dense(layer.inputs["input"])
+    if "input" in wanted:
+        yield Dense(layer.inputs["weight"])
+
+
+def _norm(statistics: Callable[[Layer], int], batched: bool) -> Keeps:
+    """Return what keeps input, scale, mean and reciprocal deviation, always."""
+
+    def keeps(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+        yield from _roles("input", "weight")(layer, wanted)
+        for name in ("mean", "deviation"):
+            yield Private(name, statistics(layer), _FLOAT_BITS, batched)
+
+    return keeps
+
+
+def _dropout(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    yield Private("mask", layer.input.elements, _FLOAT_BITS, layer.input.batched)
+
+
+def _max_pool(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    yield Dense(layer.input)
+    yield Private("indices", layer.output.elements, _INDEX_BITS, layer.output.batched)
+
+
+def _adaptive_average_pool(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    if layer.output.shape[-2:] != (1, 1):  # to one pixel it is a mean
+        yield Dense(layer.input)
+
+
+KEEPS: dict[str, Keeps] = {
+    "conv1d": _roles("input", "weight"),
+    "conv2d": _roles("input", "weight"),
+    "conv3d": _roles("input", "weight"),
+    "linear": _linear,
+    "matmul": _product,
+    "bmm": _product,
+    "batch_norm": _norm(lambda layer: layer.input.shape[1], batched=False),
+    "frozen_batch_norm": _roles("input", "weight"),
+    "group_norm": _norm(lambda layer: layer.attributes["num_groups"], batched=True),
+    "layer_norm": _norm(
+        lambda layer: layer.output.elements // math.prod(layer.attributes["normalized_shape"]), batched=True
+    ),
+    "relu": _roles("output"),
+    "relu6": _input,
+    "hardtanh": _input,
+    "leaky_relu": _leaky_relu,
+    "hardsigmoid": _input,
+    "hardswish": _input,
+    "silu": _input,
+    "gelu": _input,
+    "mish": _input,
+    "sigmoid": _roles("output"),
+    "tanh": _roles("output"),
+    "exp": _roles("output"),
+    "sqrt": _roles("output"),
+    "rsqrt": _roles("output"),
+    "softmax": _roles("output"),
+    "dropout": _dropout,
+    "add": _nothing,
+    "sub": _nothing,
+    "mul": _product,
+    "div": _quotient,
+    "pow": _input,
+    "addcmul": _addcmul,
+    "adaptive_avg_pool2d": _adaptive_average_pool,
+    "avg_pool2d": _input,
+    "interpolate": _nothing,
+    "mean": _nothing,
+    "sum": _nothing,
+    "var": _input,
+    "norm": _roles("self", "input", "output"),
+    "max_pool2d": _max_pool,
+    **dict.fromkeys(
+        (
+            "cat", "contiguous", "clone", "flatten", "permute", "reshape", "reshape_as", "squeeze", "swapaxes",
+            "transpose", "unflatten", "unsqueeze", "view", "view_as", "chunk", "expand", "getitem", "pad", "split",
+        ),
+        _nothing,
+    ),
+}  # fmt: skip
+
+
+def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted: Wanted) -> Books:
+    ledger = Ledger(graph)
+    for index, roles in wanted.items():
+        layer = graph.layers[index]
+        name = operation(layer, index in assignment.frozen_statistics)
+        if name not in KEEPS:
+            raise UnknownOperationError(
+                f"it is not known what stock PyTorch keeps for the operation {layer.op!r} ({layer.location} of "
+                f"{graph.model}); add a line to KEEPS in costmodel/accounting/eager.py"
+            )
+        for item in KEEPS[name](layer, roles):
+            ledger.keep(layer, " ".join(roles), item)
+    return ledger.close()
+
+
+EAGER = Accounting(
+    "eager",
+    "what stock PyTorch keeps for the same training on a CPU",
+    "tools/autograd/derivatives.yaml of PyTorch, measured with saved-tensor hooks",
+    _keep,
+)
