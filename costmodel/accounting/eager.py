@@ -111,6 +111,11 @@ def _adaptive_average_pool(layer: Layer, wanted: tuple[str, ...]) -> Iterator[It
         yield Dense(layer.input)
 
 
+def _pad(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    if layer.attributes.get("mode", "constant") != "constant":  # reflected or replicated
+        yield Dense(layer.input)
+
+
 KEEPS: dict[str, Keeps] = {
     "conv1d": _roles("input", "weight"),
     "conv2d": _roles("input", "weight"),
@@ -154,10 +159,11 @@ KEEPS: dict[str, Keeps] = {
     "var": _input,
     "norm": _roles("self", "input", "output"),
     "max_pool2d": _max_pool,
+    "pad": _pad,
     **dict.fromkeys(
         (
             "cat", "contiguous", "clone", "flatten", "permute", "reshape", "reshape_as", "squeeze", "swapaxes",
-            "transpose", "unflatten", "unsqueeze", "view", "view_as", "chunk", "expand", "getitem", "pad", "split",
+            "transpose", "unflatten", "unsqueeze", "view", "view_as", "chunk", "expand", "getitem", "split", "expand_as",
         ),
         _nothing,
     ),

@@ -70,6 +70,7 @@ RULES: dict[str, Callable[[Layer], Facts]] = {
     "view_as": shapes.same_elements,
     "chunk": shapes.some_elements,
     "expand": shapes.some_elements,
+    "expand_as": shapes.some_elements,
     "getitem": shapes.some_elements,
     "pad": shapes.some_elements,
     "split": shapes.some_elements,
