@@ -98,7 +98,8 @@ def block_count(graph: LayerGraph) -> int:
     return len(parts(graph).blocks)
 
 
-def _is_depthwise(layer: Layer) -> bool:
+def is_depthwise(layer: Layer) -> bool:
+    """Whether a layer is a convolution that keeps its channels apart."""
     if layer.op not in CONVOLUTIONS:
         return False
     groups = layer.attributes.get("groups", 1)
@@ -129,7 +130,7 @@ def _inverted_residuals(graph: LayerGraph) -> list[tuple[str, int, int, set[int]
     # A depthwise convolution between the blocks found says that these are something else (GhostNet's modules).
     inside = {index for _, start, last, _ in found for index in range(start, last + 1)}
     strange = found and any(
-        _is_depthwise(layer) and layer.index not in inside and layer.index > found[0][1] for layer in graph.layers
+        is_depthwise(layer) and layer.index not in inside and layer.index > found[0][1] for layer in graph.layers
     )
     return [] if strange else found
 
@@ -164,17 +165,17 @@ def _block_start(graph: LayerGraph, projection: Layer) -> int | None:
     tensor = projection.inputs["input"]
     while (layer := graph.producer.get(tensor.id)) is not None:
         if layer.op in CONVOLUTIONS:
-            if _is_depthwise(layer) and depthwise is None:
+            if is_depthwise(layer) and depthwise is None:
                 start = depthwise = min(_parallel(graph, layer))
                 activated = False
             else:
-                fused = depthwise is None and not _is_depthwise(layer)  # a full convolution in place of both
+                fused = depthwise is None and not is_depthwise(layer)  # a full convolution in place of both
                 if activated and (_is_pointwise(layer) or fused):
                     start = min(_parallel(graph, layer))
                     before = graph.producer.get(layer.inputs["input"].id)
                     if before is not None and before.op in NORMS:
                         before = graph.producer.get(before.inputs["input"].id)
-                    if before is not None and _is_depthwise(before):
+                    if before is not None and is_depthwise(before):
                         start = before.index
                 break
         elif layer.op in ACTIVATIONS:

@@ -18,6 +18,8 @@ from .optimizers import optimizer as find_optimizer
 from .rules import Facts
 from .timeline import CATEGORIES, Moment, Sizes, simulate
 from .units import format_bytes, format_count
+from .workspaces import Workspace
+from .workspaces import workspace as find_workspace
 
 if TYPE_CHECKING:
     import pandas
@@ -304,6 +306,7 @@ def footprint(
     frozen_dtype: str = "float32",
     inplace_update: bool = False,
     first_step: bool = False,
+    kernels: str | None = None,
 ) -> Footprint:
     """Return what one training step of a traced network costs.
 
@@ -313,6 +316,7 @@ def footprint(
     activation_dtype: float32, or float16 or bfloat16 under autocast (weights and gradients stay float32).
     frozen_dtype: how frozen parameters are stored: float32, float16 or int8. inplace_update: every parameter is updated
     and its gradient freed as soon as it is there. first_step: the step in which the optimizer's state is made.
+    kernels: whose working memory counts, a name in `costmodel.workspaces` (default: the accounting's own).
 
     Errors: InputError for a name, depth or number that does not exist or does not fit; UnknownOperationError for a
     layer without a rule.
@@ -330,7 +334,8 @@ def footprint(
     graph, assignment = chosen(graph, blocks)
     facts, wanted = wanted_gradients(graph, assignment)
     books = chosen_books.keep(graph, assignment, facts, wanted)
-    sizes = _sizes(graph, assignment, wanted, micro_batch, activation_dtype, frozen_dtype)
+    kernels = chosen_books.kernels if kernels is None else kernels
+    sizes = _sizes(graph, assignment, wanted, micro_batch, activation_dtype, frozen_dtype, find_workspace(kernels))
     moments = simulate(
         graph, facts, wanted, books, sizes, update, batch // micro_batch, inplace_update, first_step
     )  # fmt: skip
@@ -362,6 +367,7 @@ def _sizes(
     micro_batch: int,
     activation_dtype: str,
     frozen_dtype: str,
+    workspace: Workspace,
 ) -> Sizes:
     """Return the step's sizes apart from its layers; frozen vectors (norms, biases) stay in float32."""
     weights = 0
@@ -391,4 +397,9 @@ def _sizes(
     }  # fmt: skip
     trained = {name: 4 * graph.parameters[name].elements for name in graph.parameters if name in used}
     buffers = sum(tensor.bytes(1) for tensor in graph.buffers.values())
-    return Sizes(micro_batch, float_bytes, weights, buffers, trained, copied)
+    working = {
+        layer.index: both
+        for layer in graph.layers
+        if any(both := workspace(layer, wanted.get(layer.index, ()), micro_batch, float_bytes))
+    }
+    return Sizes(micro_batch, float_bytes, weights, buffers, trained, copied, working)

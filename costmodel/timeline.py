@@ -42,7 +42,8 @@ class Sizes:
 
     float_bytes: of one activation. weights_bytes: of all parameters as they are stored, the frozen ones perhaps in
     fewer bits. trained: bytes of each trained parameter, in float32. copied: bytes of the copy of its weights that a
-    layer makes to compute with (from int8, or in fp16 under autocast), by layer.
+    layer makes to compute with (from int8, or in fp16 under autocast), by layer. kernels: what its computation needs
+    beside that, forward and backward, by layer.
     """
 
     batch: int
@@ -51,6 +52,7 @@ class Sizes:
     buffers_bytes: int
     trained: dict[str, int]
     copied: dict[int, int]
+    kernels: dict[int, tuple[int, int]]
 
 
 class _Gradient:
@@ -95,7 +97,8 @@ class _Simulation:
                 if saved.storage is None and key not in allocated_first_here:
                     allocated_first_here.add(key)
                     now[_SAVED] += saved.bytes(batch, float_bytes)
-            self.mark("forward", layer.name, sizes.copied.get(layer.index, 0))
+            working = sizes.copied.get(layer.index, 0) + sizes.kernels.get(layer.index, (0, 0))[0]
+            self.mark("forward", layer.name, working)
             for id_ in dying.get(layer.index, ()):
                 if id_ in live and id_ not in kept:
                     now[_TRANSIENT] -= live.pop(id_)
@@ -139,7 +142,8 @@ class _Simulation:
                     gradient = _Gradient(tensor.bytes(sizes.batch, sizes.float_bytes))
                     now[_TRANSIENT] += gradient.bytes
                     made.append((tensor, gradient))
-            self.mark("backward", layer.name, added + sizes.copied.get(index, 0) + self.recomputed_bytes(layer))
+            working = sizes.copied.get(index, 0) + sizes.kernels.get(index, (0, 0))[1]
+            self.mark("backward", layer.name, added + working + self.recomputed_bytes(layer))
             for gradient in given:
                 self.release(gradient)
             for key in books.by_layer.get(index, ()):

@@ -54,12 +54,16 @@ class Books:
 
 @dataclass(frozen=True)
 class Accounting:
-    """A way of keeping the books: `keep` turns the wanted gradients into what is stored."""
+    """A way of keeping the books: `keep` turns the wanted gradients into what is stored.
+
+    kernels: the working memory that it counts, a name in `costmodel.workspaces`.
+    """
 
     name: str
     summary: str
     source: str
     keep: Callable[[LayerGraph, Assignment, list[Facts], Wanted], Books]
+    kernels: str = "none"
 
 
 class Ledger:

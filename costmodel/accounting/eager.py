@@ -190,4 +190,5 @@ EAGER = Accounting(
     "what stock PyTorch keeps for the same training on a CPU",
     "tools/autograd/derivatives.yaml of PyTorch, measured with saved-tensor hooks",
     _keep,
+    kernels="onednn",
 )

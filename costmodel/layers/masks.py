@@ -1,0 +1,117 @@
+"""Element-wise functions that keep one bit per element for backward, in forward and backward passes without copies.
+
+Forward and backward run over the tensors in chunks that stay in a core's cache: the result's own memory serves as
+the place where a mask is made, so that beyond the result and the packed bits only one chunk of bytes is allocated
+(in an in-place call also one chunk of the tensor's own type).
+
+The mask is applied by PyTorch's own backward functions, with the bits in place of the input. Measured on two cores of
+a Xeon with AVX-512, 9.6 million floats: comparing with a number, `torch.where` and `masked_fill` take 4, 5 and 6 times
+as long as copying to bool, or as such a backward function does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .packing import flat, pack_into, packed_bytes, padded, unpack
+
+# Elements worked on at a time; multiples of 8. Assumption: a chunk of floats (1 MiB) stays in the cache of a CPU's
+# core; a GPU needs more at a time to be busy.
+CPU_CHUNK, GPU_CHUNK = 1 << 18, 1 << 24
+
+
+@dataclass(frozen=True)
+class OneBit:
+    """A function whose backward needs one bit per element.
+
+    forward(x, out): writes the result. passes(x, out): writes a number that is not zero where the bit is set.
+    backward(grad, bit, out): writes the gradient, given the bits as 0.0 and 1.0; `out` may be `bit` or `grad`.
+    divisible: whether `forward` gives the same bits however the tensor is cut: vectorised transcendental functions
+    round differently at the end of a piece.
+    """
+
+    forward: Callable[[Tensor, Tensor], object]
+    passes: Callable[[Tensor, Tensor], object]
+    backward: Callable[[Tensor, Tensor, Tensor], object]
+    divisible: bool = True
+
+
+def chunk_size(tensor: Tensor) -> int:
+    """Return the number of elements to work on at a time."""
+    return CPU_CHUNK if tensor.device.type == "cpu" else GPU_CHUNK
+
+
+def walk(source: Tensor, out: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Yield (first byte of its mask, source, scratch, out) of each chunk; `out` is of the source's strides, or itself.
+
+    The scratch is the chunk of `out`, or, in place, memory of its own.
+    """
+    size = chunk_size(source)
+    spare = source.new_empty(min(size, source.numel())) if out is source else None
+    pieces = zip(flat(source).split(size), flat(out).split(size), strict=True)
+    for i, (given, result) in enumerate(pieces):
+        scratch = result if spare is None else spare[: given.numel()]
+        yield i * size // 8, given, scratch, result
+
+
+def run_forward(function: OneBit, x: Tensor, out: Tensor) -> Tensor:
+    """Write the result to `out` (of the strides of `x`, or `x` itself) and return the packed bits."""
+    count = x.numel()
+    packed = x.new_empty(packed_bytes(count), dtype=torch.uint8)
+    bits = x.new_empty(padded(min(chunk_size(x), count)), dtype=torch.bool)
+    for first, given, scratch, result in walk(x, out):
+        length = given.numel()
+        whole = bits[: padded(length)]
+        if length < whole.numel():
+            whole[length:] = False
+        function.passes(given, scratch)
+        whole[:length].copy_(scratch)
+        if function.divisible:
+            function.forward(given, result)
+        pack_into(packed[first : first + whole.numel() // 8], whole)
+    if not function.divisible:
+        function.forward(x, out)
+    return packed
+
+
+def run_backward(function: OneBit, grad: Tensor, packed: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Return the input's gradient, in the memory order of the forward pass."""
+    out = torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device)
+    source = grad if grad.stride() == strides else out.copy_(grad)
+    for first, given, scratch, result in walk(source, out):
+        length = given.numel()
+        scratch.copy_(unpack(packed[first : first + packed_bytes(length)], length))
+        function.backward(given, scratch, result)
+    return out
+
+
+class _Masked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, function: OneBit, inplace: bool) -> Tensor:
+        out = torch.empty_like(x)  # of the strides of x if x is dense
+        dense = x if x.stride() == out.stride() else out.copy_(x)
+        if inplace and dense is x:
+            out = x
+        packed = run_forward(function, dense, out)
+        ctx.function, ctx.strides = function, out.stride()
+        ctx.save_for_backward(packed)
+        if inplace:
+            ctx.mark_dirty(x)
+            return x if out is x else x.copy_(out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        (packed,) = ctx.saved_tensors
+        return run_backward(ctx.function, grad, packed, ctx.strides), None, None
+
+
+def masked_function(x: Tensor, function: OneBit, inplace: bool = False) -> Tensor:
+    """Return function(x), keeping ceil(elements / 8) bytes for backward and nothing else."""
+    return _Masked.apply(x, function, inplace)

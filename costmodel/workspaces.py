@@ -1,0 +1,72 @@
+"""Working memory of kernels: what a layer's computation needs beside its arguments and results.
+
+`none`: nothing, the least; a device's own kernels decide. `onednn`: PyTorch's convolutions on an x86 processor with
+AVX-512 and more than one thread. They copy their arguments to a layout in which channels come in blocks of 16, compute
+a result in that layout and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py;
+PyTorch 2.15, oneDNN). Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight
+gradient of a depthwise convolution with a kernel of 5 or more copies nothing. Scratchpads of a few kilobytes for
+reductions over threads are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from .blocks import CONVOLUTIONS, is_depthwise
+from .errors import unknown
+from .graph import Layer, Tensor
+
+# layer, roles whose gradient is wanted, batch, bytes of one number -> bytes in forward, bytes in backward
+Workspace = Callable[[Layer, tuple[str, ...], int, int], tuple[int, int]]
+
+_CHANNEL_BLOCK = 16
+_UNCOPIED_IMAGE_CHANNELS = 3
+
+
+def _none(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
+    return 0, 0
+
+
+def _padded(channels: int) -> int:
+    return -(-channels // _CHANNEL_BLOCK) * _CHANNEL_BLOCK
+
+
+def _onednn(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
+    if layer.op not in CONVOLUTIONS or not layer.input.batched or layer.inputs["weight"].batched:
+        return 0, 0
+    x, y, weight = layer.inputs["input"], layer.output, layer.inputs["weight"]
+    depthwise = is_depthwise(layer)
+
+    def blocked(tensor: Tensor) -> int:
+        return batch * float_bytes * tensor.elements // tensor.shape[1] * _padded(tensor.shape[1])
+
+    per_group = 1 if depthwise else _padded(weight.shape[1])
+    w_blocked = float_bytes * _padded(weight.shape[0]) * per_group * math.prod(weight.shape[2:])
+    w_plain = 4 * weight.elements
+    x_plain, y_plain = x.bytes(batch, float_bytes), y.bytes(batch, float_bytes)
+    y_blocked = blocked(y)
+    x_blocked = 0 if x.shape[1] <= _UNCOPIED_IMAGE_CHANNELS else blocked(x)
+    # The plain results count as the layer's own; they are allocated when the other copies are gone.
+    forward = max(x_blocked + w_blocked + y_blocked - y_plain, y_blocked)
+    gx, gw = (x_plain if "input" in wanted else 0), (w_plain if "weight" in wanted else 0)
+    backward = 0
+    if "input" in wanted:
+        backward = max(backward, y_blocked + w_blocked + x_blocked - gx - gw, x_blocked - gw)
+    if "weight" in wanted:
+        copies = 0 if depthwise and weight.shape[-1] >= 5 else y_blocked + x_blocked
+        backward = max(backward, copies + w_blocked - gw, w_blocked)
+    return forward, backward
+
+
+WORKSPACES: dict[str, Workspace] = {"none": _none, "onednn": _onednn}
+
+
+def workspace(name: str) -> Workspace:
+    """Return the working memory of that name.
+
+    Errors: InputError for an unknown name, with the near ones.
+    """
+    if name not in WORKSPACES:
+        raise unknown("kernels", name, WORKSPACES)
+    return WORKSPACES[name]
