@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import costmodel
 from costmodel import InputError
 from planner.accuracy import _T95, Setting, _prediction, depth_curves, estimate, recoveries
 from planner.evidence import COLUMNS, PUBLISHED, load, parse, published
@@ -147,6 +148,21 @@ def test_the_curve_agrees_with_what_mobiletl_reports_against_tinytl():
     tinytl = fmean(value for name, value in values.items() if name != "celeba")
     curve = [estimate("mobiletl", k, PROXYLESS).value for k in range(1, 21)]
     assert curve[4] < tinytl < curve[5]  # k = 6, as the module's docstring says
+
+
+def test_which_network_and_baseline_mobiletl_means():
+    """MobileTL: "36 % fewer FLOPs when fine-tuning 5 blocks": Small rather than Large, full rather than 5 blocks."""
+
+    def fewer(model: str, method: str, blocks: int | None) -> float:
+        graph = costmodel.trace(model, classes=10)
+        flops = [costmodel.footprint(graph, *what).flops for what in (("mobiletl", 5), (method, blocks))]
+        ours, theirs = (f["total"] + f["elementwise"]["forward"] + f["elementwise"]["backward"] for f in flops)
+        return 100 * (1 - ours / theirs)
+
+    small = fewer("torchvision:mobilenet_v3_small", "full", None)
+    assert small == pytest.approx(36, abs=0.5)
+    assert abs(fewer("torchvision:mobilenet_v3_large", "full", None) - 36) > 1
+    assert fewer("torchvision:mobilenet_v3_small", "blocks", 5) < 5
 
 
 @given(st.integers(1, 40), st.data())
