@@ -180,14 +180,15 @@ def replace_head(module: nn.Module, graph: LayerGraph, classes: int) -> None:
     """
     last = next(layer for layer in reversed(graph.layers) if layer.parameters)
     head = module.get_submodule(last.module)
+    like: dict[str, Any] = {"bias": getattr(head, "bias", None) is not None, "device": next(head.parameters()).device}
     if isinstance(head, nn.Linear):
-        new: nn.Module = nn.Linear(head.in_features, classes, bias=head.bias is not None)
+        new: nn.Module = nn.Linear(head.in_features, classes, **like)
     elif isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1) and head.groups == 1:
-        new = nn.Conv2d(head.in_channels, classes, 1, bias=head.bias is not None)
+        new = nn.Conv2d(head.in_channels, classes, 1, **like)
     else:
         raise ModelError(
             f"cannot give {graph.model} a head with {classes} classes: its last layer with parameters is "
             f"{last.name!r} ({type(head).__name__}); build it with that head instead"
         )
     parent, _, attribute = last.module.rpartition(".")
-    setattr(module.get_submodule(parent), attribute, new.to(next(head.parameters()).device))
+    setattr(module.get_submodule(parent), attribute, new)
