@@ -3,7 +3,7 @@
     graph = trace("torchvision:mobilenet_v2")
     print(footprint(graph, method="mobiletl", blocks=5, batch=8))
 
-Only `trace` loads torch, when it is first asked for.
+Only `trace` and `verify` load torch, when they are first asked for.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from .rules import RULES
 
 if TYPE_CHECKING:
     from .tracer import trace
+    from .verify import verify
 
-_LAZY = {"trace": "tracer"}
+_LAZY = {"trace": "tracer", "verify": "verify"}
 
 
 def __getattr__(name: str):
@@ -53,4 +54,5 @@ __all__ = [
     "footprint",
     "parts",
     "trace",
+    "verify",
 ]

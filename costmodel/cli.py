@@ -11,6 +11,7 @@ import typer
 from .accounting import ACCOUNTINGS
 from .cli_support import run
 from .methods import METHODS
+from .methods import method as find_method
 from .optimizers import OPTIMIZERS
 
 app = typer.Typer(
@@ -24,6 +25,19 @@ app = typer.Typer(
 Model = Annotated[str, typer.Argument(help="Such as torchvision:mobilenet_v2.", show_default=False)]
 Resolution = Annotated[int, typer.Option(help="Height and width of the images in pixels.")]
 Classes = Annotated[int | None, typer.Option(help="Classes of a new head; default: the network's own.")]
+
+Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
+Blocks = Annotated[int | None, typer.Option(help="Trained blocks, for methods that take a depth.")]
+Batch = Annotated[int, typer.Option(help="Images per update.")]
+OptimizerName = Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+
+
+class Device(StrEnum):
+    """Where a network is trained."""
+
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 class _Grouping(StrEnum):
@@ -63,20 +77,20 @@ def _print_frame(frame, title: str) -> None:
 @app.command()
 def footprint(
     model: Model,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "full",
-    blocks: Annotated[int | None, typer.Option(help="Trained blocks, for methods that take a depth.")] = None,
-    batch: Annotated[int, typer.Option(help="Images per update.")] = 8,
+    method: Method = "full",
+    blocks: Blocks = None,
+    batch: Batch = 8,
     micro_batch: Annotated[int | None, typer.Option(help="Images per forward pass; gradients add up.")] = None,
     resolution: Resolution = 224,
     classes: Classes = None,
-    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "sgd",
+    optimizer: OptimizerName = "sgd",
     accounting: Annotated[str, typer.Option(help=f"One of {', '.join(ACCOUNTINGS)}.")] = "lean",
     activation_dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16 (autocast).")] = "float32",
     frozen_dtype: Annotated[str, typer.Option(help="Frozen weights: float32, float16 or int8.")] = "float32",
     inplace_update: Annotated[bool, typer.Option(help="Update and free each gradient at once.")] = False,
     first_step: Annotated[bool, typer.Option(help="Price the step that makes the optimizer's state.")] = False,
     per: Annotated[_Grouping | None, typer.Option(help="Show rows by layer, block, operation or tensor.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Memory and FLOPs of one training step of MODEL."""
     from . import footprint as price
@@ -94,6 +108,7 @@ def footprint(
             result[per.value + "s"] = answer.to_frame(per.value).to_dict("records")
         print(json.dumps(result, indent=2))
         return
+    _print_caveat(accounting)
     for note in graph.notes:
         typer.echo(f"note: {note}", err=True)
     from rich import print as rich_print
@@ -108,7 +123,7 @@ def layers(
     model: Model,
     resolution: Resolution = 224,
     classes: Classes = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """The layers of MODEL, the block each belongs to, shapes and parameters (it trains nothing)."""
     import pandas
@@ -133,6 +148,119 @@ def layers(
         print(json.dumps(rows, indent=2))
         return
     _print_frame(pandas.DataFrame(rows), f"{graph.model}: {len(graph.layers)} layers, {len(cut.blocks)} blocks")
+
+
+@app.command()
+def verify(
+    model: Model,
+    method: Method = "full",
+    blocks: Blocks = None,
+    batch: Batch = 8,
+    resolution: Resolution = 224,
+    classes: Classes = None,
+    optimizer: OptimizerName = "sgd",
+    accounting: Annotated[str, typer.Option(help="The books to check: eager.")] = "eager",
+    device: Annotated[Device, typer.Option(help="Where to train.")] = Device.cpu,
+    as_json: Json = False,
+) -> None:
+    """Train MODEL for a few steps here and show predicted next to measured; exit code 1 if they disagree."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from .verify import verify as run_verification
+
+    bar = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True,
+        console=Console(stderr=True),
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("starting", total=None)
+        result = run_verification(
+            model, method, blocks, batch, resolution, classes, accounting, optimizer, device.value,
+            lambda stage: bar.update(task, description=stage),
+        )  # fmt: skip
+    if as_json:
+        rows = [{**vars(check), "agrees": check.agrees} for check in result.checks]
+        print(json.dumps({"agrees": result.agrees, "checks": rows, "layers": result.differing_layers}, indent=2))
+    else:
+        _print_verification(result)
+    raise typer.Exit(0 if result.agrees else 1)
+
+
+def _print_verification(result) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    answer = result.footprint
+    depth = "" if answer.blocks is None else f" {answer.blocks}"
+    title = f"{answer.graph.model}, {answer.method}{depth}, batch {answer.batch}, accounting {answer.accounting}"
+    table = Table("quantity", title=title, title_justify="left")
+    for column in ("predicted", "measured", "difference", "allowed"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for check in result.checks:
+        table.add_row(
+            f"{check.quantity} ({check.unit})", f"{check.predicted:,}", f"{check.measured:,}",
+            f"{check.predicted - check.measured:+,} ({check.relative_difference:+.3%})", f"{check.tolerance:.1%}",
+            "agrees" if check.agrees else "DIFFERS",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    if result.differing_layers:
+        layers = Table("layer", "predicted bytes", "measured bytes", title="layers that differ", title_justify="left")
+        for name, predicted, measured in result.differing_layers:
+            layers.add_row(name, f"{predicted:,}", f"{measured:,}")
+        console.print(layers)
+
+
+@app.command()
+def compare(
+    model: Model,
+    method: Annotated[list[str] | None, typer.Option(help="Repeat for several; default: all.")] = None,
+    blocks: Annotated[int, typer.Option(help="Trained blocks, for methods that take a depth.")] = 5,
+    batch: Batch = 8,
+    resolution: Resolution = 224,
+    classes: Classes = None,
+    optimizer: OptimizerName = "sgd",
+    as_json: Json = False,
+) -> None:
+    """The same training in different books (what stock PyTorch keeps, what is needed): how much, where, and why."""
+    import pandas
+
+    from . import block_count, trace
+    from . import footprint as price
+    from .compare import difference
+
+    graph = trace(model, resolution, classes)
+    depth = min(blocks, block_count(graph))
+    names = method or [name for name, entry in METHODS.items() if depth or not entry.takes_blocks]
+    rows, causes = [], {}
+    for name in names:
+        k = depth if find_method(name).takes_blocks else None
+        answers = {books: price(graph, name, k, batch, optimizer, books, kernels="none") for books in ACCOUNTINGS}
+        rows.append({
+            "method": name if k is None else f"{name} {k}",
+            **{f"{books}_saved_bytes": answer.saved_bytes for books, answer in answers.items()},
+            **{f"{books}_peak_bytes": answer.peak_bytes for books, answer in answers.items()},
+        })  # fmt: skip
+        causes[rows[-1]["method"]] = difference(answers["eager"], answers["lean"])
+    if as_json:
+        detail = {name: frame.to_dict("records") for name, frame in causes.items()}
+        print(json.dumps({"model": graph.model, "batch": batch, "methods": rows, "differences": detail}, indent=2))
+        return
+    _print_caveat("eager")
+    title = f"{graph.model}, batch {batch}, {resolution}x{resolution}, {optimizer} (kernels' working memory left out)"
+    _print_frame(pandas.DataFrame(rows), title)
+    for name, frame in causes.items():
+        if len(frame):
+            _print_frame(frame, f"{name}: where the books differ")
+
+
+def _print_caveat(accounting: str) -> None:
+    from .accounting.eager import EAGER, caveat
+
+    if accounting == EAGER.name and (text := caveat()):
+        typer.echo(f"note: {text}", err=True)
 
 
 @app.command()

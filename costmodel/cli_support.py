@@ -8,16 +8,24 @@ import typer
 
 from .errors import CostModelError
 
+_UsageError = typer.BadParameter.__base__  # an option that is missing, unknown or no number
+
 
 def run(app: typer.Typer) -> None:
     """Run a command line; a user's error is one line on standard error and its exit code.
 
     `--debug` anywhere on the line shows the traceback instead.
     """
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] or ["--help"]
     debug = "--debug" in arguments
     try:
-        app(args=[argument for argument in arguments if argument != "--debug"])
+        sys.exit(app(args=[argument for argument in arguments if argument != "--debug"], standalone_mode=False))
+    except _UsageError as error:
+        print(f"error: {error.format_message().rstrip('.')}; see --help", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except CostModelError as error:
         if debug:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -295,12 +296,13 @@ class Footprint:
 
 def footprint(
     graph: LayerGraph,
-    method: str = "full",
+    method: str | None = None,
     blocks: int | None = None,
     batch: int = 8,
     optimizer: str = "sgd",
     accounting: str = "lean",
     *,
+    trained: Callable[[str], bool] | Iterable[str] | None = None,
     micro_batch: int | None = None,
     activation_dtype: str = "float32",
     frozen_dtype: str = "float32",
@@ -310,7 +312,9 @@ def footprint(
 ) -> Footprint:
     """Return what one training step of a traced network costs.
 
-    method, blocks: a name in `METHODS`, and the number of trained blocks if it takes one.
+    method, blocks: a name in `METHODS` (default: full), and the number of trained blocks if it takes one.
+    trained: instead of a method, which parameters train: their names, or a function of the name. All batch norms use
+        the batch's statistics then, as after a plain `model.train()`.
     batch: images per update. micro_batch: images per forward pass (default: all); their gradients are added up.
     optimizer: a name in `OPTIMIZERS`. accounting: a name in `ACCOUNTINGS`.
     activation_dtype: float32, or float16 or bfloat16 under autocast (weights and gradients stay float32).
@@ -321,7 +325,8 @@ def footprint(
     Errors: InputError for a name, depth or number that does not exist or does not fit; UnknownOperationError for a
     layer without a rule.
     """
-    chosen = find_method(method)
+    if trained is not None and (method is not None or blocks is not None):
+        raise InputError("give either method (and blocks) or trained, not both")
     chosen_books = find_accounting(accounting)
     update = find_optimizer(optimizer)
     micro_batch = _check_batches(batch, micro_batch, inplace_update)
@@ -331,7 +336,11 @@ def footprint(
     ):
         if given not in allowed:
             raise unknown(kind, given, allowed)
-    graph, assignment = chosen(graph, blocks)
+    if trained is None:
+        method = method or "full"
+        graph, assignment = find_method(method)(graph, blocks)
+    else:
+        method, assignment = "custom", Assignment(_named(graph, trained))
     facts, wanted = wanted_gradients(graph, assignment)
     books = chosen_books.keep(graph, assignment, facts, wanted)
     kernels = chosen_books.kernels if kernels is None else kernels
@@ -340,9 +349,19 @@ def footprint(
         graph, facts, wanted, books, sizes, update, batch // micro_batch, inplace_update, first_step
     )  # fmt: skip
     return Footprint(
-        graph, chosen.name, blocks, batch, micro_batch, update.name, chosen_books.name, activation_dtype, frozen_dtype,
+        graph, method, blocks, batch, micro_batch, update.name, chosen_books.name, activation_dtype, frozen_dtype,
         inplace_update, assignment, tuple(facts), wanted, books, tuple(moments),
     )  # fmt: skip
+
+
+def _named(graph: LayerGraph, trained: Callable[[str], bool] | Iterable[str]) -> frozenset[str]:
+    """Return the names of the parameters that train."""
+    if callable(trained):
+        return frozenset(name for name in graph.parameters if trained(name))
+    names = frozenset([trained] if isinstance(trained, str) else trained)
+    for name in sorted(names - graph.parameters.keys()):
+        raise unknown(f"parameter of {graph.model}", name, graph.parameters)
+    return names
 
 
 def _check_batches(batch: int, micro_batch: int | None, inplace_update: bool) -> int:

@@ -84,8 +84,9 @@ class Tensor:
 class Layer:
     """One differentiable call.
 
-    `name` is unique: the module path, followed by the operation where a module makes several calls. `op` is the
-    operation's canonical name (`conv2d`, `batch_norm`, `add`, ...). `inputs` maps the argument's role (`input`,
+    `name` is unique: the module path, followed by the operation where a module makes several calls. `ordinal` counts
+    the calls of that operation that the module made before, so that a running network's calls are told apart. `op` is
+    the operation's canonical name (`conv2d`, `batch_norm`, `add`, ...). `inputs` maps the argument's role (`input`,
     `weight`, `bias`, `other`, `input.0`, ...) to its tensor, parameters included. `attributes` are the arguments that
     are no tensors. `inplace` layers write the storage of their first input.
     """
@@ -93,6 +94,7 @@ class Layer:
     index: int
     name: str
     module: str
+    ordinal: int
     op: str
     inputs: dict[str, Tensor]
     outputs: tuple[Tensor, ...]

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from .assignment import Assignment
+from .calls import CallTracker, tensors_in
 from .graph import LayerGraph
 
 
@@ -31,8 +32,6 @@ def prepare(model: nn.Module, graph: LayerGraph, assignment: Assignment) -> nn.M
 
 def loss_of(outputs) -> torch.Tensor:
     """Return a scalar: cross-entropy with class 0, summed over the network's outputs."""
-    from .tracer import tensors_in
-
     total = None
     for logits in tensors_in(outputs):
         target = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
@@ -41,30 +40,44 @@ def loss_of(outputs) -> torch.Tensor:
     return total
 
 
-def saved_storages(model: nn.Module, images: torch.Tensor) -> dict[int, int]:
-    """Return the storages that one forward pass keeps for backward: address -> bytes, each once.
+class _Watcher(CallTracker):
+    """Notes which call is running."""
 
-    Parameters and buffers are left out; the network's input counts if it is kept.
+    current = ("", "", 0)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.current = self.locate(function)
+        return function(*args, **(kwargs or {}))
+
+
+def saved_bytes_by_call(model: nn.Module, images: torch.Tensor) -> dict[tuple[str, str, int], int]:
+    """Return the bytes that one forward pass keeps for backward, by the call that keeps them first.
+
+    Unique storages; parameters and buffers are left out; the network's input counts if it is kept. A call is (module
+    path, operation, ordinal).
     """
     resident = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    kept, held = {}, []
+    seen, held = set(), []
+    by_call: dict[tuple[str, str, int], int] = {}
+    watcher = _Watcher(model)
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in resident:
-            kept[storage._cdata] = storage.nbytes()
+        if storage._cdata not in resident | seen:
+            seen.add(storage._cdata)
             held.append(storage)  # so that its address is not used again
+            by_call[watcher.current] = by_call.get(watcher.current, 0) + storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), watcher:
         outputs = model(images)
     del outputs
-    return kept
+    return by_call
 
 
 def saved_bytes(model: nn.Module, images: torch.Tensor) -> int:
-    """Return the bytes that one forward pass keeps for backward; see `saved_storages`."""
-    return sum(saved_storages(model, images).values())
+    """Return the bytes that one forward pass keeps for backward; see `saved_bytes_by_call`."""
+    return sum(saved_bytes_by_call(model, images).values())
 
 
 def _convolution_backward_flops(

@@ -10,88 +10,33 @@ block's caller holds it. Weak references to the traced tensors tell.
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from .calls import CallTracker, argument_names, operation_name, tensors_in
 from .errors import InputError, ModelError
 from .graph import TRACE_BATCH, Layer, LayerGraph, Storage, Tensor
 from .models import build, replace_head, resolve, to_meta
-
-# Argument names of functions that Python cannot inspect. Source: torch.nn.functional and torch.Tensor documentation.
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-_ARGUMENTS = {
-    "conv1d": _CONV, "conv2d": _CONV, "conv3d": _CONV,
-    "linear": ("input", "weight", "bias"),
-    "avg_pool2d": _POOL,
-    "gelu": ("input",),
-    "mean": ("input", "dim", "keepdim"),
-    "sum": ("input", "dim", "keepdim"),
-    "flatten": ("input", "start_dim", "end_dim"),
-    "unsqueeze": ("input", "dim"), "squeeze": ("input", "dim"),
-    "transpose": ("input", "dim0", "dim1"), "swapaxes": ("input", "dim0", "dim1"),
-    "var": ("input", "dim"),
-    "chunk": ("input", "chunks", "dim"),
-    "cat": ("tensors", "dim"),
-    "stack": ("tensors", "dim"),
-    "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    "split": ("input", "split_size_or_sections", "dim"),
-    "norm": ("input", "p", "dim", "keepdim"),
-    "addcmul": ("input", "tensor1", "tensor2"),
-    "bmm": ("input", "other"),
-    "scaled_dot_product_attention": ("query", "key", "value"),
-}  # fmt: skip
-_DEFAULT_ARGUMENTS = ("input", "other")
 
 # What depends on its argument's shape alone.
 _FACTORIES = {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like",
               "full_like", "rand_like", "randn_like", "bernoulli", "argmax", "detach", "data"}  # fmt: skip
 
-_OPERATOR_NAMES = {"truediv": "div", "iadd": "add", "radd": "add", "isub": "sub", "imul": "mul", "rmul": "mul",
-                   "itruediv": "div", "getitem": "getitem", "concat": "cat", "concatenate": "cat"}  # fmt: skip
 
-
-@cache
-def _canonical(function: Any) -> tuple[str, bool]:
-    """Return the operation's canonical name and whether the name itself says that it works in place."""
-    name = function.__name__
-    if name == "__get__":  # an attribute such as Tensor.T
-        return getattr(function.__self__, "__name__", "attribute"), False
-    if name.startswith("__"):
-        name = name.strip("_")
-        return _OPERATOR_NAMES.get(name, name), name in ("iadd", "isub", "imul", "itruediv", "setitem")
-    return name.rstrip("_"), name.endswith("_")
-
-
-@cache
-def _argument_names(function: Any, op: str) -> tuple[str, ...]:
-    if op in _ARGUMENTS:
-        return _ARGUMENTS[op]
-    if inspect.isfunction(function):
-        return tuple(inspect.signature(function).parameters)
-    return _DEFAULT_ARGUMENTS
-
-
-class _Recorder(TorchFunctionMode):
+class _Recorder(CallTracker):
     """Records every call whose result depends on the network's input or on a parameter."""
 
-    def __init__(self, modules: dict[int, str]):
-        super().__init__()
-        self.modules = modules
-        self.path: list[str] = []
+    def __init__(self, module: nn.Module):
+        super().__init__(module)
         self.calls: list[_Call] = []
         self.known: dict[int, _Value] = {}  # id of a live torch tensor -> its current value
         self.stores: dict[int, _Store] = {}
         self.notes: list[str] = []
-        self.running = ""
 
     def value(self, tensor: torch.Tensor, kind: str, name: str = "") -> _Value:
         """Register a torch tensor's present content as a value and watch when the tensor dies."""
@@ -116,33 +61,36 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Run one call and record it."""
         kwargs = kwargs or {}
-        self.running = getattr(function, "__name__", str(function))
+        path, op, ordinal = self.locate(function)
         result = function(*args, **kwargs)
         if isinstance(result, torch.Tensor):
             outputs = (result,)
         elif isinstance(result, (tuple, list)):
             outputs = tuple(item for item in result if isinstance(item, torch.Tensor))
         else:
-            if self.running == "__setitem__":
+            if op == "setitem":
                 self._setitem(args)
             return result
         if not outputs:
             return result
-        op, inplace = _canonical(function)
-        inputs, attributes = self._bind(_argument_names(function, op), args, kwargs)
+        inputs, attributes = self._bind(argument_names(function), args, kwargs)
         kinds = {value.kind for value in inputs.values()}
         if op in _FACTORIES or not kinds & {"input", "activation", "parameter", "derived"}:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
                 if id(tensor) not in self.known:
                     self.value(tensor, "constant")
             return result
-        inplace = inplace or outputs[0] is args[0] and bool(kwargs.get("inplace", attributes.get("inplace", False)))
+        inplace = (
+            operation_name(function)[1]
+            or outputs[0] is args[0]
+            and bool(kwargs.get("inplace", attributes.get("inplace", False)))
+        )
         if not inplace and all(self._unchanged(tensor, inputs.values()) for tensor in outputs):
             return result  # dropout at rate 0, contiguous() of what is contiguous, ...
         kind = "activation" if kinds & {"input", "activation"} else "derived"
         if inplace:
             self.known[id(outputs[0])].store.writes += 1
-        call = _Call(op, self.path[-1] if self.path else "", inputs, attributes, inplace)
+        call = _Call(op, path, ordinal, inputs, attributes, inplace)
         self.calls.append(call)
         call.outputs = [self.value(tensor, kind) for tensor in outputs]
         return result
@@ -153,9 +101,8 @@ class _Recorder(TorchFunctionMode):
 
     def _setitem(self, args: tuple) -> None:
         if id(args[0]) in self.known and self.known[id(args[0])].kind in ("input", "activation", "derived"):
-            where = self.path[-1] if self.path else "the network itself"
             raise ModelError(
-                f"{where} assigns to a slice of a tensor, which cannot be followed; use torch.cat or torch.where"
+                f"{self.place} assigns to a slice of a tensor, which cannot be followed; use torch.cat or torch.where"
             )
 
     def _bind(self, names: tuple[str, ...], args: tuple, kwargs: dict) -> tuple[dict[str, _Value], dict[str, Any]]:
@@ -181,8 +128,7 @@ class _Recorder(TorchFunctionMode):
             note = (
                 "a view is read after its storage was overwritten in place; the dependence between them is not followed"
             )
-            where = self.path[-1] if self.path else "the network itself"
-            self.notes.append(f"{where}: {note}")
+            self.notes.append(f"{self.place}: {note}")
         return value
 
 
@@ -213,21 +159,11 @@ class _Value:
 class _Call:
     op: str
     module: str
+    ordinal: int
     inputs: dict[str, _Value]
     attributes: dict[str, Any]
     inplace: bool
     outputs: list[_Value] | None = None
-
-
-def tensors_in(result: Any) -> list[torch.Tensor]:
-    """Return the tensors of a network's result: a tensor, or nested tuples, lists and dicts of them."""
-    if isinstance(result, torch.Tensor):
-        return [result]
-    if isinstance(result, dict):
-        result = result.values()
-    if isinstance(result, (tuple, list)) or not isinstance(result, (str, bytes)) and hasattr(result, "__iter__"):
-        return [tensor for item in result for tensor in tensors_in(item)]
-    return []
 
 
 def trace(model: nn.Module | str, resolution: int = 224, classes: int | None = None) -> LayerGraph:
@@ -267,19 +203,7 @@ def _input_channels(module: nn.Module) -> int:
 def _trace_meta(module: nn.Module, label: str, resolution: int) -> LayerGraph:
     """Trace a module that is on the meta device already."""
     module.train()
-    names = {id(child): name for name, child in module.named_modules()}
-    recorder = _Recorder(names)
-
-    def enter(child: nn.Module, _: Any) -> None:
-        recorder.path.append(names[id(child)])
-
-    def leave(child: nn.Module, _: Any, __: Any) -> None:
-        recorder.path.pop()
-
-    hooks = []
-    for child in module.modules():
-        hooks.append(child.register_forward_pre_hook(enter))
-        hooks.append(child.register_forward_hook(leave))
+    recorder = _Recorder(module)
     parameters, buffers = {}, {}
     image = torch.empty(TRACE_BATCH, _input_channels(module), resolution, resolution, device="meta")
     try:
@@ -294,16 +218,12 @@ def _trace_meta(module: nn.Module, label: str, resolution: int) -> LayerGraph:
     except ModelError:
         raise
     except Exception as error:
-        where = recorder.path[-1] if recorder.path else "the network itself"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         hint = "the resolution may be too small for it, " if resolution < 224 else ""
         raise ModelError(
-            f"the forward pass of {label} on images of {resolution}x{resolution} failed in {where} "
+            f"the forward pass of {label} on images of {resolution}x{resolution} failed in {recorder.place} "
             f"({recorder.running or type(error).__name__}): {reason}; {hint}or its forward needs mending"
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     finished = [recorder.known[id(tensor)] for tensor in outputs if id(tensor) in recorder.known]
     if not any(value.kind == "activation" for value in finished):
         raise ModelError(f"no output of {label} depends on its input through calls that could be followed")
@@ -339,7 +259,9 @@ class _Freeze:
                 name = f"{name}#{used[name]}"
             inputs = {role: self.tensor(value) for role, value in call.inputs.items()}
             outputs = tuple(self.tensor(value, name) for value in call.outputs)
-            layers.append(Layer(index, name, call.module, call.op, inputs, outputs, call.attributes, call.inplace))
+            layers.append(
+                Layer(index, name, call.module, call.ordinal, call.op, inputs, outputs, call.attributes, call.inplace)
+            )
         outputs = tuple(value.result for value in self.finished)
         classes = outputs[0].shape[-1] if len(outputs[0].shape) > 1 else outputs[0].elements
         notes = tuple(dict.fromkeys(self.recorder.notes))

@@ -11,7 +11,9 @@ with saved-tensor hooks to the byte by benchmarks/verify_saved.py, whose table s
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
 from ..assignment import Assignment
 from ..errors import UnknownOperationError
@@ -91,8 +93,7 @@ def _norm(statistics: Callable[[Layer], int], batched: bool) -> Keeps:
 
     def keeps(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
         yield from _roles("input", "weight")(layer, wanted)
-        for name in ("mean", "deviation"):
-            yield Private(name, statistics(layer), _FLOAT_BITS, batched)
+        yield Private("statistics", 2 * statistics(layer), _FLOAT_BITS, batched)
 
     return keeps
 
@@ -163,7 +164,8 @@ KEEPS: dict[str, Keeps] = {
     **dict.fromkeys(
         (
             "cat", "contiguous", "clone", "flatten", "permute", "reshape", "reshape_as", "squeeze", "swapaxes",
-            "transpose", "unflatten", "unsqueeze", "view", "view_as", "chunk", "expand", "getitem", "split", "expand_as",
+            "transpose", "unflatten", "unsqueeze", "view", "view_as", "chunk", "expand", "expand_as", "getitem",
+            "split",
         ),
         _nothing,
     ),
@@ -184,6 +186,42 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted:
             ledger.keep(layer, " ".join(roles), item)
     return ledger.close()
 
+
+# What benchmarks/verify_saved.py and verify_peak.py were run with; their tables are in benchmarks/results.
+VERIFIED_TORCH = ("2.15",)
+VERIFIED_MACHINES = ("x86_64", "AMD64")
+
+
+def caveat() -> str | None:
+    """Return what to tell a user whose PyTorch or processor these books were not verified with; None if they were."""
+    installed, machine = version("torch"), platform.machine()
+    if installed.startswith(VERIFIED_TORCH) and machine in VERIFIED_MACHINES:
+        return None
+    return (
+        f"`eager` was verified with PyTorch {', '.join(VERIFIED_TORCH)} on x86-64, this is {installed} on {machine}; "
+        "check it with: costmodel verify MODEL"
+    )
+
+
+# Why stock PyTorch keeps more than the gradient needs.
+WHY: dict[str, str] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), "keeps its input whether its weight trains or not"),
+    "batch_norm": "keeps its input and statistics",
+    "frozen_batch_norm": "keeps its input, even if the scale is frozen",
+    "group_norm": "keeps its input and statistics",
+    "layer_norm": "keeps its input and statistics",
+    "relu": "keeps its output; one bit per element would do",
+    **dict.fromkeys(
+        ("relu6", "hardtanh", "hardsigmoid", "leaky_relu"),
+        "keeps its input (a clone, if it works in place); one bit per element would do",
+    ),
+    **dict.fromkeys(("hardswish", "silu", "mish", "gelu"), "keeps its input (a clone, if it works in place)"),
+    "dropout": "keeps a mask of floats; one bit per element would do",
+    "max_pool2d": "keeps its input and indices of 8 bytes; a few bits per output would do",
+    "avg_pool2d": "keeps its input, of which only the shape is needed",
+    "adaptive_avg_pool2d": "keeps its input, of which only the shape is needed",
+    "pad": "keeps its input, of which only the shape is needed",
+}
 
 EAGER = Accounting(
     "eager",

@@ -156,8 +156,8 @@ def hardsigmoid(input: Tensor, inplace: bool = False, keep: str = "mask") -> Ten
 
 
 def _hardsigmoid_slope(grad: Tensor, bit: Tensor, out: Tensor) -> None:
-    _gate(grad, bit, out)
-    out.mul_(1 / 6)
+    x = bit.sub_(1).mul_(3)  # 0 where the bit is set, else -3
+    _aten.hardsigmoid_backward.grad_input(grad, x, grad_input=out)
 
 
 def _hardsigmoid_into(x: Tensor, out: Tensor) -> None:
@@ -173,7 +173,7 @@ _HARDSIGMOID = Activation(
             lambda x, out: _aten.hardsigmoid_backward.grad_input(out.fill_(1), x, grad_input=out),
             _hardsigmoid_slope,
         ),
-        "output": lambda grad, y: _aten.hardtanh_backward(grad, y, 0, 1).mul_(1 / 6),
+        "output": lambda grad, y: _aten.hardsigmoid_backward(_aten.hardtanh_backward(grad, y, 0, 1), y.new_zeros(())),
         "input": None,
     },
 )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .packing import flat, pack_into, packed_bytes, padded, unpack
+from .packing import flat, pack, packed_bytes, unpack
 
 # Elements worked on at a time; multiples of 8. Assumption: a chunk of floats (1 MiB) stays in the cache of a CPU's
 # core; a GPU needs more at a time to be busy.
@@ -30,7 +30,8 @@ class OneBit:
     """A function whose backward needs one bit per element.
 
     forward(x, out): writes the result. passes(x, out): writes a number that is not zero where the bit is set.
-    backward(grad, bit, out): writes the gradient, given the bits as 0.0 and 1.0; `out` may be `bit` or `grad`.
+    backward(grad, bit, out): writes the gradient, given the bits as 0.0 and 1.0, which it may overwrite; `out` may be
+    `bit` or `grad`.
     divisible: whether `forward` gives the same bits however the tensor is cut: vectorised transcendental functions
     round differently at the end of a piece.
     """
@@ -63,17 +64,14 @@ def run_forward(function: OneBit, x: Tensor, out: Tensor) -> Tensor:
     """Write the result to `out` (of the strides of `x`, or `x` itself) and return the packed bits."""
     count = x.numel()
     packed = x.new_empty(packed_bytes(count), dtype=torch.uint8)
-    bits = x.new_empty(padded(min(chunk_size(x), count)), dtype=torch.bool)
+    bits = x.new_empty(min(chunk_size(x), count), dtype=torch.bool)
     for first, given, scratch, result in walk(x, out):
         length = given.numel()
-        whole = bits[: padded(length)]
-        if length < whole.numel():
-            whole[length:] = False
         function.passes(given, scratch)
-        whole[:length].copy_(scratch)
+        chunk = bits[:length].copy_(scratch)
         if function.divisible:
             function.forward(given, result)
-        pack_into(packed[first : first + whole.numel() // 8], whole)
+        packed[first : first + packed_bytes(length)] = pack(chunk)
     if not function.divisible:
         function.forward(x, out)
     return packed

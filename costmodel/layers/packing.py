@@ -3,21 +3,22 @@
 A tensor is packed as one flat sequence in the order of its memory, the whole batch at once, and rounded up to a byte.
 The first value takes the highest bits of its byte.
 
-One machine word holds as many values, a byte each, as one packed byte does. A product with MAGIC moves them next to
-each other into the word's highest byte, and the same product moves them apart again:
+On a CPU NumPy packs single bits, on the tensors' own memory. Everything else takes one product: a machine word holds
+as many values, a byte each, as a packed byte does; a product with MAGIC moves them next to each other into the word's
+highest byte, and the same product moves them apart again. No two terms of the product meet in one bit, so nothing is
+carried:
 
     1 bit    eight values in an int64        MAGIC = sum of 2^(9 j), j = 0..7
     2 bits   four values in an int32         MAGIC = sum of 2^(10 j), j = 0..3
     4 bits   two values in an int16          MAGIC = sum of 2^(12 j), j = 0..1
 
-No two terms of the product meet in one bit, so nothing is carried. That runs on every device, with all threads, and
-needs no memory but the values' own. Measured on two cores of a Xeon with AVX-512, 9.6 million values: packing and
-unpacking take 1.5 and 2 times as long as NumPy's packbits and unpackbits on one core, and together 1/15 of a ReLU's
-forward and backward pass; what matters is how the mask is made and applied (see `masks`).
+Measured with 9.6 million bits on two cores (AVX-512): packing takes 0.02 and unpacking 0.02 of the time of a ReLU's
+forward and backward pass with NumPy (one core), 0.03 and 0.04 with the product (both cores).
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,40 +32,38 @@ def packed_bytes(count: int, bits: int = 1) -> int:
     return -(-count * bits // 8)
 
 
-def padded(count: int, bits: int = 1) -> int:
-    """Return `count`, rounded up to whole packed bytes."""
-    per_byte = 8 // bits
-    return -(-count // per_byte) * per_byte
-
-
 def flat(tensor: Tensor) -> Tensor:
     """Return a dense tensor's elements in the order of its memory, as a view."""
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
-def pack_into(packed: Tensor, values: Tensor, bits: int = 1) -> None:
-    """Pack `values` (flat; uint8 or bool; whole packed bytes) into `packed`. The values are overwritten."""
+def pack(values: Tensor, bits: int = 1) -> Tensor:
+    """Return `values` packed: uint8, `packed_bytes(count, bits)` of them.
+
+    values: flat; bool or uint8, each below 2^bits. They may be overwritten. bits: 1, 2, 4 or 8.
+    """
     if bits == 8:
-        packed.copy_(values)
-        return
+        return values.view(torch.uint8)
+    if bits == 1 and _is_plain(values):
+        return torch.from_numpy(np.packbits(values.numpy()))
+    per_byte = 8 // bits
+    if values.numel() % per_byte:
+        values = torch.cat([values, values.new_zeros(-values.numel() % per_byte)])
     values.view(_WORD[bits]).mul_(MAGIC[bits])
-    packed.copy_(values.view(torch.uint8).view(-1, 8 // bits)[:, -1])
+    return values.view(torch.uint8).view(-1, per_byte)[:, -1].contiguous()
 
 
 def unpack(packed: Tensor, count: int, bits: int = 1) -> Tensor:
     """Return the first `count` values of `packed`: flat, uint8."""
     if bits == 8:
         return packed[:count]
+    if bits == 1 and _is_plain(packed):
+        return torch.from_numpy(np.unpackbits(packed.numpy(), count=count))
     shift, field = _APART[bits]
     words = packed.to(_WORD[bits]).mul_(MAGIC[bits]).bitwise_right_shift_(shift).bitwise_and_(field)
     return words.view(torch.uint8)[:count]
 
 
-def pack(values: Tensor, bits: int = 1) -> Tensor:
-    """Return `values` (flat; uint8, below 2^bits; or bool) packed: uint8, `packed_bytes(count, bits)` of them."""
-    count = values.numel()
-    whole = values.new_zeros(padded(count, bits))
-    whole[:count] = values
-    packed = values.new_empty(packed_bytes(count, bits), dtype=torch.uint8)
-    pack_into(packed, whole, bits)
-    return packed
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether NumPy can work on the tensor's memory (a fake tensor has none)."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu"

@@ -1,0 +1,132 @@
+"""Following a network's calls while it runs: which module made a call, and the how-manieth of its kind it is.
+
+The tracer names layers so, and what later runs the real network (`measure`, `apply`) finds the same layer again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+# Argument names of functions that Python cannot inspect. Source: torch.nn.functional and torch.Tensor documentation.
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_ARGUMENTS = {
+    "conv1d": _CONV, "conv2d": _CONV, "conv3d": _CONV,
+    "linear": ("input", "weight", "bias"),
+    "avg_pool2d": _POOL,
+    "gelu": ("input",),
+    "mean": ("input", "dim", "keepdim"),
+    "sum": ("input", "dim", "keepdim"),
+    "flatten": ("input", "start_dim", "end_dim"),
+    "unsqueeze": ("input", "dim"), "squeeze": ("input", "dim"),
+    "transpose": ("input", "dim0", "dim1"), "swapaxes": ("input", "dim0", "dim1"),
+    "var": ("input", "dim"),
+    "chunk": ("input", "chunks", "dim"),
+    "cat": ("tensors", "dim"),
+    "stack": ("tensors", "dim"),
+    "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    "split": ("input", "split_size_or_sections", "dim"),
+    "norm": ("input", "p", "dim", "keepdim"),
+    "addcmul": ("input", "tensor1", "tensor2"),
+    "bmm": ("input", "other"),
+    "scaled_dot_product_attention": ("query", "key", "value"),
+}  # fmt: skip
+_DEFAULT_ARGUMENTS = ("input", "other")
+
+_OPERATOR_NAMES = {
+    "truediv": "div", "itruediv": "div", "iadd": "add", "radd": "add", "isub": "sub", "imul": "mul", "rmul": "mul",
+    "concat": "cat", "concatenate": "cat",
+}  # fmt: skip
+
+
+@cache
+def operation_name(function: Any) -> tuple[str, bool]:
+    """Return the operation's canonical name and whether the function's own name says that it works in place."""
+    name = function.__name__
+    if name == "__get__":  # an attribute such as Tensor.T
+        return getattr(function.__self__, "__name__", "attribute"), False
+    if name.startswith("__"):
+        name = name.strip("_")
+        return _OPERATOR_NAMES.get(name, name), name in ("iadd", "isub", "imul", "itruediv", "setitem")
+    return _OPERATOR_NAMES.get(name, name.rstrip("_")), name.endswith("_")
+
+
+@cache
+def argument_names(function: Any) -> tuple[str, ...]:
+    """Return the names of a function's positional arguments."""
+    op, _ = operation_name(function)
+    if op in _ARGUMENTS:
+        return _ARGUMENTS[op]
+    if inspect.isfunction(function):
+        return tuple(inspect.signature(function).parameters)
+    return _DEFAULT_ARGUMENTS
+
+
+def tensors_in(result: Any) -> list[torch.Tensor]:
+    """Return the tensors of a network's result: a tensor, or nested tuples, lists and dicts of them."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    if isinstance(result, dict):
+        result = result.values()
+    elif not isinstance(result, (tuple, list)):
+        return []
+    return [tensor for item in result for tensor in tensors_in(item)]
+
+
+class CallTracker(TorchFunctionMode):
+    """Knows, for every call that runs under it, the module it belongs to and its ordinal among that module's calls.
+
+    Use it as a context around one forward pass of `module`.
+    """
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self._names = {id(child): name for name, child in module.named_modules()}
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._path: list[str] = []
+        self._hooks: list = []
+        self.running = ""
+
+    def __enter__(self):
+        def enter(child: nn.Module, _: Any) -> None:
+            if id(child) in self._names:
+                self._path.append(self._names[id(child)])
+
+        def leave(child: nn.Module, _: Any, __: Any) -> None:
+            if id(child) in self._names:
+                self._path.pop()
+
+        self._hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for hook in self._hooks:
+            hook.remove()
+        return super().__exit__(*error)
+
+    @property
+    def path(self) -> str:
+        """The running module's path; '' for the network itself."""
+        return self._path[-1] if self._path else ""
+
+    @property
+    def place(self) -> str:
+        """The running module's path, for messages."""
+        return self.path or "the network itself"
+
+    def locate(self, function: Any) -> tuple[str, str, int]:
+        """Count a call; return (module path, operation, ordinal)."""
+        op, _ = operation_name(function)
+        self.running = op
+        key = (self.path, op)
+        ordinal = self._counts[key]
+        self._counts[key] += 1
+        return (*key, ordinal)
