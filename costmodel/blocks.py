@@ -111,8 +111,12 @@ def _is_pointwise(layer: Layer) -> bool:
     return tuple(weight[2:]) == (1, 1) and layer.attributes.get("groups", 1) == 1
 
 
-def _largest(layer: Layer) -> Tensor:
-    """Return the main-path argument: of a product with a gate the larger factor."""
+def _main_argument(graph: LayerGraph, layer: Layer) -> Tensor:
+    """Return the main-path argument: of a product with a gate what the gate scales, else the largest."""
+    if layer.op == "mul":
+        for scaled, branch in _gates(graph).get(layer.index, ()):
+            if branch:
+                return scaled
     values = [tensor for tensor in layer.inputs.values() if tensor.kind in ("input", "activation")]
     return max(values, key=lambda tensor: tensor.elements, default=layer.input)
 
@@ -144,7 +148,7 @@ def _linear_end(graph: LayerGraph, projection: Layer) -> tuple[int, set[int]] | 
             return None
         # Two readers: the block's result, which the next block's skip connection reads too.
         following = readers[0] if len(readers) == 1 and readers[0].op in _ENDINGS else None
-        if following is None or following.op == "mul" and _largest(following).id != tensor.id:
+        if following is None or following.op == "mul" and _main_argument(graph, following).id != tensor.id:
             break
         if following.op in NORMS:
             norms.add(following.index)
@@ -182,7 +186,7 @@ def _block_start(graph: LayerGraph, projection: Layer) -> int | None:
             activated = True
         elif layer.op not in NORMS | _PASSES:
             break
-        tensor = _largest(layer)
+        tensor = _main_argument(graph, layer)
     return start
 
 
@@ -218,14 +222,42 @@ def _residuals(graph: LayerGraph) -> list[tuple[str, int, int, set[int]]]:
     return regions
 
 
+def _gates(graph: LayerGraph) -> dict[int, list[tuple[Tensor, frozenset[int]]]]:
+    """Return for each product of two activations, by its index, either argument and the branch that gates it."""
+    if "gates" not in graph.memo:
+        gates = {}
+        for layer in graph.layers:
+            values = [tensor for tensor in layer.inputs.values() if tensor.kind == "activation"]
+            if layer.op == "mul" and len(values) == 2:
+                pairs = (values, reversed(values))
+                gates[layer.index] = [(scaled, _gate_branch(graph, scaled, gate)) for scaled, gate in pairs]
+        graph.memo["gates"] = gates
+    return graph.memo["gates"]
+
+
+def _gate_branch(graph: LayerGraph, scaled: Tensor, gate: Tensor) -> frozenset[int]:
+    """Return the layers that make `gate` from `scaled` alone, by way of a pool; none if that is not how it is made.
+
+    Sizes do not tell: in a small image the last maps have one pixel, as their pool has.
+    """
+    branch: set[int] = set()
+    pooled = False
+    following = [gate]
+    while following:
+        tensor = following.pop()
+        if tensor.id == scaled.id:
+            continue
+        layer = graph.producer.get(tensor.id)
+        if layer is None:
+            return frozenset()
+        if layer.index not in branch:
+            branch.add(layer.index)
+            pooled |= layer.op in _POOLS
+            following += [value for value in layer.inputs.values() if value.kind in ("input", "activation")]
+    return frozenset(branch) if pooled else frozenset()
+
+
 def _squeeze(graph: LayerGraph, first: int, last: int) -> frozenset[int]:
     """Return the layers between a global pool and the product that applies the gate."""
-    inside: set[int] = set()
-    fed: set[int] = set()
-    for layer in graph.layers[first : last + 1]:
-        pools = layer.op in _POOLS and layer.output.elements < layer.input.elements
-        from_branch = any(tensor.id in fed for tensor in layer.inputs.values())
-        if pools or from_branch and layer.op != "mul":
-            inside.add(layer.index)
-            fed.update(tensor.id for tensor in layer.outputs)
-    return frozenset(inside)
+    branches = (branch for index in range(first, last + 1) for _, branch in _gates(graph).get(index, ()))
+    return frozenset().union(*branches) & frozenset(range(first, last + 1))
