@@ -1,0 +1,33 @@
+"""Settings and fixtures of the whole test suite."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+import torch
+from networks import TWELVE, short, traced
+
+# The same examples on every machine; the first trace of a network may take longer than an example may.
+hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("reproducible")
+
+# The tests' tensors are small: on a busy machine threads that wait for each other cost more than they bring.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Make every test draw the same random numbers, whichever ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=TWELVE, ids=short)
+def name(request) -> str:
+    """Name of each of the twelve networks in turn."""
+    return request.param
+
+
+@pytest.fixture
+def graph(name):
+    """Layer graph of each of the twelve networks in turn."""
+    return traced(name)
