@@ -10,12 +10,17 @@ from ..graph import Layer
 from .facts import NOTHING, Facts, activations
 
 
+def _moved(layer: Layer) -> list[str]:
+    """Return the roles of the arguments whose elements are moved; of `other` (view_as) only the shape is read."""
+    return [role for role in activations(layer) if role != "other"]
+
+
 def same_elements(layer: Layer) -> Facts:
     """Return the facts of a call whose result has the input's elements, each once (reshape, permute, cat)."""
-    roles = activations(layer)
+    roles = _moved(layer)
     return Facts(dict.fromkeys(roles, NOTHING), passes_gradient=frozenset(roles))
 
 
 def some_elements(layer: Layer) -> Facts:
     """Return the facts of a call that drops, repeats or adds elements (slices, chunk, pad, expand)."""
-    return Facts(dict.fromkeys(activations(layer), NOTHING))
+    return Facts(dict.fromkeys(_moved(layer), NOTHING))
