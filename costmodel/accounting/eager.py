@@ -151,6 +151,7 @@ KEEPS: dict[str, Keeps] = {
     "mul": _product,
     "div": _quotient,
     "pow": _input,
+    "square": _input,
     "addcmul": _addcmul,
     "adaptive_avg_pool2d": _adaptive_average_pool,
     "avg_pool2d": _input,
@@ -163,7 +164,7 @@ KEEPS: dict[str, Keeps] = {
     "pad": _pad,
     **dict.fromkeys(
         (
-            "cat", "contiguous", "clone", "flatten", "permute", "reshape", "reshape_as", "squeeze", "swapaxes",
+            "cat", "stack", "contiguous", "clone", "flatten", "permute", "reshape", "reshape_as", "squeeze", "swapaxes",
             "transpose", "unflatten", "unsqueeze", "view", "view_as", "chunk", "expand", "expand_as", "getitem",
             "split",
         ),

@@ -1,6 +1,7 @@
 """Pooling, means, norms over pixels, and resampling.
 
-    average pool, mean, sum, nearest or bilinear resampling   linear: needs nothing
+    average pool, mean, sum, nearest or bilinear resampling   linear: needs nothing; of a sum each pixel's gradient is
+               the result's, which is spread over them without being copied
     max pool   which pixel of its window each output is: ceil(log2(kernel pixels)) bits, rounded up to 1, 2, 4, 8 or
                16 so that they pack into bytes; the input, if it is kept anyway, serves as well
     var        x and nothing else (the mean is computed again);   norm (L2)  x and y
@@ -22,6 +23,11 @@ def _facts(layer: Layer, alternatives, operations: int = 1) -> Facts:
 def linear_map(layer: Layer) -> Facts:
     """Return the facts of a fixed linear map of its input."""
     return _facts(layer, NOTHING)
+
+
+def total(layer: Layer) -> Facts:
+    """Return the facts of a sum over some dimensions."""
+    return Facts({"input": NOTHING}, forward_elementwise=layer.input.elements, passes_gradient=frozenset({"input"}))
 
 
 def pair(value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
