@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -34,6 +33,9 @@ BLOCKS = {
     "zoo:proxylessnas_mobile": 20,
 }
 TWELVE = tuple(BLOCKS)
+
+# Methods that train a network as it is; every other one rewrites it first.
+PLAIN_METHODS = ("full", "last", "norm", "bias", "blocks", "mobiletl")
 
 # Forty-two small networks: at least one of every family that has to trace.
 SPREAD = (
@@ -85,13 +87,9 @@ def build(name: str, device: str = "cpu") -> nn.Module:
 
 
 @cache
-def _meta_model(name: str) -> nn.Module:
-    return build(name, "meta")
-
-
 def meta_model(name: str) -> nn.Module:
-    """Return a network without weights, the caller's own."""
-    return copy.deepcopy(_meta_model(name))
+    """Return a network without weights, built once per test session: not to be changed."""
+    return build(name, "meta")
 
 
 @cache
@@ -113,7 +111,7 @@ _BLOCK_CLASSES = {
 
 def block_modules(name: str) -> list[tuple[str, ...]]:
     """Return the module paths of each block of one of the twelve, by the class names of its library."""
-    found = [(path,) for path, module in _meta_model(name).named_modules() if type(module).__name__ in _BLOCK_CLASSES]
+    found = [(path,) for path, module in meta_model(name).named_modules() if type(module).__name__ in _BLOCK_CLASSES]
     if name == "torchvision:mnasnet1_0":  # its first block is written out: depthwise, norm, ReLU, pointwise, norm
         found.insert(0, tuple(f"layers.{i}" for i in range(3, 8)))
     return found
