@@ -104,7 +104,11 @@ class Ledger:
                 tensor.storage.batched, is_float and tensor.storage.batched,
                 None if tensor.overwritten else tensor.storage,
             )  # fmt: skip
-        entry = self.saved.setdefault(key, entry)
+        known = self.saved.get(key)
+        if known is not None and layer.index < min(known.uses):  # it is called what the first layer calls it
+            entry.uses.update(known.uses)
+            known = None
+        entry = self.saved[key] = known or entry
         entry.uses[layer.index] = (*entry.uses.get(layer.index, ()), role)
         keys = self.by_layer.setdefault(layer.index, [])
         if key not in keys:
