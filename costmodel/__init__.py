@@ -3,7 +3,7 @@
     graph = trace("torchvision:mobilenet_v2")
     print(footprint(graph, method="mobiletl", blocks=5, batch=8))
 
-Only `trace` and `verify` load torch, when they are first asked for.
+Only `trace`, `verify`, `apply` and `restore` load torch, when they are first asked for.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from .rules import RULES
 
 if TYPE_CHECKING:
     from .tracer import trace
-    from .verify import verify
+    from .trainable import apply, restore
+    from .verification import verify
 
-_LAZY = {"trace": "tracer", "verify": "verify"}
+_LAZY = {"trace": "tracer", "verify": "verification", "apply": "trainable", "restore": "trainable"}
 
 
 def __getattr__(name: str):
@@ -50,9 +51,11 @@ __all__ = [
     "ModelError",
     "Tensor",
     "UnknownOperationError",
+    "apply",
     "block_count",
     "footprint",
     "parts",
+    "restore",
     "trace",
     "verify",
 ]

@@ -15,7 +15,7 @@ import networkx
 
 from .graph import Layer, LayerGraph, Tensor
 
-CONVOLUTIONS = {"conv2d"}
+CONVOLUTIONS = {"conv2d", "standardized_conv2d"}
 NORMS = {"batch_norm", "group_norm", "layer_norm"}
 ACTIVATIONS = {
     "relu", "relu6", "hardtanh", "leaky_relu", "hardswish", "silu", "gelu", "mish", "sigmoid", "hardsigmoid", "tanh",

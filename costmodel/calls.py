@@ -43,6 +43,7 @@ _DEFAULT_ARGUMENTS = ("input", "other")
 
 _OPERATOR_NAMES = {
     "truediv": "div", "itruediv": "div", "iadd": "add", "radd": "add", "isub": "sub", "imul": "mul", "rmul": "mul",
+    "rsub": "sub",
     "concat": "cat", "concatenate": "cat",
 }  # fmt: skip
 
@@ -66,7 +67,10 @@ def argument_names(function: Any) -> tuple[str, ...]:
     if op in _ARGUMENTS:
         return _ARGUMENTS[op]
     if inspect.isfunction(function):
-        return tuple(inspect.signature(function).parameters)
+        try:
+            return tuple(inspect.signature(function).parameters)
+        except ValueError:  # a wrapper of what is written in C, such as Tensor.__pow__
+            return _DEFAULT_ARGUMENTS
     return _DEFAULT_ARGUMENTS
 
 
@@ -81,6 +85,35 @@ def tensors_in(result: Any) -> list[torch.Tensor]:
     return [tensor for item in result for tensor in tensors_in(item)]
 
 
+class ModulePath:
+    """Knows which of a network's modules is running; a context around one forward pass."""
+
+    def __init__(self, module: nn.Module):
+        self._names = {id(child): name for name, child in module.named_modules()}
+        self._running: list[str] = []
+        self._hooks: list = []
+
+    def __enter__(self) -> ModulePath:
+        def enter(child: nn.Module, _: Any) -> None:
+            if id(child) in self._names:
+                self._running.append(self._names[id(child)])
+
+        def leave(child: nn.Module, _: Any, __: Any) -> None:
+            if id(child) in self._names:
+                self._running.pop()
+
+        self._hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        return self
+
+    def __exit__(self, *error) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def __str__(self) -> str:
+        """The running module's path; '' for the network itself."""
+        return self._running[-1] if self._running else ""
+
+
 class CallTracker(TorchFunctionMode):
     """Knows, for every call that runs under it, the module it belongs to and its ordinal among that module's calls.
 
@@ -89,44 +122,28 @@ class CallTracker(TorchFunctionMode):
 
     def __init__(self, module: nn.Module):
         super().__init__()
-        self._names = {id(child): name for name, child in module.named_modules()}
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._path: list[str] = []
-        self._hooks: list = []
+        self.path = ModulePath(module)
         self.running = ""
+        self._counts: Counter[tuple[str, str]] = Counter()
 
     def __enter__(self):
-        def enter(child: nn.Module, _: Any) -> None:
-            if id(child) in self._names:
-                self._path.append(self._names[id(child)])
-
-        def leave(child: nn.Module, _: Any, __: Any) -> None:
-            if id(child) in self._names:
-                self._path.pop()
-
-        self._hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        self.path.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error):
-        for hook in self._hooks:
-            hook.remove()
+        self.path.__exit__(*error)
         return super().__exit__(*error)
-
-    @property
-    def path(self) -> str:
-        """The running module's path; '' for the network itself."""
-        return self._path[-1] if self._path else ""
 
     @property
     def place(self) -> str:
         """The running module's path, for messages."""
-        return self.path or "the network itself"
+        return str(self.path) or "the network itself"
 
     def locate(self, function: Any) -> tuple[str, str, int]:
         """Count a call; return (module path, operation, ordinal)."""
         op, _ = operation_name(function)
         self.running = op
-        key = (self.path, op)
+        key = (str(self.path), op)
         ordinal = self._counts[key]
         self._counts[key] += 1
         return (*key, ordinal)

@@ -159,7 +159,7 @@ def verify(
     resolution: Resolution = 224,
     classes: Classes = None,
     optimizer: OptimizerName = "sgd",
-    accounting: Annotated[str, typer.Option(help="The books to check: eager.")] = "eager",
+    accounting: Annotated[str, typer.Option(help="The books to check: eager or lean.")] = "eager",
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.cpu,
     as_json: Json = False,
 ) -> None:
@@ -167,7 +167,7 @@ def verify(
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from .verify import verify as run_verification
+    from .verification import verify as run_verification
 
     bar = Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True,
@@ -181,7 +181,7 @@ def verify(
         )  # fmt: skip
     if as_json:
         rows = [{**vars(check), "agrees": check.agrees} for check in result.checks]
-        print(json.dumps({"agrees": result.agrees, "checks": rows, "layers": result.differing_layers}, indent=2))
+        print(json.dumps({"agrees": result.agrees, "checks": rows, "modules": result.differing_modules}, indent=2))
     else:
         _print_verification(result)
     raise typer.Exit(0 if result.agrees else 1)
@@ -195,22 +195,22 @@ def _print_verification(result) -> None:
     depth = "" if answer.blocks is None else f" {answer.blocks}"
     title = f"{answer.graph.model}, {answer.method}{depth}, batch {answer.batch}, accounting {answer.accounting}"
     table = Table("quantity", title=title, title_justify="left")
-    for column in ("predicted", "measured", "difference", "allowed"):
-        table.add_column(column, justify="right")
-    table.add_column("")
+    for column in ("predicted", "measured", "difference", "allowed", ""):
+        table.add_column(column, justify="right", no_wrap=True)
     for check in result.checks:
         table.add_row(
-            f"{check.quantity} ({check.unit})", f"{check.predicted:,}", f"{check.measured:,}",
-            f"{check.predicted - check.measured:+,} ({check.relative_difference:+.3%})", f"{check.tolerance:.1%}",
-            "agrees" if check.agrees else "DIFFERS",
+            f"{check.quantity}, {check.unit}", f"{check.predicted:,}", f"{check.measured:,}",
+            f"{check.relative_difference:+.3%}", f"{check.tolerance:.1%}", "agrees" if check.agrees else "DIFFERS",
         )  # fmt: skip
     console = Console()
     console.print(table)
-    if result.differing_layers:
-        layers = Table("layer", "predicted bytes", "measured bytes", title="layers that differ", title_justify="left")
-        for name, predicted, measured in result.differing_layers:
-            layers.add_row(name, f"{predicted:,}", f"{measured:,}")
-        console.print(layers)
+    if not result.checks[0].agrees:
+        modules = Table("module", title="saved bytes that differ", title_justify="left")
+        for column in ("predicted", "measured"):
+            modules.add_column(column, justify="right")
+        for name, predicted, measured in result.differing_modules:
+            modules.add_row(name, f"{predicted:,}", f"{measured:,}")
+        console.print(modules)
 
 
 @app.command()

@@ -406,7 +406,11 @@ def _sizes(
             tensor.elements * float_bytes
             for role, tensor in layer.inputs.items()
             if role == "weight" and tensor.kind == "parameter" and len(tensor.shape) >= 2
-            and (tensor.name in reduced and frozen_dtype != activation_dtype or float_bytes != 4)
+            and (
+                layer.op == "standardized_conv2d"
+                or (tensor.name in reduced and frozen_dtype != activation_dtype)
+                or float_bytes != 4
+            )
         )  # fmt: skip
         if size:
             copied[layer.index] = size

@@ -19,6 +19,8 @@ from .units import BYTES_PER_ELEMENT
 # of every batched tensor is a multiple of it.
 TRACE_BATCH = 7
 
+ADDED = -1  # the ordinal of a layer that no call of the network's own makes
+
 
 @dataclass(frozen=True, eq=False)
 class Storage:
@@ -88,7 +90,9 @@ class Layer:
     the calls of that operation that the module made before, so that a running network's calls are told apart. `op` is
     the operation's canonical name (`conv2d`, `batch_norm`, `add`, ...). `inputs` maps the argument's role (`input`,
     `weight`, `bias`, `other`, `input.0`, ...) to its tensor, parameters included. `attributes` are the arguments that
-    are no tensors. `inplace` layers write the storage of their first input.
+    are no tensors. `inplace` layers write the storage of their first input. `in_place_of` is the operation of the
+    network's own call where a method has put another operation in its place; layers that a method adds have the ordinal
+    `ADDED`.
     """
 
     index: int
@@ -100,6 +104,7 @@ class Layer:
     outputs: tuple[Tensor, ...]
     attributes: dict[str, Any] = field(default_factory=dict)
     inplace: bool = False
+    in_place_of: str = ""
 
     @property
     def input(self) -> Tensor:
@@ -121,6 +126,11 @@ class Layer:
     def parameters(self) -> dict[str, Tensor]:
         """The parameters among the inputs, by role."""
         return {role: tensor for role, tensor in self.inputs.items() if tensor.kind == "parameter"}
+
+    @property
+    def call(self) -> tuple[str, str, int]:
+        """How a running network's call of this layer is told: module path, its operation, ordinal."""
+        return self.module, self.in_place_of or self.op, self.ordinal
 
     @property
     def location(self) -> str:

@@ -7,6 +7,8 @@ the backward of a convolution replaced.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from .assignment import Assignment
-from .calls import CallTracker, tensors_in
+from .calls import ModulePath, tensors_in
 from .graph import LayerGraph
 
 
@@ -40,44 +42,34 @@ def loss_of(outputs) -> torch.Tensor:
     return total
 
 
-class _Watcher(CallTracker):
-    """Notes which call is running."""
+def saved_bytes_by_module(model: nn.Module, images: torch.Tensor) -> dict[str, int]:
+    """Return the bytes that one forward pass keeps for backward, by the path of the module that keeps them first.
 
-    current = ("", "", 0)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.current = self.locate(function)
-        return function(*args, **(kwargs or {}))
-
-
-def saved_bytes_by_call(model: nn.Module, images: torch.Tensor) -> dict[tuple[str, str, int], int]:
-    """Return the bytes that one forward pass keeps for backward, by the call that keeps them first.
-
-    Unique storages; parameters and buffers are left out; the network's input counts if it is kept. A call is (module
-    path, operation, ordinal).
+    Unique storages; parameters and buffers are left out; the network's input counts if it is kept.
     """
     resident = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     seen, held = set(), []
-    by_call: dict[tuple[str, str, int], int] = {}
-    watcher = _Watcher(model)
+    by_module: dict[str, int] = {}
+    path = ModulePath(model)
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
+        with torch._C.DisableTorchFunction():
+            storage = tensor.untyped_storage()
         if storage._cdata not in resident | seen:
             seen.add(storage._cdata)
             held.append(storage)  # so that its address is not used again
-            by_call[watcher.current] = by_call.get(watcher.current, 0) + storage.nbytes()
+            by_module[str(path)] = by_module.get(str(path), 0) + storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), watcher:
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), path:
         outputs = model(images)
     del outputs
-    return by_call
+    return by_module
 
 
 def saved_bytes(model: nn.Module, images: torch.Tensor) -> int:
-    """Return the bytes that one forward pass keeps for backward; see `saved_bytes_by_call`."""
-    return sum(saved_bytes_by_call(model, images).values())
+    """Return the bytes that one forward pass keeps for backward; see `saved_bytes_by_module`."""
+    return sum(saved_bytes_by_module(model, images).values())
 
 
 def _convolution_backward_flops(
@@ -108,6 +100,20 @@ def step_flops(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
         return forward, counter.get_total_flops() - forward
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the profiler's C++ code writes to standard error; Python's errors are raised as ever."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
 def peak_bytes(step: Callable[[], None], device: str = "cpu") -> int:
     """Return the most memory that `step` takes above what is allocated when it starts."""
     if device != "cpu":
@@ -117,7 +123,7 @@ def peak_bytes(step: Callable[[], None], device: str = "cpu") -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     now = peak = 0
     for event in profiler.profiler.kineto_results.events():

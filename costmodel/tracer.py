@@ -75,14 +75,16 @@ class _Recorder(CallTracker):
             return result
         inputs, attributes = self._bind(argument_names(function), args, kwargs)
         kinds = {value.kind for value in inputs.values()}
-        if op in _FACTORIES or not kinds & {"input", "activation", "parameter", "derived"}:
+        differentiated = op not in _FACTORIES and torch.is_grad_enabled()
+        if not differentiated or not kinds & {"input", "activation", "parameter", "derived"}:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
                 if id(tensor) not in self.known:
                     self.value(tensor, "constant")
             return result
+        given = args[0] if args else kwargs.get("input")
         inplace = (
             operation_name(function)[1]
-            or outputs[0] is args[0]
+            or outputs[0] is given
             and bool(kwargs.get("inplace", attributes.get("inplace", False)))
         )
         if not inplace and all(self._unchanged(tensor, inputs.values()) for tensor in outputs):
@@ -90,6 +92,8 @@ class _Recorder(CallTracker):
         kind = "activation" if kinds & {"input", "activation"} else "derived"
         if inplace:
             self.known[id(outputs[0])].store.writes += 1
+        if op == "linear" and not _has_rows(given):
+            attributes["copies_input"] = True
         call = _Call(op, path, ordinal, inputs, attributes, inplace)
         self.calls.append(call)
         call.outputs = [self.value(tensor, kind) for tensor in outputs]
@@ -130,6 +134,15 @@ class _Recorder(CallTracker):
             )
             self.notes.append(f"{self.place}: {note}")
         return value
+
+
+def _has_rows(tensor: torch.Tensor) -> bool:
+    """Whether a view of a tensor is the matrix whose rows are its last dimension (not if it was permuted, say)."""
+    try:
+        tensor.view(-1, tensor.shape[-1])
+    except RuntimeError:
+        return tensor.dim() < 3
+    return True
 
 
 @dataclass(eq=False)
@@ -202,12 +215,12 @@ def _input_channels(module: nn.Module) -> int:
 
 def _trace_meta(module: nn.Module, label: str, resolution: int) -> LayerGraph:
     """Trace a module that is on the meta device already."""
-    module.train()
+    module.train().requires_grad_(False)  # records no backward; `torch.no_grad` would hide the network's own
     recorder = _Recorder(module)
     parameters, buffers = {}, {}
     image = torch.empty(TRACE_BATCH, _input_channels(module), resolution, resolution, device="meta")
     try:
-        with torch.no_grad():
+        with torch.enable_grad():
             for name, parameter in module.named_parameters():
                 parameters[name] = recorder.value(parameter, "parameter", name)
             for name, buffer in module.named_buffers():

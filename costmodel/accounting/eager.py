@@ -2,7 +2,7 @@
 
 An operation's backward keeps what its formula names, mostly whatever is frozen; some formulas keep an argument only if
 the other one's gradient is wanted. An in-place call that needs its own input keeps a clone of it. Indices are 8 bytes,
-dropout masks floats, numbers that multiply or divide 0-dimensional tensors of 8 bytes.
+dropout masks floats. Numbers that multiply or divide count nothing.
 
 Source: tools/autograd/derivatives.yaml, aten/src/ATen/native/{Dropout,AdaptiveAveragePooling,Linear}.cpp; measured
 with saved-tensor hooks to the byte by benchmarks/verify_saved.py, whose table says for which versions.
@@ -25,7 +25,7 @@ from .books import Accounting, Books, Ledger
 Item = Dense | Private
 Keeps = Callable[[Layer, tuple[str, ...]], Iterator[Item]]
 
-_FLOAT_BITS, _INDEX_BITS, _NUMBER_BITS = 32, 64, 64
+_FLOAT_BITS, _INDEX_BITS = 32, 64
 
 
 def _nothing(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
@@ -49,6 +49,22 @@ def _input(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     yield Dense(layer.input)
 
 
+def _convolution(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    """Input and weight; of an input that `padding="same"` pads on one side only, the padded copy."""
+    kernel = layer.inputs["weight"].shape[2:]
+    dilation = layer.attributes.get("dilation", 1)
+    dilations = (dilation,) * len(kernel) if isinstance(dilation, int) else dilation
+    padding = [step * (size - 1) for step, size in zip(dilations, kernel, strict=True)]
+    yield Dense(layer.inputs["weight"])
+    if layer.attributes.get("padding") != "same" or all(total % 2 == 0 for total in padding):
+        yield Dense(layer.input)
+        return
+    # One side gets half of an odd total more than the other: that pixel is padded first.
+    sides = [size + total % 2 for size, total in zip(layer.input.shape[2:], padding, strict=True)]
+    pixels, padded = math.prod(layer.input.shape[2:]), math.prod(sides)
+    yield Private("padded input", layer.input.elements // pixels * padded, _FLOAT_BITS, layer.input.batched)
+
+
 def _leaky_relu(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     yield Dense(layer.output if layer.inplace else layer.input)
 
@@ -56,8 +72,7 @@ def _leaky_relu(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
 def _product(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     """a b: each factor if the other one's gradient is wanted."""
     roles = list(layer.inputs)
-    if len(roles) == 1:
-        yield Private("number", 1, _NUMBER_BITS, batched=False)
+    if len(roles) == 1:  # by a number, which hooks do not see
         return
     for role, other in (roles, roles[::-1]):
         if role in wanted:
@@ -67,8 +82,7 @@ def _product(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
 def _quotient(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     """a / b: b always, a if the gradient of b is wanted."""
     roles = list(layer.inputs)
-    if len(roles) == 1:
-        yield Private("number", 1, _NUMBER_BITS, batched=False)
+    if len(roles) == 1:  # by a number, which hooks do not see
         return
     yield Dense(layer.inputs[roles[1]])
     if roles[1] in wanted:
@@ -83,7 +97,9 @@ def _addcmul(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
 
 def _linear(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     if "weight" in wanted:
-        yield Dense(layer.inputs["input"])
+        x = layer.inputs["input"]
+        copied = layer.attributes.get("copies_input", False)
+        yield Private("copied input", x.elements, _FLOAT_BITS, x.batched) if copied else Dense(x)
     if "input" in wanted:
         yield Dense(layer.inputs["weight"])
 
@@ -112,15 +128,43 @@ def _adaptive_average_pool(layer: Layer, wanted: tuple[str, ...]) -> Iterator[It
         yield Dense(layer.input)
 
 
+def _interpolate(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    if layer.attributes.get("mode") == "area":  # another name for it
+        yield from _adaptive_average_pool(layer, wanted)
+
+
 def _pad(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
-    if layer.attributes.get("mode", "constant") != "constant":  # reflected or replicated
+    if layer.attributes.get("mode", "constant") in ("reflect", "replicate"):
         yield Dense(layer.input)
 
 
+def _power(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    """x ** k: x; of an exponent that is a tensor, that and the result too."""
+    yield from map(Dense, layer.inputs.values())
+    if len(layer.inputs) > 1:
+        yield Dense(layer.output)
+
+
+def _getitem(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    """x[i]: the indices, if they are tensors."""
+    yield from (Dense(tensor) for tensor in list(layer.inputs.values())[1:])
+
+
+def _standardized_convolution(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    """A convolution whose weight is standardised by ordinary calls: see `costmodel.layers.standardize`."""
+    weight = layer.inputs["weight"]
+    yield Dense(layer.inputs["input"])
+    yield Private("standardised weight", weight.elements, _FLOAT_BITS, batched=False)
+    if "weight" in wanted:  # the centred weight, its deviations and what it is divided by
+        yield Private("centred weight", weight.elements, _FLOAT_BITS, batched=False)
+        yield Private("deviations", 2 * weight.shape[0], _FLOAT_BITS, batched=False)
+
+
 KEEPS: dict[str, Keeps] = {
-    "conv1d": _roles("input", "weight"),
-    "conv2d": _roles("input", "weight"),
-    "conv3d": _roles("input", "weight"),
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "conv3d": _convolution,
+    "standardized_conv2d": _standardized_convolution,
     "linear": _linear,
     "matmul": _product,
     "bmm": _product,
@@ -150,23 +194,23 @@ KEEPS: dict[str, Keeps] = {
     "sub": _nothing,
     "mul": _product,
     "div": _quotient,
-    "pow": _input,
+    "pow": _power,
     "square": _input,
     "addcmul": _addcmul,
     "adaptive_avg_pool2d": _adaptive_average_pool,
     "avg_pool2d": _input,
-    "interpolate": _nothing,
+    "interpolate": _interpolate,
     "mean": _nothing,
     "sum": _nothing,
     "var": _input,
     "norm": _roles("self", "input", "output"),
     "max_pool2d": _max_pool,
     "pad": _pad,
+    "getitem": _getitem,
     **dict.fromkeys(
         (
             "cat", "stack", "contiguous", "clone", "flatten", "permute", "reshape", "reshape_as", "squeeze", "swapaxes",
-            "transpose", "unflatten", "unsqueeze", "view", "view_as", "chunk", "expand", "expand_as", "getitem",
-            "split",
+            "transpose", "unflatten", "unsqueeze", "view", "view_as", "chunk", "expand", "expand_as", "split",
         ),
         _nothing,
     ),

@@ -1,8 +1,8 @@
 """Activations that keep for backward what `lean` says: one bit per element, or a tensor that is kept anyway.
 
-`keep` says what: 'mask' (ceil(elements / 8) bytes), 'output' or 'input' (the tensor, free of charge where a neighbouring
-layer keeps it too). Everything else is as in the functions of the same names in torch.nn.functional; results and
-gradients equal theirs to the last bit.
+`keep` says what: 'mask' (ceil(elements / 8) bytes), 'output' or 'input' (the tensor, which costs nothing where a
+neighbouring layer keeps it too). Everything else is as in the functions of the same names in torch.nn.functional;
+results and gradients equal theirs to the last bit.
 
     relu, leaky_relu     the bit: x > 0
     hardtanh, relu6      the bit: min < x < max
@@ -79,8 +79,22 @@ class _Kept(torch.autograd.Function):
 
 
 def _above(threshold: float) -> Callable[[Tensor, Tensor], object]:
-    """Return what writes 1 where x > threshold, else 0."""
-    return lambda x, out: _aten.threshold_backward.grad_input(out.fill_(1), x, threshold, grad_input=out)
+    """Return what writes something other than 0 where x > threshold, else 0."""
+
+    def passes(x: Tensor, out: Tensor) -> None:
+        _aten.threshold_backward.grad_input(x if threshold >= 0 else out.fill_(1), x, threshold, grad_input=out)
+
+    return passes
+
+
+def _between(low: float, high: float) -> Callable[[Tensor, Tensor], object]:
+    """Return what writes something other than 0 where low < x < high, else 0."""
+    zero_passes = low < 0 < high
+
+    def passes(x: Tensor, out: Tensor) -> None:
+        _aten.hardtanh_backward.grad_input(out.fill_(1) if zero_passes else x, x, low, high, grad_input=out)
+
+    return passes
 
 
 def _gate(grad: Tensor, bit: Tensor, out: Tensor) -> None:
@@ -132,13 +146,10 @@ def hardtanh(
     def forward(x: Tensor, out: Tensor) -> None:
         _aten.hardtanh.out(x, min_val, max_val, out=out)
 
-    def inside(x: Tensor, out: Tensor) -> None:
-        _aten.hardtanh_backward.grad_input(out.fill_(1), x, min_val, max_val, grad_input=out)
-
     def from_output(grad: Tensor, y: Tensor) -> Tensor:
         return _aten.hardtanh_backward(grad, y, min_val, max_val)
 
-    ways = {"mask": OneBit(forward, inside, _gate), "output": from_output, "input": None}
+    ways = {"mask": OneBit(forward, _between(min_val, max_val), _gate), "output": from_output, "input": None}
     return Activation(lambda x, inplace: F.hardtanh(x, min_val, max_val, inplace), forward, ways)(input, inplace, keep)
 
 
@@ -170,7 +181,7 @@ _HARDSIGMOID = Activation(
     {
         "mask": OneBit(
             _hardsigmoid_into,
-            lambda x, out: _aten.hardsigmoid_backward.grad_input(out.fill_(1), x, grad_input=out),
+            _between(-3, 3),
             _hardsigmoid_slope,
         ),
         "output": lambda grad, y: _aten.hardsigmoid_backward(_aten.hardtanh_backward(grad, y, 0, 1), y.new_zeros(())),
@@ -215,7 +226,9 @@ MASKED: dict[str, tuple[Callable[..., object], bool]] = {
 }
 
 
-def masked(function: str, input: Tensor, threshold: float = 0.0, arguments: tuple = (), inplace: bool = False) -> Tensor:
+def masked(
+    function: str, input: Tensor, threshold: float = 0.0, arguments: tuple = (), inplace: bool = False
+) -> Tensor:
     """Return function(input, *arguments), exact; backward passes the gradient where the input is above `threshold`.
 
     Keeps ceil(elements / 8) bytes. hardtanh and relu6 use their exact test, min < x < max, in place of the threshold.

@@ -24,6 +24,8 @@ from .packing import flat, pack, packed_bytes, unpack
 # core; a GPU needs more at a time to be busy.
 CPU_CHUNK, GPU_CHUNK = 1 << 18, 1 << 24
 
+Backward = Callable[[Tensor, Tensor, Tensor], object]
+
 
 @dataclass(frozen=True)
 class OneBit:
@@ -38,7 +40,7 @@ class OneBit:
 
     forward: Callable[[Tensor, Tensor], object]
     passes: Callable[[Tensor, Tensor], object]
-    backward: Callable[[Tensor, Tensor, Tensor], object]
+    backward: Backward
     divisible: bool = True
 
 
@@ -47,44 +49,42 @@ def chunk_size(tensor: Tensor) -> int:
     return CPU_CHUNK if tensor.device.type == "cpu" else GPU_CHUNK
 
 
-def walk(source: Tensor, out: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Yield (first byte of its mask, source, scratch, out) of each chunk; `out` is of the source's strides, or itself.
+def walk(source: Tensor, out: Tensor, packed: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield source, scratch, out and packed bits of each chunk; `out` is of the strides of `source`, or itself.
 
     The scratch is the chunk of `out`, or, in place, memory of its own.
     """
     size = chunk_size(source)
-    spare = source.new_empty(min(size, source.numel())) if out is source else None
-    pieces = zip(flat(source).split(size), flat(out).split(size), strict=True)
-    for i, (given, result) in enumerate(pieces):
-        scratch = result if spare is None else spare[: given.numel()]
-        yield i * size // 8, given, scratch, result
+    given, packs = flat(source).split(size), packed.split(size // 8)
+    if out is source:
+        spare = torch.empty_like(given[0])
+        return ((chunk, spare[: chunk.numel()], chunk, bits) for chunk, bits in zip(given, packs, strict=True))
+    results = flat(out).split(size)
+    return zip(given, results, results, packs, strict=True)
 
 
 def run_forward(function: OneBit, x: Tensor, out: Tensor) -> Tensor:
     """Write the result to `out` (of the strides of `x`, or `x` itself) and return the packed bits."""
-    count = x.numel()
-    packed = x.new_empty(packed_bytes(count), dtype=torch.uint8)
-    bits = x.new_empty(min(chunk_size(x), count), dtype=torch.bool)
-    for first, given, scratch, result in walk(x, out):
-        length = given.numel()
+    packed = x.new_empty(packed_bytes(x.numel()), dtype=torch.uint8)
+    bits = x.new_empty(min(chunk_size(x), x.numel()), dtype=torch.bool)
+    for given, scratch, result, packs in walk(x, out, packed):
         function.passes(given, scratch)
-        chunk = bits[:length].copy_(scratch)
+        chunk = bits[: given.numel()].copy_(scratch)
         if function.divisible:
             function.forward(given, result)
-        packed[first : first + packed_bytes(length)] = pack(chunk)
+        packs.copy_(pack(chunk))
     if not function.divisible:
         function.forward(x, out)
     return packed
 
 
-def run_backward(function: OneBit, grad: Tensor, packed: Tensor, strides: tuple[int, ...]) -> Tensor:
+def run_backward(backward: Backward, grad: Tensor, packed: Tensor, strides: tuple[int, ...]) -> Tensor:
     """Return the input's gradient, in the memory order of the forward pass."""
     out = torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device)
     source = grad if grad.stride() == strides else out.copy_(grad)
-    for first, given, scratch, result in walk(source, out):
-        length = given.numel()
-        scratch.copy_(unpack(packed[first : first + packed_bytes(length)], length))
-        function.backward(given, scratch, result)
+    for given, scratch, result, packs in walk(source, out, packed):
+        scratch.copy_(unpack(packs, given.numel()))
+        backward(given, scratch, result)
     return out
 
 
@@ -96,7 +96,7 @@ class _Masked(torch.autograd.Function):
         if inplace and dense is x:
             out = x
         packed = run_forward(function, dense, out)
-        ctx.function, ctx.strides = function, out.stride()
+        ctx.backward_of, ctx.strides = function.backward, out.stride()
         ctx.save_for_backward(packed)
         if inplace:
             ctx.mark_dirty(x)
@@ -107,7 +107,7 @@ class _Masked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         (packed,) = ctx.saved_tensors
-        return run_backward(ctx.function, grad, packed, ctx.strides), None, None
+        return run_backward(ctx.backward_of, grad, packed, ctx.strides), None, None
 
 
 def masked_function(x: Tensor, function: OneBit, inplace: bool = False) -> Tensor:

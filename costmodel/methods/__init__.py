@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from ..errors import unknown
 from .method import Method, Training
+from .tinytl import TINYTL_B, TINYTL_L, TINYTL_LB
 from .top_blocks import BLOCKS, MOBILETL
 from .whole_network import BIAS, FULL, LAST, NORM
 
-METHODS: dict[str, Method] = {method.name: method for method in (FULL, LAST, NORM, BIAS, BLOCKS, MOBILETL)}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (FULL, LAST, NORM, BIAS, BLOCKS, MOBILETL, TINYTL_B, TINYTL_L, TINYTL_LB)
+}
 
 
 def method(name: str) -> Method:

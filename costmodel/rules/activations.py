@@ -5,9 +5,9 @@ output that is kept anyway serves as well.
 
     relu, leaky_relu            f' in {0 or slope, 1}: mask, or the sign of y, or x
     relu6, hardtanh             f' in {0, 1}: mask, or y strictly between its bounds, or x
-    hardsigmoid                 f' in {0, 1/6}: mask, or y strictly between 0 and 1, or x
-    sigmoid, tanh, exp, sqrt,
-    rsqrt, softmax              f' is a function of y (of x too, but not for softmax)
+    hardsigmoid                 f' in {0, 1/6}: mask, or x (y near its bounds is rounded to them)
+    sigmoid, tanh               f' is a function of y, or of x
+    exp, sqrt, rsqrt, softmax   f' is a function of y
     hardswish, silu, gelu, mish f' is a function of x, and y does not determine x: x
 
 Assumption (element-wise FLOPs): one per arithmetic operation, comparison or transcendental function, per element.
@@ -32,12 +32,13 @@ def _facts(layer: Layer, alternatives, forward: int, backward: int) -> Facts:
     )
 
 
-def two_slopes(forward: int) -> Callable[[Layer], Facts]:
-    """Return the rule of a function whose derivative takes two values that its output tells apart."""
+def two_slopes(forward: int, output_serves: bool = True) -> Callable[[Layer], Facts]:
+    """Return the rule of a function whose derivative takes two values, which its input (or output) tells apart."""
 
     def rule(layer: Layer) -> Facts:
         mask = (Private(MASK, layer.input.elements, 1, layer.input.batched),)
-        return _facts(layer, (mask, dense(layer.output), dense(layer.input)), forward, 1)
+        output = (dense(layer.output),) if output_serves else ()
+        return _facts(layer, (mask, *output, dense(layer.input)), forward, 1)
 
     return rule
 

@@ -1,7 +1,7 @@
 """Arithmetic between tensors, and with numbers.
 
     y = a + b    needs nothing;            y = a b    da needs b, db needs a
-    y = a / b    da needs b, db needs y (or a) and b;   y = c + k a b  (addcmul) da needs b, db needs a
+    y = a / b    da needs b, db needs a and b;   y = c + k a b  (addcmul) da needs b, db needs a
     A gradient of a broadcast argument is summed over the pixels or images that it was spread over.
 
 Assumption (element-wise FLOPs): one per operation and element of the result.
@@ -27,6 +27,8 @@ def add(layer: Layer) -> Facts:
     """Return the facts of a sum or difference."""
     roles = activations(layer)
     same_size = frozenset(role for role in roles if layer.inputs[role].shape == layer.output.shape)
+    if layer.op == "sub":
+        same_size -= {"other"}  # its gradient changes sign
     return _facts(layer, dict.fromkeys(roles, NOTHING), passes=same_size)
 
 
@@ -46,7 +48,7 @@ def div(layer: Layer) -> Facts:
     if len(roles) == 1:
         return _facts(layer, {roles[0]: NOTHING})
     (left, a), (right, b) = layer.inputs.items()
-    needs = {left: (dense(b),), right: (dense(a, b), dense(layer.output, b))}
+    needs = {left: (dense(b),), right: (dense(a, b),)}
     return _facts(layer, {role: needs[role] for role in activations(layer)}, 2)
 
 

@@ -32,7 +32,11 @@ def _weighted(layer: Layer, macs: int) -> Facts:
 
 
 def convolution(layer: Layer) -> Facts:
-    """Return the facts of conv1d, conv2d and conv3d: macs = outputs x (i/g) x kernel."""
+    """Return the facts of conv1d, conv2d and conv3d: macs = outputs x (i/g) x kernel.
+
+    Also of one that standardises its weight: it is standardised again in backward, so that nothing more is kept; that
+    arithmetic (about six operations per weight and pass, whatever the batch) is not counted.
+    """
     return _weighted(layer, layer.output.elements * math.prod(layer.inputs["weight"].shape[1:]))
 
 

@@ -1,0 +1,321 @@
+"""Assignment + torch model -> a model that trains exactly that way, keeping what the `lean` accounting says.
+
+The network's modules stay where they are, with their state-dict keys. While it trains, its forward runs under a
+tracker of calls, which hands those calls whose stock form keeps too much to the functions of `costmodel.layers`. In
+eval mode the network runs as it always did.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import layers
+from .accounting.books import Books, dense_key
+from .accounting.lean import LEAN
+from .assignment import Assignment
+from .calls import CallTracker, argument_names
+from .errors import InputError, ModelError
+from .footprint import FROZEN_BYTES
+from .gradients import Wanted, wanted_gradients
+from .graph import ADDED, Layer, LayerGraph
+from .methods import method as find_method
+from .methods.tinytl import MODULE as LITE_RESIDUAL
+from .rules import operation
+from .tracer import trace
+
+Call = tuple[str, str, int]  # module path, operation, ordinal
+Replacement = Callable[[dict[str, Any]], torch.Tensor]
+
+_TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_ATTRIBUTE = "_costmodel_plan"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What `apply` did to a model, kept on it: enough to run it and to undo it.
+
+    replacements: by call; in_eval: those that change what the network computes, and so run in eval mode too.
+    frozen_norms: paths of the norms that must not update running statistics. required_gradients: the `requires_grad`
+    of each parameter before. dtypes: of the parameters that are stored in fewer bits, before.
+    """
+
+    graph: LayerGraph
+    assignment: Assignment
+    books: Books
+    replacements: dict[Call, Replacement]
+    in_eval: dict[Call, Replacement]
+    frozen_norms: tuple[str, ...]
+    required_gradients: dict[str, bool]
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+
+
+class _Replacing(CallTracker):
+    def __init__(self, module: nn.Module, replacements: dict[Call, Replacement]):
+        super().__init__(module)
+        self.replacements = replacements
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        replacement = self.replacements.get(self.locate(function))
+        if replacement is None:
+            return function(*args, **kwargs)
+        return replacement({**dict(zip(argument_names(function), args, strict=False)), **kwargs})
+
+
+class Applied:
+    """Mixed into an applied model's class: its forward keeps what the plan says while it trains."""
+
+    def forward(self, *args, **kwargs):
+        """Run the network's own forward."""
+        plan = self.__dict__[_ATTRIBUTE]
+        replacements = plan.replacements if self.training else plan.in_eval
+        if not replacements:
+            return super().forward(*args, **kwargs)
+        with _Replacing(self, replacements):
+            return super().forward(*args, **kwargs)
+
+    def train(self, mode: bool = True):
+        """Set train or eval mode; norms with frozen statistics stay in eval mode."""
+        super().train(mode)
+        for path in self.__dict__[_ATTRIBUTE].frozen_norms:
+            self.get_submodule(path).training = False
+        return self
+
+
+def apply(
+    model: nn.Module,
+    method: str,
+    blocks: int | None = None,
+    resolution: int = 224,
+    frozen_dtype: str = "float32",
+) -> nn.Module:
+    """Make a model ready to train by a method; return the same module, changed in place.
+
+    `requires_grad` is set, norms with frozen statistics stay so through `.train()`, and what the forward pass keeps for
+    backward is what `footprint(..., accounting="lean")` says. Parameters and state-dict keys stay; eval mode is
+    untouched. `restore` undoes it.
+
+    method, blocks: as in `footprint`. resolution: of the images it will see (any at which its calls are the same).
+    frozen_dtype: float32 or float16, how frozen weights are stored.
+
+    Errors: InputError for a method or depth that does not exist, or a model that is applied already; ModelError, naming
+    the call, where the network makes one that cannot be replaced.
+    """
+    if isinstance(model, Applied):
+        raise InputError("the model is applied already; undo that with costmodel.restore(model) first")
+    if frozen_dtype not in _TORCH_DTYPES:
+        hint = "is priced only: no torch layer computes with it" if frozen_dtype in FROZEN_BYTES else "is unknown"
+        raise InputError(f"frozen_dtype {frozen_dtype!r} {hint}; allowed: {', '.join(_TORCH_DTYPES)}")
+    graph, assignment = find_method(method)(trace(model, resolution), blocks)
+    facts, wanted = wanted_gradients(graph, assignment)
+    books = LEAN.keep(graph, assignment, facts, wanted)
+    replacements = _replacements(graph, assignment, wanted, books, frozen_dtype)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    rewritten = [layer for layer in graph.layers if layer.in_place_of]
+    if rewritten:
+        changes = ", ".join(sorted({f"{layer.op} in place of {layer.in_place_of}" for layer in rewritten}))
+        warnings.warn(
+            f"{method} puts {changes}: the network computes something else than it was pre-trained for, unless it was "
+            "pre-trained so",
+            stacklevel=2,
+        )
+    joints = _add_lite_residuals(model, graph, replacements)
+    in_eval = {call: replacements[call] for call in (*(layer.call for layer in rewritten), *joints)}
+    frozen_norms = tuple(graph.layers[index].module for index in sorted(assignment.frozen_statistics))
+    frozen_norms += tuple(layer.module for layer in rewritten if layer.in_place_of == "batch_norm")
+    plan = TrainingPlan(graph, assignment, books, replacements, in_eval, frozen_norms, before, {})
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in assignment.trained)
+        if name not in assignment.trained and frozen_dtype != "float32" and parameter.dim() > 1:
+            plan.dtypes[name] = parameter.dtype
+            parameter.data = parameter.data.to(_TORCH_DTYPES[frozen_dtype])
+    model.__dict__[_ATTRIBUTE] = plan
+    model.__class__ = type(f"Applied{type(model).__name__}", (Applied, type(model)), {})
+    return model.train(model.training)
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undo `apply`; return the same module, its weights as they were trained (float32 again).
+
+    Errors: InputError if the model is not applied.
+    """
+    if not isinstance(model, Applied):
+        raise InputError("the model is not applied; there is nothing to restore")
+    plan = model.__dict__.pop(_ATTRIBUTE)
+    model.__class__ = type(model).__mro__[2]
+    if hasattr(model, LITE_RESIDUAL) and f"{LITE_RESIDUAL}." not in " ".join(plan.required_gradients):
+        delattr(model, LITE_RESIDUAL)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(plan.required_gradients[name])
+        if name in plan.dtypes:
+            parameter.data = parameter.data.to(plan.dtypes[name])
+    return model.train(model.training)
+
+
+def _replacements(
+    graph: LayerGraph, assignment: Assignment, wanted: Wanted, books: Books, frozen_dtype: str
+) -> dict[Call, Replacement]:
+    found: dict[Call, Replacement] = {}
+    for layer in graph.layers:
+        if layer.ordinal == ADDED:
+            continue
+        roles = wanted.get(layer.index, ())
+        name = operation(layer, layer.index in assignment.frozen_statistics)
+        replacement = None
+        if layer.in_place_of:
+            replacement = _REWRITTEN[name](layer, roles)
+        elif frozen_dtype != "float32" and name in _WEIGHTED:
+            replacement = _call(_WEIGHTED[name])  # it casts the weight for as long as it computes
+        elif roles:
+            _refuse_recomputation(graph, layer)
+            replacement = _replacement(layer, name, roles, assignment, books)
+        if replacement is not None:
+            found[layer.call] = replacement
+    return found
+
+
+def _refuse_recomputation(graph: LayerGraph, layer: Layer) -> None:
+    """Refuse a weight that the network computes from parameters: stock calls keep it, and stay as they are."""
+    for tensor in layer.inputs.values():
+        if tensor.kind == "derived" and tensor.storage.id not in graph.resident_storages:
+            raise ModelError(
+                f"{layer.location} of {graph.model} uses a tensor that the network computes from its parameters "
+                f"({graph.producer[tensor.id].location}); stock PyTorch keeps it and nothing here can replace that call"
+            )
+
+
+def _kept(layer: Layer, books: Books) -> str:
+    """Return what the books keep for a layer: 'output', 'input', or the label of something of its own."""
+    for key in books.by_layer.get(layer.index, ()):
+        return "output" if key == dense_key(layer.output) else "input" if key == dense_key(layer.input) else key[-1]
+    return ""
+
+
+def _replacement(
+    layer: Layer, name: str, roles: tuple[str, ...], assignment: Assignment, books: Books
+) -> Replacement | None:
+    """Return what a call is replaced by; None where the stock call keeps just what it should."""
+    kept = _kept(layer, books)
+    storage = assignment.storages.get(layer.index)
+    if storage is not None and not storage.exact:
+        return _masked(layer, storage.threshold)
+    if name in _ONE_BIT or name == "max_pool2d":
+        return _call(layers.LAYERS[name], inplace=layer.inplace, keep=kept)
+    if name in ("sigmoid", "tanh"):
+        return None if kept == "output" else _call(layers.LAYERS[name], keep=kept)
+    if name in _WEIGHTED and name != "linear":
+        return None if "weight" in roles else _call(_WEIGHTED[name])
+    if name == "frozen_batch_norm":
+        return None if "weight" in roles else _call(layers.frozen_batch_norm)
+    if name in ("batch_norm", "group_norm", "layer_norm") and roles == ("bias",):
+        return _norm_of_trained_shift(name)
+    if name in ("mul", "div") and len(layer.inputs) == 1:
+        return _scaling(layer)
+    return _call(_SHAPE_ONLY[name], inplace=layer.inplace) if name in _SHAPE_ONLY else None
+
+
+_ONE_BIT = ("relu", "relu6", "hardtanh", "leaky_relu", "hardsigmoid")
+_WEIGHTED = {name: layers.LAYERS[name] for name in ("conv1d", "conv2d", "conv3d", "linear")}
+_SHAPE_ONLY = {name: layers.LAYERS[name] for name in ("dropout", "avg_pool2d", "adaptive_avg_pool2d", "pad")}
+
+
+def _call(function: Callable, **extra) -> Replacement:
+    """Return a replacement that hands a call's arguments on, with what the plan adds."""
+    accepted = frozenset(inspect.signature(function).parameters)
+    added = {name: value for name, value in extra.items() if name in accepted}
+
+    def replacement(arguments: dict[str, Any]) -> torch.Tensor:
+        return function(**{name: value for name, value in arguments.items() if name in accepted} | added)
+
+    return replacement
+
+
+def _masked(layer: Layer, threshold: float) -> Replacement:
+    own = tuple(value for name, value in layer.attributes.items() if name not in ("inplace", "training"))
+
+    def replacement(arguments: dict[str, Any]) -> torch.Tensor:
+        return layers.masked(layer.op, arguments["input"], threshold, own, layer.inplace)
+
+    return replacement
+
+
+def _scaling(layer: Layer) -> Replacement | None:
+    if not isinstance(layer.attributes.get("other"), (int, float)):
+        return None
+
+    def replacement(arguments: dict[str, Any]) -> torch.Tensor:
+        return layers.scale(arguments["input"], arguments["other"], layer.op == "div", layer.inplace)
+
+    return replacement
+
+
+def _group_norm(layer: Layer, roles: tuple[str, ...]) -> Replacement:
+    extra = {name: layer.attributes[name] for name in ("num_groups", "eps")}
+    norm = _norm_of_trained_shift("group_norm") if roles == ("bias",) else lambda given: F.group_norm(**given)
+    return lambda given: norm({name: given[name] for name in ("input", "weight", "bias") if name in given} | extra)
+
+
+def _norm_of_trained_shift(name: str) -> Replacement:
+    return lambda arguments: layers.norm_of_trained_shift(getattr(F, name), arguments)
+
+
+# What a method puts in place of the network's own operation, in eval mode too.
+_REWRITTEN: dict[str, Callable[[Layer, tuple[str, ...]], Replacement]] = {
+    "group_norm": _group_norm,
+    "standardized_conv2d": lambda layer, roles: _call(layers.standardized_conv2d),
+}
+
+
+def _add_lite_residuals(model: nn.Module, graph: LayerGraph, found: dict[Call, Replacement]) -> tuple[Call, ...]:
+    """Give the model the lite residual modules that the method added to the graph, and the calls that run them.
+
+    A block's input is noted when its first call reads it, and used where the norm that closes the block is called.
+    """
+    added = {layer.name: layer for layer in graph.layers if layer.ordinal == ADDED}
+    calls = []
+    modules = nn.ModuleDict()
+    for name, end in added.items():
+        path, _, part = name.rpartition(".")
+        if part != "add":
+            continue
+        entry, joint = added[f"{path}.pool"].input, graph.producer[end.inputs["input"].id]
+        conv = added[f"{path}.conv1"]
+        lite = layers.LiteResidual(
+            entry.shape[1], joint.output.shape[1], conv.inputs["weight"].shape[-1], conv.attributes["stride"][0]
+        )
+        modules[path.rpartition(".")[2]] = lite.to(next(model.parameters()).device)
+        reader = next(layer for layer in graph.consumers[entry.id] if layer.ordinal != ADDED)
+        role = next(role for role, tensor in reader.inputs.items() if tensor is entry)
+        noted: list[torch.Tensor] = []
+        found[reader.call] = _noting(reader, role, noted, found.get(reader.call))
+        found[joint.call] = _joining(lite, noted, found[joint.call])
+        calls += [reader.call, joint.call]
+    if modules:
+        model.add_module(LITE_RESIDUAL, modules)
+    return tuple(calls)
+
+
+def _noting(reader: Layer, role: str, noted: list[torch.Tensor], own: Replacement | None) -> Replacement:
+    if own is None:
+        raise ModelError(f"{reader.location}: the block's input is read by a call that cannot be followed")
+
+    def replacement(arguments: dict[str, Any]) -> torch.Tensor:
+        noted.append(arguments[role])
+        return own(arguments)
+
+    return replacement
+
+
+def _joining(lite: nn.Module, noted: list[torch.Tensor], own: Replacement) -> Replacement:
+    def replacement(arguments: dict[str, Any]) -> torch.Tensor:
+        return lite(noted.pop(), own(arguments))
+
+    return replacement
