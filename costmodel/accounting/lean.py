@@ -1,28 +1,35 @@
 """`lean`: the least that an exact backward needs, without recomputing across layers.
 
-For each gradient one of the alternatives of its rule is kept. Gradients that have no choice come first; then, layer by
-layer, the alternative that adds the fewest bits to what is kept by then (of equals the first named). A layer whose
-storage the method decides (MobileTL's mask) keeps that instead. What is computed from parameters alone (a standardised
-weight) is computed again in backward.
+For each gradient one of the alternatives of its rule is kept. Gradients that have no choice come first; then those
+alternatives that together add the fewest bits to what is kept by then (of equals the first named): choices that could
+share a tensor are tried in all combinations, or, if these are more than `MOST_COMBINATIONS`, one after the other. A
+layer whose storage the method decides (MobileTL's mask) keeps that instead. What is computed from parameters alone (a
+standardised weight) is computed again in backward.
 
-The choice is greedy; the tests compare it with an exhaustive search on small networks. Source of the needs: `rules/`.
-The torch layers of `costmodel.layers` keep exactly this.
+Source of the needs: `rules/`. The torch layers of `costmodel.layers` keep exactly this.
 """
 
 from __future__ import annotations
+
+import itertools
+import math
 
 from ..assignment import Assignment
 from ..gradients import Wanted
 from ..graph import LayerGraph
 from ..rules import Alternative, Dense, Facts, Private
-from .books import Accounting, Books, Ledger
+from .books import Accounting, Books, Key, Ledger, dense_key
+
+MOST_COMBINATIONS = 10_000
+
+Choice = tuple[int, str, tuple[Alternative, ...]]
 
 
 def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted: Wanted) -> Books:
     ledger = Ledger(graph)
     recomputed = tuple(index for index in wanted if graph.layers[index].output.kind == "derived")
     again = set(recomputed)
-    open_choices: list[tuple[int, str, tuple[Alternative, ...]]] = []
+    open_choices: list[Choice] = []
     for index, roles in wanted.items():
         if index in again:
             continue
@@ -40,11 +47,43 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted:
             for item in alternatives[0]:
                 if not _recomputable(item):
                     ledger.keep(layer, role, item)
-    for index, role, alternatives in open_choices:
-        cheapest = min(alternatives, key=lambda alternative: sum(map(ledger.cost, alternative)))
-        for item in cheapest:
-            ledger.keep(graph.layers[index], role, item)
+    for group in _groups(open_choices):
+        for (index, role, _), alternative in zip(group, _cheapest(ledger, group), strict=True):
+            for item in alternative:
+                ledger.keep(graph.layers[index], role, item)
     return ledger.close(recomputed)
+
+
+def _groups(choices: list[Choice]) -> list[list[Choice]]:
+    """Return the choices in groups: those in different groups name no tensor in common."""
+    groups: list[tuple[set[Key], list[Choice]]] = []
+    for choice in choices:
+        named = {dense_key(item.tensor) for alternative in choice[2] for item in alternative if isinstance(item, Dense)}
+        touched = [group for group in groups if group[0] & named]
+        groups = [group for group in groups if group not in touched]
+        keys = named.union(*(keys for keys, _ in touched))
+        groups.append((keys, [*(other for _, others in touched for other in others), choice]))
+    return [choices for _, choices in groups]
+
+
+def _cheapest(ledger: Ledger, group: list[Choice]) -> tuple[Alternative, ...]:
+    """Return an alternative for each choice of the group: those that together add the fewest bits."""
+
+    def bits(combination: tuple[Alternative, ...]) -> int:
+        added = {
+            dense_key(item.tensor) if isinstance(item, Dense) else (index, item.label): ledger.cost(item)
+            for (index, _, _), alternative in zip(group, combination, strict=False)
+            for item in alternative
+        }
+        return sum(added.values())
+
+    alternatives = [choice[2] for choice in group]
+    if math.prod(map(len, alternatives)) <= MOST_COMBINATIONS:
+        return min(itertools.product(*alternatives), key=bits)
+    chosen: tuple[Alternative, ...] = ()
+    for options in alternatives:
+        chosen = (*chosen, min(options, key=lambda option: bits((*chosen, option))))
+    return chosen
 
 
 def _recomputable(item: Dense | Private) -> bool:
