@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from networks import BLOCKS, BlockPlan, Planned, SqueezeExcite, block_modules, build, inside, plans, settings, traced
+from networks import (
+    BLOCKS,
+    PLAIN_METHODS,
+    BlockPlan,
+    Planned,
+    SqueezeExcite,
+    block_modules,
+    build,
+    inside,
+    plans,
+    settings,
+    traced,
+)
 from torch import nn
 
 from costmodel import METHODS, InputError, block_count, footprint, parts, trace
@@ -124,16 +136,17 @@ def test_network_without_blocks():
     graph = trace("torchvision:vgg11_bn")
     cut = parts(graph)
     assert cut.blocks == () and len(cut.stem) == 0 and len(cut.tail) == len(graph.layers)
-    for name, method in METHODS.items():
-        if method.takes_blocks:
-            for blocks in (None, 1):
-                with pytest.raises(InputError) as error:
-                    footprint(graph, name, blocks)
-                text = str(error.value)
-                assert "vgg11_bn" in text and f"'{name}'" in text and "\n" not in text
-                assert all(other in text for other, method in METHODS.items() if not method.takes_blocks)
-        else:
-            assert footprint(graph, name).peak_bytes > 0
+    without_depth = [name for name in PLAIN_METHODS if not METHODS[name].takes_blocks]
+    assert without_depth == ["full", "last", "norm", "bias"]
+    for name in without_depth:
+        assert footprint(graph, name).peak_bytes > 0
+    for name in ("blocks", "mobiletl"):
+        for blocks in (None, 1):
+            with pytest.raises(InputError) as error:
+                footprint(graph, name, blocks)
+            text = str(error.value)
+            assert "vgg11_bn" in text and f"'{name}'" in text and "\n" not in text
+            assert all(other in text for other in without_depth)
 
 
 def test_too_many_blocks(name, graph):
