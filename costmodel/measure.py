@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -42,27 +43,36 @@ def loss_of(outputs) -> torch.Tensor:
     return total
 
 
+class _Token:
+    """Stands for a saved tensor (which would keep its own graph alive) as long as its backward could ask for it."""
+
+    __slots__ = ("__weakref__",)
+
+
 def saved_bytes_by_module(model: nn.Module, images: torch.Tensor) -> dict[str, int]:
     """Return the bytes that one forward pass keeps for backward, by the path of the module that keeps them first.
 
-    Unique storages; parameters and buffers are left out; the network's input counts if it is kept.
+    Unique storages; parameters and buffers are left out; the network's input counts if it is kept. What is kept for a
+    result that the forward pass itself drops again counts nothing.
     """
-    resident = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    seen, held = set(), []
-    by_module: dict[str, int] = {}
+    counted = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    packed: list[tuple[weakref.ref[_Token], torch.UntypedStorage, str]] = []
     path = ModulePath(model)
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def pack(tensor: torch.Tensor) -> _Token:
         with torch._C.DisableTorchFunction():
-            storage = tensor.untyped_storage()
-        if storage._cdata not in resident | seen:
-            seen.add(storage._cdata)
-            held.append(storage)  # so that its address is not used again
-            by_module[str(path)] = by_module.get(str(path), 0) + storage.nbytes()
-        return tensor
+            storage = tensor.untyped_storage()  # held, so that its address is not used again
+        token = _Token()
+        packed.append((weakref.ref(token), storage, str(path)))
+        return token
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), path:
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token), path:
         outputs = model(images)
+    by_module: dict[str, int] = {}
+    for token, storage, module in packed:
+        if token() is not None and storage._cdata not in counted:
+            counted.add(storage._cdata)
+            by_module[module] = by_module.get(module, 0) + storage.nbytes()
     del outputs
     return by_module
 
