@@ -159,10 +159,7 @@ def relu6(input: Tensor, inplace: bool = False, keep: str = "mask") -> Tensor:
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False, keep: str = "mask") -> Tensor:
-    """Return (x + 3) / 6 between 0 and 1; keeps one bit per element, its output or its input.
-
-    From the output the gradient is exact except where x is so near 3 that the result is rounded to 1: 0 there.
-    """
+    """Return (x + 3) / 6 between 0 and 1; keeps one bit per element or its input (not its output, rounded near 1)."""
     return _HARDSIGMOID(input, inplace, keep)
 
 
@@ -179,12 +176,7 @@ _HARDSIGMOID = Activation(
     lambda x, inplace: F.hardsigmoid(x, inplace),
     _hardsigmoid_into,
     {
-        "mask": OneBit(
-            _hardsigmoid_into,
-            _between(-3, 3),
-            _hardsigmoid_slope,
-        ),
-        "output": lambda grad, y: _aten.hardsigmoid_backward(_aten.hardtanh_backward(grad, y, 0, 1), y.new_zeros(())),
+        "mask": OneBit(_hardsigmoid_into, _between(-3, 3), _hardsigmoid_slope),
         "input": None,
     },
 )

@@ -2,11 +2,12 @@
 
 Forward and backward run over the tensors in chunks that stay in a core's cache: the result's own memory serves as
 the place where a mask is made, so that beyond the result and the packed bits only one chunk of bytes is allocated
-(in an in-place call also one chunk of the tensor's own type).
+(in an in-place call also one chunk of the tensor's own type; a tensor that is not dense in memory is copied first).
 
-The mask is applied by PyTorch's own backward functions, with the bits in place of the input. Measured on two cores of
-a Xeon with AVX-512, 9.6 million floats: comparing with a number, `torch.where` and `masked_fill` take 4, 5 and 6 times
-as long as copying to bool, or as such a backward function does.
+The mask is applied by PyTorch's own backward functions, with the bits in place of the input. Measured on two cores
+(AVX-512) with 9.6 million floats: comparing with a number takes 4 times as long as copying to bool, torch.where and
+masked_fill 10 times as long as such a backward function. ReLU6 forward and backward takes 1.4 times as long as
+PyTorch's, and in place, where PyTorch clones the input, 0.95 times.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def walk(source: Tensor, out: Tensor, packed: Tensor) -> Iterator[tuple[Tensor, 
 
 
 def run_forward(function: OneBit, x: Tensor, out: Tensor) -> Tensor:
-    """Write the result to `out` (of the strides of `x`, or `x` itself) and return the packed bits."""
+    """Return the packed bits; write the result of a divisible function to `out` (of the strides of `x`, or `x`)."""
     packed = x.new_empty(packed_bytes(x.numel()), dtype=torch.uint8)
     bits = x.new_empty(min(chunk_size(x), x.numel()), dtype=torch.bool)
     for given, scratch, result, packs in walk(x, out, packed):
@@ -73,8 +74,6 @@ def run_forward(function: OneBit, x: Tensor, out: Tensor) -> Tensor:
         if function.divisible:
             function.forward(given, result)
         packs.copy_(pack(chunk))
-    if not function.divisible:
-        function.forward(x, out)
     return packed
 
 
@@ -91,17 +90,19 @@ def run_backward(backward: Backward, grad: Tensor, packed: Tensor, strides: tupl
 class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, function: OneBit, inplace: bool) -> Tensor:
-        out = torch.empty_like(x)  # of the strides of x if x is dense
-        dense = x if x.stride() == out.stride() else out.copy_(x)
-        if inplace and dense is x:
-            out = x
-        packed = run_forward(function, dense, out)
+        is_dense = torch.empty_like(x, device="meta").stride() == x.stride()
+        out = x if inplace and is_dense else torch.empty_like(x)
+        packed = run_forward(function, x if is_dense else out.copy_(x), out)
         ctx.backward_of, ctx.strides = function.backward, out.stride()
         ctx.save_for_backward(packed)
+        result = x if inplace else out
+        if not function.divisible:
+            function.forward(x, result)
+        elif result is not out:
+            result.copy_(out)
         if inplace:
             ctx.mark_dirty(x)
-            return x if out is x else x.copy_(out)
-        return out
+        return result
 
     @staticmethod
     @once_differentiable

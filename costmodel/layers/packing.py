@@ -50,7 +50,7 @@ def pack(values: Tensor, bits: int = 1) -> Tensor:
     if values.numel() % per_byte:
         values = torch.cat([values, values.new_zeros(-values.numel() % per_byte)])
     values.view(_WORD[bits]).mul_(MAGIC[bits])
-    return values.view(torch.uint8).view(-1, per_byte)[:, -1].contiguous()
+    return values.view(torch.uint8).view(-1, per_byte)[:, -1].clone(memory_format=torch.contiguous_format)
 
 
 def unpack(packed: Tensor, count: int, bits: int = 1) -> Tensor:
