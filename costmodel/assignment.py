@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -31,4 +30,4 @@ class Assignment:
 
     trained: frozenset[str]
     frozen_statistics: frozenset[int] = frozenset()
-    storages: Mapping[int, Storage] = field(default_factory=lambda: MappingProxyType({}))
+    storages: Mapping[int, Storage] = field(default_factory=dict)
