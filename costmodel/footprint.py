@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from .blocks import parts
 from .errors import InputError, unknown
 from .gradients import Wanted, wanted_gradients
 from .graph import LayerGraph
-from .methods import method as find_method
+from .methods import Trained, assign
 from .optimizers import optimizer as find_optimizer
 from .rules import Facts
 from .timeline import CATEGORIES, Moment, Sizes, simulate
@@ -302,7 +301,7 @@ def footprint(
     optimizer: str = "sgd",
     accounting: str = "lean",
     *,
-    trained: Callable[[str], bool] | Iterable[str] | None = None,
+    trained: Trained | None = None,
     micro_batch: int | None = None,
     activation_dtype: str = "float32",
     frozen_dtype: str = "float32",
@@ -325,8 +324,6 @@ def footprint(
     Errors: InputError for a name, depth or number that does not exist or does not fit; UnknownOperationError for a
     layer without a rule.
     """
-    if trained is not None and (method is not None or blocks is not None):
-        raise InputError("give either method (and blocks) or trained, not both")
     chosen_books = find_accounting(accounting)
     update = find_optimizer(optimizer)
     micro_batch = _check_batches(batch, micro_batch, inplace_update)
@@ -336,11 +333,7 @@ def footprint(
     ):
         if given not in allowed:
             raise unknown(kind, given, allowed)
-    if trained is None:
-        method = method or "full"
-        graph, assignment = find_method(method)(graph, blocks)
-    else:
-        method, assignment = "custom", Assignment(_named(graph, trained))
+    method, graph, assignment = assign(graph, method, blocks, trained)
     facts, wanted = wanted_gradients(graph, assignment)
     books = chosen_books.keep(graph, assignment, facts, wanted)
     kernels = chosen_books.kernels if kernels is None else kernels
@@ -352,16 +345,6 @@ def footprint(
         graph, method, blocks, batch, micro_batch, update.name, chosen_books.name, activation_dtype, frozen_dtype,
         inplace_update, assignment, tuple(facts), wanted, books, tuple(moments),
     )  # fmt: skip
-
-
-def _named(graph: LayerGraph, trained: Callable[[str], bool] | Iterable[str]) -> frozenset[str]:
-    """Return the names of the parameters that train."""
-    if callable(trained):
-        return frozenset(name for name in graph.parameters if trained(name))
-    names = frozenset([trained] if isinstance(trained, str) else trained)
-    for name in sorted(names - graph.parameters.keys()):
-        raise unknown(f"parameter of {graph.model}", name, graph.parameters)
-    return names
 
 
 def _check_batches(batch: int, micro_batch: int | None, inplace_update: bool) -> int:

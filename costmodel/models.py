@@ -146,15 +146,19 @@ def build(name: str, classes: int | None = None, device: str = "cpu") -> nn.Modu
 
 
 def to_meta(model: nn.Module) -> nn.Module:
-    """Return a copy of a module on the meta device; no weight is copied and the module itself is not touched."""
+    """Return a copy of a module on the meta device, in float32; no weight is copied and the module is not touched."""
     memo: dict[int, Any] = {}
+
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
+
     for module in model.modules():
         for tensors in (module._parameters, module._buffers, module.__dict__):
             for value in tensors.values():
                 if isinstance(value, nn.Parameter):
-                    memo[id(value)] = nn.Parameter(torch.empty_like(value, device="meta"), value.requires_grad)
+                    memo[id(value)] = nn.Parameter(empty(value), value.requires_grad)
                 elif isinstance(value, torch.Tensor):
-                    memo[id(value)] = torch.empty_like(value, device="meta")
+                    memo[id(value)] = empty(value)
     return copy.deepcopy(model, memo)
 
 

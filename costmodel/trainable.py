@@ -26,7 +26,7 @@ from .errors import InputError, ModelError
 from .footprint import FROZEN_BYTES
 from .gradients import Wanted, wanted_gradients
 from .graph import ADDED, Layer, LayerGraph
-from .methods import method as find_method
+from .methods import Trained, assign
 from .methods.tinytl import MODULE as LITE_RESIDUAL
 from .rules import operation
 from .tracer import trace
@@ -43,6 +43,7 @@ class TrainingPlan:
     """What `apply` did to a model, kept on it: enough to run it and to undo it.
 
     replacements: by call; in_eval: those that change what the network computes, and so run in eval mode too.
+    entries, joints: where the blocks with a lite residual begin and end.
     frozen_norms: paths of the norms that must not update running statistics. required_gradients: the `requires_grad`
     of each parameter before. dtypes: of the parameters that are stored in fewer bits, before.
     """
@@ -52,22 +53,40 @@ class TrainingPlan:
     books: Books
     replacements: dict[Call, Replacement]
     in_eval: dict[Call, Replacement]
+    entries: dict[Call, tuple[str, str]]
+    joints: dict[Call, str]
     frozen_norms: tuple[str, ...]
     required_gradients: dict[str, bool]
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
+    def __deepcopy__(self, memo: dict) -> TrainingPlan:
+        """A copied network shares the plan, which names modules and holds none."""
+        return self
+
 
 class _Replacing(CallTracker):
-    def __init__(self, module: nn.Module, replacements: dict[Call, Replacement]):
-        super().__init__(module)
-        self.replacements = replacements
+    """One forward pass of an applied network."""
+
+    def __init__(self, network: nn.Module, plan: TrainingPlan, replacements: dict[Call, Replacement]):
+        super().__init__(network)
+        self.network, self.plan, self.replacements = network, plan, replacements
+        self.block_inputs: dict[str, torch.Tensor] = {}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        replacement = self.replacements.get(self.locate(function))
-        if replacement is None:
+        call = self.locate(function)
+        replacement, entry = self.replacements.get(call), self.plan.entries.get(call)
+        if replacement is None and entry is None:
             return function(*args, **kwargs)
-        return replacement({**dict(zip(argument_names(function), args, strict=False)), **kwargs})
+        arguments = {**dict(zip(argument_names(function), args, strict=False)), **kwargs}
+        if entry is not None:
+            role, block = entry
+            self.block_inputs[block] = arguments[role]
+        result = function(*args, **kwargs) if replacement is None else replacement(arguments)
+        block = self.plan.joints.get(call)
+        if block is None:
+            return result
+        return self.network.get_submodule(f"{LITE_RESIDUAL}.{block}")(self.block_inputs.pop(block), result)
 
 
 class Applied:
@@ -79,7 +98,7 @@ class Applied:
         replacements = plan.replacements if self.training else plan.in_eval
         if not replacements:
             return super().forward(*args, **kwargs)
-        with _Replacing(self, replacements):
+        with _Replacing(self, plan, replacements):
             return super().forward(*args, **kwargs)
 
     def train(self, mode: bool = True):
@@ -92,10 +111,12 @@ class Applied:
 
 def apply(
     model: nn.Module,
-    method: str,
+    method: str | None = None,
     blocks: int | None = None,
     resolution: int = 224,
     frozen_dtype: str = "float32",
+    *,
+    trained: Trained | None = None,
 ) -> nn.Module:
     """Make a model ready to train by a method; return the same module, changed in place.
 
@@ -103,8 +124,9 @@ def apply(
     backward is what `footprint(..., accounting="lean")` says. Parameters and state-dict keys stay; eval mode is
     untouched. `restore` undoes it.
 
-    method, blocks: as in `footprint`. resolution: of the images it will see (any at which its calls are the same).
-    frozen_dtype: float32 or float16, how frozen weights are stored.
+    method, blocks, trained: as in `footprint`. resolution: of the images it will see (or any at
+    which its calls are the same). frozen_dtype: float32 or float16, how frozen
+    weights are stored.
 
     Errors: InputError for a method or depth that does not exist, or a model that is applied already; ModelError, naming
     the call, where the network makes one that cannot be replaced.
@@ -114,7 +136,7 @@ def apply(
     if frozen_dtype not in _TORCH_DTYPES:
         hint = "is priced only: no torch layer computes with it" if frozen_dtype in FROZEN_BYTES else "is unknown"
         raise InputError(f"frozen_dtype {frozen_dtype!r} {hint}; allowed: {', '.join(_TORCH_DTYPES)}")
-    graph, assignment = find_method(method)(trace(model, resolution), blocks)
+    method, graph, assignment = assign(trace(model, resolution), method, blocks, trained)
     facts, wanted = wanted_gradients(graph, assignment)
     books = LEAN.keep(graph, assignment, facts, wanted)
     replacements = _replacements(graph, assignment, wanted, books, frozen_dtype)
@@ -127,11 +149,11 @@ def apply(
             "pre-trained so",
             stacklevel=2,
         )
-    joints = _add_lite_residuals(model, graph, replacements)
-    in_eval = {call: replacements[call] for call in (*(layer.call for layer in rewritten), *joints)}
+    entries, joints = _add_lite_residuals(model, graph)
+    in_eval = {layer.call: replacements[layer.call] for layer in rewritten}
     frozen_norms = tuple(graph.layers[index].module for index in sorted(assignment.frozen_statistics))
     frozen_norms += tuple(layer.module for layer in rewritten if layer.in_place_of == "batch_norm")
-    plan = TrainingPlan(graph, assignment, books, replacements, in_eval, frozen_norms, before, {})
+    plan = TrainingPlan(graph, assignment, books, replacements, in_eval, entries, joints, frozen_norms, before)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in assignment.trained)
         if name not in assignment.trained and frozen_dtype != "float32" and parameter.dim() > 1:
@@ -274,48 +296,27 @@ _REWRITTEN: dict[str, Callable[[Layer, tuple[str, ...]], Replacement]] = {
 }
 
 
-def _add_lite_residuals(model: nn.Module, graph: LayerGraph, found: dict[Call, Replacement]) -> tuple[Call, ...]:
-    """Give the model the lite residual modules that the method added to the graph, and the calls that run them.
+def _add_lite_residuals(model: nn.Module, graph: LayerGraph) -> tuple[dict[Call, tuple[str, str]], dict[Call, str]]:
+    """Give the model the lite residual modules that the method added to the graph.
 
-    A block's input is noted when its first call reads it, and used where the norm that closes the block is called.
+    Returns the calls that read a block's input first (with the argument's role and the module's name), and those of the
+    norms that close the blocks (with the module's name).
     """
     added = {layer.name: layer for layer in graph.layers if layer.ordinal == ADDED}
-    calls = []
-    modules = nn.ModuleDict()
+    entries, joints, modules = {}, {}, nn.ModuleDict()
     for name, end in added.items():
         path, _, part = name.rpartition(".")
         if part != "add":
             continue
-        entry, joint = added[f"{path}.pool"].input, graph.producer[end.inputs["input"].id]
-        conv = added[f"{path}.conv1"]
+        block = path.rpartition(".")[2]
+        entry, joint, conv = added[f"{path}.pool"].input, graph.producer[end.input.id], added[f"{path}.conv1"]
         lite = layers.LiteResidual(
             entry.shape[1], joint.output.shape[1], conv.inputs["weight"].shape[-1], conv.attributes["stride"][0]
         )
-        modules[path.rpartition(".")[2]] = lite.to(next(model.parameters()).device)
+        modules[block] = lite.to(next(model.parameters()))
         reader = next(layer for layer in graph.consumers[entry.id] if layer.ordinal != ADDED)
         role = next(role for role, tensor in reader.inputs.items() if tensor is entry)
-        noted: list[torch.Tensor] = []
-        found[reader.call] = _noting(reader, role, noted, found.get(reader.call))
-        found[joint.call] = _joining(lite, noted, found[joint.call])
-        calls += [reader.call, joint.call]
+        entries[reader.call], joints[joint.call] = (role, block), block
     if modules:
         model.add_module(LITE_RESIDUAL, modules)
-    return tuple(calls)
-
-
-def _noting(reader: Layer, role: str, noted: list[torch.Tensor], own: Replacement | None) -> Replacement:
-    if own is None:
-        raise ModelError(f"{reader.location}: the block's input is read by a call that cannot be followed")
-
-    def replacement(arguments: dict[str, Any]) -> torch.Tensor:
-        noted.append(arguments[role])
-        return own(arguments)
-
-    return replacement
-
-
-def _joining(lite: nn.Module, noted: list[torch.Tensor], own: Replacement) -> Replacement:
-    def replacement(arguments: dict[str, Any]) -> torch.Tensor:
-        return lite(noted.pop(), own(arguments))
-
-    return replacement
+    return entries, joints

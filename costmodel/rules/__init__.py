@@ -74,7 +74,7 @@ RULES: dict[str, Callable[[Layer], Facts]] = {
     "chunk": shapes.some_elements,
     "expand": shapes.some_elements,
     "expand_as": shapes.some_elements,
-    "getitem": shapes.some_elements,
+    "getitem": shapes.selected,
     "pad": shapes.some_elements,
     "split": shapes.some_elements,
 }

@@ -7,7 +7,7 @@ tensor, except cat, whose gradients are slices of the result's.
 from __future__ import annotations
 
 from ..graph import Layer
-from .facts import NOTHING, Facts, activations
+from .facts import NOTHING, Facts, activations, dense
 
 
 def _moved(layer: Layer) -> list[str]:
@@ -24,3 +24,9 @@ def same_elements(layer: Layer) -> Facts:
 def some_elements(layer: Layer) -> Facts:
     """Return the facts of a call that drops, repeats or adds elements (slices, chunk, pad, expand)."""
     return Facts(dict.fromkeys(_moved(layer), NOTHING))
+
+
+def selected(layer: Layer) -> Facts:
+    """Return the facts of x[...]: where tensors say which elements, backward needs those tensors."""
+    indices = [tensor for role, tensor in layer.inputs.items() if role != "input"]
+    return Facts({"input": (dense(*indices),)})
