@@ -1,4 +1,4 @@
-"""Models made ready to train: the same gradients as stock PyTorch, the bytes that `lean` says, and nothing else moved."""
+"""Models made ready to train: stock gradients, the bytes that `lean` says, and nothing else moved."""
 
 from __future__ import annotations
 
