@@ -66,7 +66,7 @@ _RELATIVE = {"bias": "tinytl-b"}
 _TABLE_METHODS = ("norm", "tinytl-b", "tinytl-l", "tinytl-lb")
 _ANCHOR_BLOCKS_OF_NETWORK = 11  # Assumption: see above
 _DEPTH_SHARE = 0.5  # Assumption: see above
-_NEEDS_NORM = {"norm", "bias"}
+_NEEDS_NORM = {"norm", "bias", "tinytl-b", "tinytl-l", "tinytl-lb"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Setting:
     """What of a network and its training the accuracy may depend on.
 
     `model` as in `LayerGraph.model`, such as 'zoo:proxylessnas_mobile'; `block_count` 0 where it has no blocks.
+    `converted`: the method puts other operations into the network than it was pre-trained with.
     """
 
     model: str
@@ -81,6 +82,7 @@ class Setting:
     batch: int = 8
     block_count: int = 0
     has_norm: bool = True
+    converted: bool = False
 
     @property
     def name(self) -> str:
@@ -142,6 +144,11 @@ def estimate(method: str, k: int | None, setting: Setting, rows: Sequence[Row] |
     rows: the observed accuracies; the published ones if None. Errors: ValueError if k is not in 1 to block_count.
     """
     rows = published() if rows is None else tuple(rows)
+    if setting.converted:
+        return _unknown(
+            f"{method!r} changes what {setting.model} computes (group norm, standardised weights), so that its "
+            "pre-training does not hold; published for networks that were pre-trained so"
+        )
     if method in ("last", "full"):
         value = 1.0 if method == "full" else 0.0
         rests_on = "the scale itself: training the last layer only is 0, training everything is 1"

@@ -61,7 +61,7 @@ def candidates(
     """Return every method at every depth of every model, priced.
 
     models: one or a list of what `costmodel.trace` takes. classes: the number the head is made for; the model's own if
-    None. A method that takes a depth is left out for a network that has no blocks.
+    None. A method is left out for a network that has fewer blocks than it needs.
 
     Errors: those of `costmodel.trace` and `costmodel.footprint`.
     """
@@ -90,10 +90,13 @@ def price(
 def _of_graph(graph: LayerGraph, batch: int, optimizer: str, accounting: str) -> Iterator[Candidate]:
     count = block_count(graph)
     has_norm = any(layer.op.endswith("_norm") for layer in graph.layers)
-    setting = Setting(graph.model, graph.resolution, batch, count, has_norm)
     for name, method in METHODS.items():
+        if count < method.min_blocks:
+            continue
         for k in range(1, count + 1) if method.takes_blocks else (None,):
             cost = footprint(graph, name, k, batch, optimizer, accounting)
+            converted = any(layer.in_place_of for layer in cost.graph.layers)
+            setting = Setting(graph.model, graph.resolution, batch, count, has_norm, converted)
             yield Candidate(
                 graph.model,
                 name,

@@ -82,9 +82,8 @@ def test_every_method_and_depth_is_priced_as_footprint_prices_it(small):
 
 def test_a_network_without_blocks_and_norms_has_unknowns(both):
     own = {candidate.method: candidate.recovery.kind for candidate in both if candidate.model == NORMLESS}
-    depthless = {name for name, method in costmodel.METHODS.items() if not method.takes_blocks}
-    assert set(own) == depthless
-    assert {method for method, kind in own.items() if kind == "unknown"} == {"norm", "bias"}
+    assert set(own) == {name for name, method in costmodel.METHODS.items() if not method.min_blocks}
+    assert {method for method, kind in own.items() if kind != "unknown"} == {"full", "last"}
 
 
 def test_a_model_named_twice_counts_once(small):
@@ -197,7 +196,7 @@ def test_unknown_is_not_picked_and_it_is_said(both):
     answer = choose(own, bias.peak_bytes)
     assert answer.chosen.method == "last"
     assert bias in answer.unknown
-    assert any("have no known accuracy and were not considered: norm, bias" in note for note in answer.notes)
+    assert any("have no known accuracy and were not considered: norm, bias, tinytl-b" in note for note in answer.notes)
 
 
 def test_only_unknown_ones_left_is_said(small):
@@ -328,3 +327,9 @@ def test_help_is_quick_to_load():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert "recommend" in done.stdout and "candidates" in done.stdout
     assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+def test_methods_that_change_what_a_network_computes_have_no_published_accuracy(small):
+    kinds = {candidate.method: candidate.recovery.kind for candidate in small}
+    assert kinds["tinytl-b"] == kinds["tinytl-l"] == kinds["tinytl-lb"] == "unknown"
+    assert kinds["bias"] == "prior"

@@ -18,7 +18,7 @@ class Method:
     """A training method.
 
     summary: one line for people. source: where it is described. takes_blocks: whether a depth k is part of it.
-    assign: LayerGraph (and k) -> (LayerGraph, Assignment).
+    assign: LayerGraph (and k) -> (LayerGraph, Assignment). min_blocks: the blocks that a network must have for it.
     """
 
     name: str
@@ -26,37 +26,30 @@ class Method:
     source: str
     takes_blocks: bool
     assign: Callable[..., Training]
+    min_blocks: int = 0
 
     def __call__(self, graph: LayerGraph, blocks: int | None = None) -> Training:
         """Return the graph and assignment of this method, at a depth of `blocks` if it takes one.
 
         Errors: InputError for a depth that is missing, not allowed, or more than the network has.
         """
+        count = len(parts(graph).blocks)
+        if count < self.min_blocks:
+            raise InputError(
+                f"method {self.name!r} needs {self.min_blocks} or more inverted residual or residual blocks, "
+                f"but {graph.model} has {count or 'none'}; methods that need none: full, last, norm, bias"
+            )
         if not self.takes_blocks:
             if blocks is not None:
                 raise InputError(
                     f"method {self.name!r} takes no number of blocks, but {blocks} was given; leave it out"
                 )
             return self.assign(graph)
-        return self.assign(graph, check_depth(self.name, graph, blocks))
-
-
-def check_depth(name: str, graph: LayerGraph, blocks: int | None) -> int:
-    """Return the depth if the network has so many blocks.
-
-    Errors: InputError that says how many it has.
-    """
-    count = len(parts(graph).blocks)
-    if not count:
-        raise InputError(
-            f"{graph.model} has no inverted residual or residual blocks, so method {name!r} has no depth to choose; "
-            "methods without a depth work: full, last, norm, bias"
-        )
-    if blocks is None:
-        raise InputError(f"method {name!r} needs a number of trained blocks from 1 to {count} (--blocks)")
-    if isinstance(blocks, bool) or not isinstance(blocks, int) or not 1 <= blocks <= count:
-        raise InputError(f"{graph.model} has {count} blocks, so blocks must be from 1 to {count}, not {blocks!r}")
-    return blocks
+        if blocks is None:
+            raise InputError(f"method {self.name!r} needs a number of trained blocks from 1 to {count} (--blocks)")
+        if isinstance(blocks, bool) or not isinstance(blocks, int) or not 1 <= blocks <= count:
+            raise InputError(f"{graph.model} has {count} blocks, so blocks must be from 1 to {count}, not {blocks!r}")
+        return self.assign(graph, blocks)
 
 
 def source_parameter(graph: LayerGraph, tensor: Tensor) -> list[str]:

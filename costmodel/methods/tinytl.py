@@ -65,8 +65,6 @@ def convert(graph: LayerGraph) -> LayerGraph:
 def _insert(graph: LayerGraph) -> tuple[LayerGraph, dict[str, str]]:
     """Return the graph with a lite residual beside every block but the first, and the new norms' shifts by module."""
     cut = parts(graph)
-    if len(cut.blocks) < 2:
-        raise InputError(f"{graph.model} has {len(cut.blocks)} blocks; lite residual modules need two or more")
     draft, substitutes, last_shifts = Draft(graph), {}, {}
     ends = {_joint(graph, block): block for block in cut.blocks[1:]}
     for layer in graph.layers:
@@ -185,7 +183,14 @@ _SOURCE = "Cai et al.: TinyTL, NeurIPS 2020 (arXiv 2007.11622)"
 TINYTL_B = Method(
     "tinytl-b", "as bias, on the network with group norm and weight standardisation", _SOURCE, False, _tinytl_b
 )
-TINYTL_L = Method("tinytl-l", "lite residual modules and the head train, on such a network", _SOURCE, False, _tinytl_l)
+TINYTL_L = Method(
+    "tinytl-l", "lite residual modules and the head train, on such a network", _SOURCE, False, _tinytl_l, min_blocks=2
+)
 TINYTL_LB = Method(
-    "tinytl-lb", "lite residual modules, every bias and shift, and the head train", _SOURCE, False, _tinytl_lb
+    "tinytl-lb",
+    "lite residual modules, every bias and shift, and the head train",
+    _SOURCE,
+    False,
+    _tinytl_lb,
+    min_blocks=2,
 )

@@ -46,6 +46,7 @@ BLOCKS = Method(
     "the usual partial fine-tuning",
     True,
     _blocks,
+    min_blocks=1,
 )
 MOBILETL = Method(
     "mobiletl",
@@ -53,4 +54,5 @@ MOBILETL = Method(
     "Chiang et al.: MobileTL, AAAI 2023 (arXiv 2212.03246)",
     True,
     _mobiletl,
+    min_blocks=1,
 )
