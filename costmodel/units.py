@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from .errors import InputError
 
@@ -21,6 +22,7 @@ _UNITS = {
     "KB": 1000, "MB": 1000**2, "GB": 1000**3,
     "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3,
 }  # fmt: skip
+_MOST_BYTES = 2.0**63
 
 
 def bytes_of_bits(bits: int) -> int:
@@ -42,10 +44,9 @@ def parse_bytes(text: str | int) -> int:
             f"cannot read {text!r} as a positive number of bytes; "
             "write a number and one of B, KB, MB, GB (powers of 1000), KiB, MiB, GiB (powers of 1024), such as 64MB"
         )
-    try:
-        return int(float(match[1]) * unit)
-    except OverflowError:
-        raise InputError(f"{text!r} is more bytes than can be counted; write a number such as 64MB") from None
+    if float(match[1]) * unit > _MOST_BYTES:
+        raise InputError(f"{text!r} is more bytes than can be counted; write a number such as 64MB")
+    return int(Decimal(match[1]) * unit)  # through a float 2.01 MB would be 2,009,999 bytes
 
 
 def _scaled(value: float, suffixes: tuple[str, ...]) -> str:
