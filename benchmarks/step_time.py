@@ -1,9 +1,9 @@
 """Time of one training step: an applied model against stock PyTorch with the same trained set, pair by pair in one run.
 
-    python benchmarks/step_time.py --date 2026-11-20 --machine '2-core x86-64 virtual machine' [--pairs 9] [--device cuda]
+    python benchmarks/step_time.py --date 2026-11-20 --machine '2-core x86-64 virtual machine'
 
-Both models have the same weights; which of the two goes first alternates. Medians of the pairs' ratios count; absolute
-times are for orientation. Writes benchmarks/results/step_time_<device>.md.
+Both models have the same weights; which of the two goes first alternates. Medians of the pairs' ratios
+count; absolute times are for orientation. Writes benchmarks/results/step_time_<device>.md.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def main() -> None:
         "# Step time: applied model against stock PyTorch",
         "",
         f"{options.date}; torch {torch.__version__}; {options.machine}; {torch.get_num_threads()} threads; "
-        f"batch {BATCH}, {RESOLUTION} x {RESOLUTION}, SGD; {options.pairs} pairs. Written by `python benchmarks/step_time.py`.",
+        f"batch {BATCH}, {RESOLUTION} x {RESOLUTION}, SGD; {options.pairs} pairs. "
+        "Written by `python benchmarks/step_time.py`.",
         "",
         "| network | method | stock, ms | applied, ms | ratio (median of pairs) | lowest to highest |",
         "|---|---|---|---|---|---|",

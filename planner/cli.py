@@ -86,6 +86,26 @@ def candidates_command(
         _console().print(_table([("", candidate) for candidate in priced], several, title))
 
 
+@app.command("pareto")
+def pareto_command(
+    models: Models,
+    out: Annotated[str, typer.Option(help="The file to write: .png, .svg or .pdf.", show_default=False)],
+    ram: Annotated[str | None, typer.Option(help="A budget to draw, such as 64MB.")] = None,
+    batch: Batch = 8,
+    optimizer: Optimizer = "sgd",
+    resolution: Resolution = 224,
+    classes: Classes = None,
+    accounting: Accounting = "lean",
+) -> None:
+    """Draw memory against expected accuracy, every method at every depth of each MODEL."""
+    ram_bytes = None if ram is None else parse_bytes(ram)
+    from .candidates import candidates
+    from .plots import draw_pareto
+
+    draw_pareto(candidates(models, batch, optimizer, resolution, classes, accounting), out, ram_bytes)
+    print(f"wrote {out}")
+
+
 def _console():
     from rich.console import Console
 
