@@ -11,13 +11,21 @@ class Storage:
     """How a layer's input is kept for backward, where that differs from what the exact gradient needs.
 
     bits: per element. exact: whether the gradient stays exact. threshold: a 1-bit mask passes the gradient where the
-    input is above it; None is the function's own exact test.
+    input is above it; None is the function's own exact test. role: the gradient that it is kept for. elements: per
+    image, how many are kept; None keeps all. extra_bits: per image, beside them (a bitmap of which they are).
     """
 
     kind: str
     bits: int
     exact: bool
     threshold: float | None = None
+    role: str = "input"
+    elements: int | None = None
+    extra_bits: int = 0
+
+    def elements_of(self, count: int) -> int:
+        """Return how many of an input's `count` elements per image are kept."""
+        return count if self.elements is None else self.elements
 
 
 @dataclass(frozen=True)

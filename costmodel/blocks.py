@@ -156,9 +156,12 @@ def _linear_end(graph: LayerGraph, projection: Layer) -> tuple[int, set[int]] | 
             return None
         last, tensor = following.index, following.output
         if following.op == "add" or norms and following.op == "cat":
-            if any(reader.op in ACTIVATIONS for reader in graph.consumers.get(tensor.id, ())):
+            readers = graph.consumers.get(tensor.id, ())
+            if any(reader.op in ACTIVATIONS for reader in readers):
                 return None
-            break
+            # A branch beside the main one is added first, inside the skip connection.
+            if following.op != "add" or len(readers) != 1 or readers[0].op != "add":
+                break
     return (last, norms) if norms else None
 
 

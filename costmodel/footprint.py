@@ -338,9 +338,16 @@ def footprint(
     books = chosen_books.keep(graph, assignment, facts, wanted)
     kernels = chosen_books.kernels if kernels is None else kernels
     sizes = _sizes(graph, assignment, wanted, micro_batch, activation_dtype, frozen_dtype, find_workspace(kernels))
-    moments = simulate(
-        graph, facts, wanted, books, sizes, update, batch // micro_batch, inplace_update, first_step
-    )  # fmt: skip
+    if chosen_books.timeline is None:
+        moments = simulate(
+            graph, facts, wanted, books, sizes, update, batch // micro_batch, inplace_update, first_step
+        )  # fmt: skip
+    else:
+        instants = chosen_books.timeline(graph, assignment, books, micro_batch, sizes.float_bytes)
+        moments = [
+            Moment(phase, layer, tuple(by_category.get(name, 0) for name in CATEGORIES))
+            for phase, layer, by_category in instants
+        ]
     return Footprint(
         graph, method, blocks, batch, micro_batch, update.name, chosen_books.name, activation_dtype, frozen_dtype,
         inplace_update, assignment, tuple(facts), wanted, books, tuple(moments),

@@ -6,8 +6,9 @@ from ..errors import unknown
 from .books import Accounting, Books, Saved
 from .eager import EAGER
 from .lean import LEAN
+from .tinytl import TINYTL
 
-ACCOUNTINGS: dict[str, Accounting] = {accounting.name: accounting for accounting in (LEAN, EAGER)}
+ACCOUNTINGS: dict[str, Accounting] = {accounting.name: accounting for accounting in (LEAN, EAGER, TINYTL)}
 
 
 def accounting(name: str) -> Accounting:

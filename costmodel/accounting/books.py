@@ -21,6 +21,7 @@ class Saved:
     what: 'input', 'output', 'mask', ... as the layer that keeps it first sees it. follows_precision: a floating-point
     activation, whose bits are those of the activations' precision. storage: the graph's storage if an activation
     itself is kept, else None (a mask, statistics, a clone). uses: by layer index, the roles whose gradient needs it.
+    extra_bits: beside the elements (which of them they are), with the same batch.
     """
 
     key: Key
@@ -32,11 +33,16 @@ class Saved:
     follows_precision: bool
     storage: Storage | None
     uses: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    extra_bits: int = 0
+
+    def total_bits(self, batch: int, float_bytes: int = 4) -> int:
+        """Return its bits over the whole batch."""
+        bits = 8 * float_bytes if self.follows_precision else self.bits
+        return (self.elements * bits + self.extra_bits) * (batch if self.batched else 1)
 
     def bytes(self, batch: int, float_bytes: int = 4) -> int:
         """Return its bytes; bits are packed over the whole batch."""
-        bits = 8 * float_bytes if self.follows_precision else self.bits
-        return bytes_of_bits(self.elements * bits * (batch if self.batched else 1))
+        return bytes_of_bits(self.total_bits(batch, float_bytes))
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,18 @@ class Books:
     recomputed: tuple[int, ...] = ()
 
 
+# One moment of an accounting's own timeline: phase, layer, bytes by category (those that it leaves out are 0).
+Instant = tuple[str, str, dict[str, int]]
+
+
 @dataclass(frozen=True)
 class Accounting:
     """A way of keeping the books: `keep` turns the wanted gradients into what is stored.
 
-    kernels: the working memory that it counts, a name in `costmodel.workspaces`.
+    kernels: the working memory that it counts, a name in `costmodel.workspaces`. timeline: (graph, assignment, books,
+    batch, bytes of one float) -> its own moments, where these are not a whole training step; what such books say of
+    optimizers, micro-batches' gradients and frozen weights' precision is theirs, whatever is asked for. leaves_out:
+    what a reader must not look for in them.
     """
 
     name: str
@@ -64,6 +77,13 @@ class Accounting:
     source: str
     keep: Callable[[LayerGraph, Assignment, list[Facts], Wanted], Books]
     kernels: str = "none"
+    timeline: Callable[[LayerGraph, Assignment, Books, int, int], list[Instant]] | None = None
+    leaves_out: str = ""
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether the books are those of a whole training step, of which a peak can be compared with a RAM."""
+        return self.timeline is None
 
 
 class Ledger:
