@@ -105,7 +105,7 @@ def footprint(
     if as_json:
         result = answer.to_dict()
         if per:
-            result[per.value + "s"] = answer.to_frame(per.value).to_dict("records")
+            result[f"per_{per.value}"] = answer.to_frame(per.value).to_dict("records")
         print(json.dumps(result, indent=2))
         return
     _print_caveat(accounting)
