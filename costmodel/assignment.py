@@ -33,9 +33,10 @@ class Assignment:
     """What trains, and how.
 
     trained: names of the parameters that train. frozen_statistics: indices of the batch norms that use their running
-    statistics. storages: by layer index.
+    statistics. storages: by layer index. trained_elements: where a part of a parameter trains, how many numbers.
     """
 
     trained: frozenset[str]
     frozen_statistics: frozenset[int] = frozenset()
     storages: Mapping[int, Storage] = field(default_factory=dict)
+    trained_elements: Mapping[str, int] = field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ class Footprint:
     wanted: Wanted
     books: Books
     moments: tuple[Moment, ...]
+    options: Mapping[str, object] = field(default_factory=dict)
 
     # --- memory ---------------------------------------------------------------------------------------------------
 
@@ -103,7 +105,8 @@ class Footprint:
     @property
     def trained_parameters(self) -> int:
         """How many numbers train."""
-        return sum(self.graph.parameters[name].elements for name in self.assignment.trained)
+        part = self.assignment.trained_elements
+        return sum(part.get(name, self.graph.parameters[name].elements) for name in self.assignment.trained)
 
     # --- compute --------------------------------------------------------------------------------------------------
 
@@ -167,6 +170,7 @@ class Footprint:
             "model": self.graph.model,
             "method": self.method,
             "blocks": self.blocks,
+            **({"options": dict(self.options)} if self.options else {}),
             "batch": self.batch,
             "micro_batch": self.micro_batch,
             "resolution": self.graph.resolution,
@@ -219,7 +223,11 @@ class Footprint:
                 "part": cut.where(layer),
                 "output": layer.output.shape_text,
                 "parameters": sum(own.values()),
-                "trained_parameters": sum(n for name, n in own.items() if name in self.assignment.trained),
+                "trained_parameters": sum(
+                    self.assignment.trained_elements.get(name, n)
+                    for name, n in own.items()
+                    if name in self.assignment.trained
+                ),
                 "saved_bytes": sum(item.bytes(self.micro_batch, each) for item in saved),
                 "forward_flops": times * facts.forward_flops,
                 "backward_flops": times * sum(facts.backward_flops.get(role, 0) for role in roles),
@@ -247,6 +255,7 @@ class Footprint:
     def summary(self) -> list[tuple[str, str]]:
         """Return the answer as (label, text) pairs for people."""
         depth = f", last {self.blocks} blocks" if self.blocks is not None else ""
+        depth += "".join(f", {name} {value}" for name, value in self.options.items())
         micro = f" in micro-batches of {self.micro_batch}" if self.micro_batch != self.batch else ""
         flops = self.flops
         rows = [
@@ -301,6 +310,7 @@ def footprint(
     optimizer: str = "sgd",
     accounting: str = "lean",
     *,
+    options: Mapping[str, object] | None = None,
     trained: Trained | None = None,
     micro_batch: int | None = None,
     activation_dtype: str = "float32",
@@ -312,6 +322,7 @@ def footprint(
     """Return what one training step of a traced network costs.
 
     method, blocks: a name in `METHODS` (default: full), and the number of trained blocks if it takes one.
+    options: what else the method lets one choose (`METHODS[name].options` has the defaults), such as {"patch": 4}.
     trained: instead of a method, which parameters train: their names, or a function of the name. All batch norms use
         the batch's statistics then, as after a plain `model.train()`.
     batch: images per update. micro_batch: images per forward pass (default: all); their gradients are added up.
@@ -333,7 +344,7 @@ def footprint(
     ):
         if given not in allowed:
             raise unknown(kind, given, allowed)
-    method, graph, assignment = assign(graph, method, blocks, trained)
+    method, graph, assignment = assign(graph, method, blocks, trained, options)
     facts, wanted = wanted_gradients(graph, assignment)
     books = chosen_books.keep(graph, assignment, facts, wanted)
     kernels = chosen_books.kernels if kernels is None else kernels
@@ -350,7 +361,7 @@ def footprint(
         ]
     return Footprint(
         graph, method, blocks, batch, micro_batch, update.name, chosen_books.name, activation_dtype, frozen_dtype,
-        inplace_update, assignment, tuple(facts), wanted, books, tuple(moments),
+        inplace_update, assignment, tuple(facts), wanted, books, tuple(moments), dict(options or {}),
     )  # fmt: skip
 
 
@@ -408,7 +419,8 @@ def _sizes(
         tensor.name for index, roles in wanted.items()
         for role, tensor in graph.layers[index].inputs.items() if role in roles and tensor.kind == "parameter"
     }  # fmt: skip
-    trained = {name: 4 * graph.parameters[name].elements for name in graph.parameters if name in used}
+    part = assignment.trained_elements
+    trained = {name: 4 * part.get(name, tensor.elements) for name, tensor in graph.parameters.items() if name in used}
     buffers = sum(tensor.bytes(1) for tensor in graph.buffers.values())
     working = {
         layer.index: both

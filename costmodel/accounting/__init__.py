@@ -5,10 +5,13 @@ from __future__ import annotations
 from ..errors import unknown
 from .books import Accounting, Books, Saved
 from .eager import EAGER
+from .gradient_filter import GRADIENT_FILTER
 from .lean import LEAN
 from .tinytl import TINYTL
 
-ACCOUNTINGS: dict[str, Accounting] = {accounting.name: accounting for accounting in (LEAN, EAGER, TINYTL)}
+ACCOUNTINGS: dict[str, Accounting] = {
+    accounting.name: accounting for accounting in (LEAN, EAGER, TINYTL, GRADIENT_FILTER)
+}
 
 
 def accounting(name: str) -> Accounting:

@@ -37,10 +37,12 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted:
         storage = assignment.storages.get(index)
         for role in roles:
             alternatives = facts[index].needs[role]
-            if storage is not None:
-                given = layer.inputs[role]
-                mask = (Private(storage.kind, given.elements, storage.bits, given.batched),)
-                alternatives = (mask, *alternatives) if storage.exact else (mask,)
+            if storage is not None and role == storage.role:
+                given = layer.inputs["input" if role == "weight" else role]
+                instead = [Private(storage.kind, storage.elements_of(given.elements), storage.bits, given.batched)]
+                if storage.extra_bits:
+                    instead.append(Private("bitmap", storage.extra_bits, 1, given.batched))
+                alternatives = (tuple(instead), *alternatives) if storage.exact else (tuple(instead),)
             if len(alternatives) > 1:
                 open_choices.append((index, role, alternatives))
                 continue

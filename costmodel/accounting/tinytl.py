@@ -116,10 +116,10 @@ def skip_elements(graph: LayerGraph) -> dict[int, int]:
 
 def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, batch: int, float_bytes: int) -> list[Instant]:
     """Return the forward pass: before each layer what is stored, what the layer takes, and the skip around it."""
-    parameter_bits = sum(
-        tensor.elements * (TRAINED_BITS if name in assignment.trained else FROZEN_BITS)
-        for name, tensor in graph.parameters.items()
-    )
+    parameter_bits = FROZEN_BITS * graph.parameter_count
+    for name in assignment.trained:
+        count = assignment.trained_elements.get(name, graph.parameters[name].elements)
+        parameter_bits += (TRAINED_BITS - FROZEN_BITS) * count
     weights, skips, stored_bits, instants = bytes_of_bits(parameter_bits), skip_elements(graph), 0, []
     for layer in graph.layers:
         transient = (_temporary(layer) + skips.get(layer.index, 0)) * batch * float_bytes

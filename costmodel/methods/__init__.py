@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from ..assignment import Assignment
 from ..errors import InputError, unknown
 from ..graph import LayerGraph
+from .last_convolutions import GRADIENT_FILTER, LAST_CONVS
 from .method import Method, Training
+from .sparse import BACK_RAZOR, SPARSE_UPDATE
 from .tinytl import TINYTL_B, TINYTL_L, TINYTL_LB
 from .top_blocks import BLOCKS, MOBILETL
 from .whole_network import BIAS, FULL, LAST, NORM
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (FULL, LAST, NORM, BIAS, BLOCKS, MOBILETL, TINYTL_B, TINYTL_L, TINYTL_LB)
-}
+    method.name: method
+    for method in (
+        FULL, LAST, NORM, BIAS, BLOCKS, MOBILETL, TINYTL_B, TINYTL_L, TINYTL_LB,
+        LAST_CONVS, GRADIENT_FILTER, SPARSE_UPDATE, BACK_RAZOR,
+    )
+}  # fmt: skip
 
 
 def method(name: str) -> Method:
@@ -31,20 +37,25 @@ Trained = Callable[[str], bool] | Iterable[str]
 
 
 def assign(
-    graph: LayerGraph, name: str | None, blocks: int | None = None, trained: Trained | None = None
+    graph: LayerGraph,
+    name: str | None,
+    blocks: int | None = None,
+    trained: Trained | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> tuple[str, LayerGraph, Assignment]:
     """Return the method's name, the graph that it trains, and what is done with it.
 
-    name, blocks: a method (default: full) and its depth. trained: instead, which parameters train (their names, or a
-    function of the name), all batch norms using the batch's statistics, as after a plain `model.train()`.
+    name, blocks, options: a method (default: full), its depth and what else it lets one choose. trained: instead, which
+    parameters train (their names, or a function of the name), all batch norms using the batch's statistics, as after a
+    plain `model.train()`.
 
     Errors: InputError for names, depths or combinations that do not exist.
     """
     if trained is None:
         name = name or "full"
-        return (name, *method(name)(graph, blocks))
-    if name is not None or blocks is not None:
-        raise InputError("give either method (and blocks) or trained, not both")
+        return (name, *method(name)(graph, blocks, options))
+    if name is not None or blocks is not None or options:
+        raise InputError("give either method (with blocks or options) or trained, not both")
     if callable(trained):
         return "custom", graph, Assignment(frozenset(filter(trained, graph.parameters)))
     names = frozenset([trained] if isinstance(trained, str) else trained)

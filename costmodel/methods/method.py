@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from ..assignment import Assignment
 from ..blocks import NORMS, Parts, parts
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..graph import Layer, LayerGraph, Tensor
 
 Training = tuple[LayerGraph, Assignment]
@@ -18,7 +18,9 @@ class Method:
     """A training method.
 
     summary: one line for people. source: where it is described. takes_blocks: whether a depth k is part of it.
-    assign: LayerGraph (and k) -> (LayerGraph, Assignment). min_blocks: the blocks that a network must have for it.
+    assign: LayerGraph (and k, or options) -> (LayerGraph, Assignment). min_blocks: the blocks that a network must have
+    for it. options: what else must be chosen, with its default. has_layers: whether torch layers exist that train so;
+    the others can be priced only.
     """
 
     name: str
@@ -27,12 +29,22 @@ class Method:
     takes_blocks: bool
     assign: Callable[..., Training]
     min_blocks: int = 0
+    options: Mapping[str, object] = field(default_factory=dict)
+    has_layers: bool = True
 
-    def __call__(self, graph: LayerGraph, blocks: int | None = None) -> Training:
+    def __call__(
+        self, graph: LayerGraph, blocks: int | None = None, options: Mapping[str, object] | None = None
+    ) -> Training:
         """Return the graph and assignment of this method, at a depth of `blocks` if it takes one.
 
-        Errors: InputError for a depth that is missing, not allowed, or more than the network has.
+        Errors: InputError for a depth that is missing, not allowed, or more than the network has; for an option that
+        the method does not have, or its value.
         """
+        for name in options or ():
+            if name not in self.options:
+                if not self.options:
+                    raise InputError(f"method {self.name!r} takes no options, but {name!r} was given; leave it out")
+                raise unknown(f"option of method {self.name!r}", name, self.options)
         count = len(parts(graph).blocks)
         if count < self.min_blocks:
             raise InputError(
@@ -44,12 +56,27 @@ class Method:
                 raise InputError(
                     f"method {self.name!r} takes no number of blocks, but {blocks} was given; leave it out"
                 )
-            return self.assign(graph)
+            return self.assign(graph, {**self.options, **(options or {})}) if self.options else self.assign(graph)
         if blocks is None:
             raise InputError(f"method {self.name!r} needs a number of trained blocks from 1 to {count} (--blocks)")
         if isinstance(blocks, bool) or not isinstance(blocks, int) or not 1 <= blocks <= count:
             raise InputError(f"{graph.model} has {count} blocks, so blocks must be from 1 to {count}, not {blocks!r}")
         return self.assign(graph, blocks)
+
+
+def whole_number(name: str, value: object, low: int, high: int | None, model: str) -> int:
+    """Return an option's value as a whole number from `low` to `high`, if there is a bound.
+
+    Errors: InputError that says what is allowed.
+    """
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = value
+    if isinstance(number, bool) or not isinstance(number, int) or number < low or (high and number > high):
+        bounds = f"from {low} to {high} for {model}" if high else f"of {low} or more"
+        raise InputError(f"{name} must be a whole number {bounds}, not {value!r}")
+    return number
 
 
 def source_parameter(graph: LayerGraph, tensor: Tensor) -> list[str]:
