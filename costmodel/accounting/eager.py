@@ -251,6 +251,7 @@ def caveat() -> str | None:
 # Why stock PyTorch keeps more than the gradient needs.
 WHY: dict[str, str] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), "keeps its input whether its weight trains or not"),
+    "standardized_conv2d": "keeps its input whether its weight trains or not, and the standardised weight",
     "batch_norm": "keeps its input and statistics",
     "frozen_batch_norm": "keeps its input, even if the scale is frozen",
     "group_norm": "keeps its input and statistics",
