@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from costmodel import ACCOUNTINGS, RULES, UnknownOperationError, footprint, trace
 from costmodel.accounting.eager import KEEPS, WHY
 from costmodel.assignment import Assignment
+from costmodel.layers.convolution import standardize
 from costmodel.measure import corrected_flop_counter
 from costmodel.rules import Dense, Facts, Private, facts, operation
 from costmodel.rules.reductions import index_bits
@@ -63,7 +64,7 @@ class Case:
 
     run: the tensor arguments, in the order in which they are passed -> its result. same: by what a rule may keep
     privately ('mask', 'indices'), other values of the input for which this stays as it is. from_output: (y, dy) -> dx.
-    random: what is kept privately is drawn, not computed from the input.
+    random: what is kept privately is drawn, not computed from the input. replaces: what is traced in its place.
     """
 
     op: str
@@ -73,6 +74,7 @@ class Case:
     from_output: Callable | None = None
     label: str = ""
     random: bool = False
+    replaces: str = ""
 
     def __str__(self) -> str:
         return f"{self.op} {self.label}".strip()
@@ -115,6 +117,13 @@ CASES = [
     Case("conv2d", lambda x, w: F.conv2d(x, w, None, 1, 1, 1, 4), (IMAGE, par(4, 1, 3, 3)), label="depthwise"),
     Case("conv2d", lambda x, w, b: F.conv2d(x, w, b, 1, 1, 1, 2), (IMAGE, par(6, 2, 3, 3), par(6)), label="grouped"),
     Case("conv2d", lambda x, w: F.conv2d(x, w), (IMAGE, par(5, 4, 1, 1)), label="pointwise"),
+    # No call that a network makes: a method puts it in a convolution's place.
+    Case(
+        "standardized_conv2d",
+        lambda x, w: F.conv2d(x, standardize(w), None, 1, 1),
+        (IMAGE, par(5, 4, 3, 3)),
+        replaces="conv2d",
+    ),
     Case("conv3d", lambda x, w, b: F.conv3d(x, w, b), (act(2, 4, 5, 5), par(3, 2, 3, 3, 3), par(3))),
     Case("linear", F.linear, (act(7), par(5, 7), par(5))),
     Case("linear", F.linear, (act(3, 7), par(5, 7)), label="no bias, rows"),
@@ -302,8 +311,13 @@ class Alone:
 @pytest.fixture(params=CASES, ids=str)
 def alone(request) -> Alone:
     case = request.param
-    graph = trace(_Alone(case), 16)
+    traced_case = replace(case, run=lambda x, w: F.conv2d(x, w, None, 1, 1)) if case.replaces else case
+    graph = trace(_Alone(traced_case), 16)
     layer = graph.layers[-1]
+    if case.replaces:
+        assert layer.op == case.replaces
+        layer = replace(layer, op=case.op)
+        graph = replace(graph, layers=(*graph.layers[:-1], layer), memo={})
     assert operation(layer) == case.op
     assert len(layer.inputs) == len(case.arguments)
     return Alone(case, graph, layer, facts(graph, layer), {role: i for i, role in enumerate(layer.inputs)})
