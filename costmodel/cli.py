@@ -198,9 +198,10 @@ def _print_verification(result) -> None:
     for column in ("predicted", "measured", "difference", "allowed", ""):
         table.add_column(column, justify="right", no_wrap=True)
     for check in result.checks:
+        allowed = f"{check.tolerance:.1%}" + (f" + {check.slack:,}" if check.slack else "")
         table.add_row(
             f"{check.quantity}, {check.unit}", f"{check.predicted:,}", f"{check.measured:,}",
-            f"{check.relative_difference:+.3%}", f"{check.tolerance:.1%}", "agrees" if check.agrees else "DIFFERS",
+            f"{check.relative_difference:+.3%}", allowed, "agrees" if check.agrees else "DIFFERS",
         )  # fmt: skip
     console = Console()
     console.print(table)

@@ -22,16 +22,20 @@ from .trainable import apply
 # `lean` unpacks masks piece by piece, a few hundred kilobytes at a time.
 PEAK_TOLERANCE = {("eager", "cpu"): 0.005, ("lean", "cpu"): 0.01, ("eager", "cuda"): 0.01, ("lean", "cuda"): 0.01}
 
+# Assumption: the scratchpads of a reduction over two threads; measured, up to 130 kB in MobileNetV2's first layers.
+PEAK_SLACK_BYTES = 2**18
+
 
 @dataclass(frozen=True)
 class Check:
-    """One quantity, predicted and measured; `tolerance` is relative to the measured one."""
+    """One quantity, predicted and measured; `tolerance` is relative to the measured one, `slack` in its unit."""
 
     quantity: str
     unit: str
     predicted: int
     measured: int
     tolerance: float
+    slack: int = 0
 
     @property
     def relative_difference(self) -> float:
@@ -41,7 +45,7 @@ class Check:
     @property
     def agrees(self) -> bool:
         """Whether the difference is within the tolerance."""
-        return abs(self.predicted - self.measured) <= self.tolerance * self.measured
+        return abs(self.predicted - self.measured) <= self.tolerance * self.measured + self.slack
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def verify(
         Check("saved for backward", "bytes", predicted.saved_bytes, sum(by_module.values()), 0),
         Check(
             "peak above the step's start", "bytes", predicted.peak_bytes - predicted.moments[0].total_bytes, peak,
-            PEAK_TOLERANCE[accounting, device],
+            PEAK_TOLERANCE[accounting, device], PEAK_SLACK_BYTES,
         ),
         Check("forward", "FLOPs", predicted.forward_flops, forward, 0),
         Check("backward", "FLOPs", predicted.backward_flops, backward, 0),
