@@ -10,7 +10,8 @@
   layers store counts twice. Nothing is freed.
 - Temporary memory: a convolution's input and its output over its groups; a linear layer's input and output; the input
   of a norm or an activation; nothing of pooling, upsampling and the rest.
-- Around a layer inside an identity skip connection: the skip's tensor. While a lite residual runs, what the main branch
+- Around a layer inside an identity skip connection: the skip's tensor; an activation right behind the sum (ResNet)
+  counts as inside. While a lite residual runs, what the main branch
   made of the block's input is not counted.
 
 What it leaves out: the inputs of norms whose scale is frozen (their exact input gradient needs them), the backward pass
@@ -108,6 +109,9 @@ def skip_elements(graph: LayerGraph) -> dict[int, int]:
                 for reader in graph.consumers[skip.id]:
                     if reader.index in before:
                         after |= {reader.index} | (networkx.descendants(graph.digraph, reader.index) & before)
+                if after:
+                    readers = graph.consumers.get(layer.output.id, ())
+                    after |= {reader.index for reader in readers if len(readers) == 1 and reader.op in ACTIVATIONS}
                 for index in after:
                     around[index] = around.get(index, 0) + skip.elements
         graph.memo["skips"] = around

@@ -5,9 +5,10 @@ input channels. A batch norm behind a convolution is folded into it on the devic
 Source: Lin et al.: On-Device Training Under 256KB Memory, NeurIPS 2022 (arXiv 2206.15472), section 2.2;
 kept channels = int(channels x ratio), algorithm/core/utils/partial_backward.py of mit-han-lab/tiny-training.
 
-Back Razor: everything but the norms' scales trains; of the input of every convolution and linear layer the largest
+Back Razor: everything but the norms trains; of the input of every convolution and linear layer the largest
 values are kept, a share 1 - r of all, with a bitmap of which they are: n x (4 (1 - r) + 1/8) bytes.
-Source: Jiang et al.: Back Razor, NeurIPS 2022; CNN/utils/memory_cost_profiler.py of VITA-Group/BackRazor_Neurips22.
+Source: Jiang et al.: Back Razor, NeurIPS 2022; method full_noBN in CNN/tinytl_fgvc_train.py (which freezes the norms'
+scales and shifts), CNN/utils/memory_cost_profiler.py of VITA-Group/BackRazor_Neurips22.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _back_razor(graph: LayerGraph, options: Mapping[str, object]) -> Training:
         dropped = -1
     if not 0 <= dropped < 1:
         raise InputError(f"dropped must be a share of the values from 0 to below 1, not {options['dropped']!r}")
-    frozen = parameters_of(graph, norm_layers(graph), ("weight",))
+    frozen = parameters_of(graph, norm_layers(graph), ("weight", "bias"))
     storages = {}
     for layer in graph.layers:
         if layer.op in CONVOLUTIONS | {"linear"} and layer.output.kind == "activation":
@@ -119,7 +120,7 @@ SPARSE_UPDATE = Method(
 )
 BACK_RAZOR = Method(
     "back-razor",
-    "all but norm scales train; inputs of weighted layers are kept but for their smallest values (option dropped)",
+    "all but the norms trains; inputs of weighted layers are kept but for their smallest values (option dropped)",
     "Jiang et al.: Back Razor, NeurIPS 2022",
     False,
     _back_razor,
