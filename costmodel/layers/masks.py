@@ -1,8 +1,8 @@
 """Element-wise functions that keep one bit per element for backward, in forward and backward passes without copies.
 
-Forward and backward run over the tensors in chunks that stay in a core's cache: the result's own memory serves as
-the place where a mask is made, so that beyond the result and the packed bits only one chunk of bytes is allocated
-(in an in-place call also one chunk of the tensor's own type; a tensor that is not dense in memory is copied first).
+Forward and backward run over the tensors in chunks: the result's own memory serves as the place where a mask is made,
+so that beyond the result and the packed bits only one chunk of bytes is allocated (in an in-place call also one chunk
+of the tensor's own type; a tensor that is not dense in memory is copied first).
 
 The mask is applied by PyTorch's own backward functions, with the bits in place of the input. Measured on two cores
 (AVX-512) with 9.6 million floats: comparing with a number takes 4 times as long as copying to bool, torch.where and
@@ -21,9 +21,10 @@ from torch.autograd.function import once_differentiable
 
 from .packing import flat, pack, packed_bytes, unpack
 
-# Elements worked on at a time; multiples of 8. Assumption: a chunk of floats (1 MiB) stays in the cache of a CPU's
-# core; a GPU needs more at a time to be busy.
-CPU_CHUNK, GPU_CHUNK = 1 << 18, 1 << 24
+# Elements worked on at a time, and the most pieces that a tensor is cut into on a CPU: every piece waits for all
+# threads a few times, which takes long where other programs want the cores. Assumption: a chunk of floats (1 MiB)
+# stays in the cache of a CPU's core; a GPU needs more at a time to be busy.
+CPU_CHUNK, CPU_PIECES, GPU_CHUNK = 1 << 18, 8, 1 << 24
 
 Backward = Callable[[Tensor, Tensor, Tensor], object]
 
@@ -46,8 +47,10 @@ class OneBit:
 
 
 def chunk_size(tensor: Tensor) -> int:
-    """Return the number of elements to work on at a time."""
-    return CPU_CHUNK if tensor.device.type == "cpu" else GPU_CHUNK
+    """Return the number of elements to work on at a time, a multiple of 8."""
+    if tensor.device.type != "cpu":
+        return GPU_CHUNK
+    return max(CPU_CHUNK, -(-tensor.numel() // (8 * CPU_PIECES)) * 8)
 
 
 def walk(source: Tensor, out: Tensor, packed: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
