@@ -27,6 +27,7 @@ from .footprint import FROZEN_BYTES
 from .gradients import Wanted, wanted_gradients
 from .graph import ADDED, Layer, LayerGraph
 from .methods import Trained, assign
+from .methods import method as find_method
 from .methods.tinytl import MODULE as LITE_RESIDUAL
 from .rules import operation
 from .tracer import trace
@@ -136,6 +137,8 @@ def apply(
     if frozen_dtype not in _TORCH_DTYPES:
         hint = "is priced only: no torch layer computes with it" if frozen_dtype in FROZEN_BYTES else "is unknown"
         raise InputError(f"frozen_dtype {frozen_dtype!r} {hint}; allowed: {', '.join(_TORCH_DTYPES)}")
+    if method is not None and not find_method(method).has_layers:
+        raise InputError(f"method {method!r} can be priced only: no torch layers of this package train so")
     method, graph, assignment = assign(trace(model, resolution), method, blocks, trained)
     facts, wanted = wanted_gradients(graph, assignment)
     books = LEAN.keep(graph, assignment, facts, wanted)

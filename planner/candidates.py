@@ -61,7 +61,8 @@ def candidates(
     """Return every method at every depth of every model, priced.
 
     models: one or a list of what `costmodel.trace` takes. classes: the number the head is made for; the model's own if
-    None. A method is left out for a network that has fewer blocks than it needs.
+    None. A method is left out for a network that has fewer blocks than it needs, and altogether if it
+    has options beside a depth: those are not searched.
 
     Errors: those of `costmodel.trace` and `costmodel.footprint`.
     """
@@ -91,7 +92,7 @@ def _of_graph(graph: LayerGraph, batch: int, optimizer: str, accounting: str) ->
     count = block_count(graph)
     has_norm = any(layer.op.endswith("_norm") for layer in graph.layers)
     for name, method in METHODS.items():
-        if count < method.min_blocks:
+        if count < method.min_blocks or method.options:
             continue
         for k in range(1, count + 1) if method.takes_blocks else (None,):
             cost = footprint(graph, name, k, batch, optimizer, accounting)

@@ -69,6 +69,7 @@ def test_every_method_and_depth_is_priced_as_footprint_prices_it(small):
     expected = {
         (name, k)
         for name, method in costmodel.METHODS.items()
+        if method.has_layers
         for k in (range(1, count + 1) if method.takes_blocks else [None])
     }
     assert {(candidate.method, candidate.blocks) for candidate in small} == expected
@@ -82,7 +83,7 @@ def test_every_method_and_depth_is_priced_as_footprint_prices_it(small):
 
 def test_a_network_without_blocks_and_norms_has_unknowns(both):
     own = {candidate.method: candidate.recovery.kind for candidate in both if candidate.model == NORMLESS}
-    assert set(own) == {name for name, method in costmodel.METHODS.items() if not method.min_blocks}
+    assert set(own) == {name for name, m in costmodel.METHODS.items() if not m.min_blocks and not m.options}
     assert {method for method, kind in own.items() if kind != "unknown"} == {"full", "last"}
 
 
