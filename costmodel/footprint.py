@@ -33,6 +33,7 @@ ACTIVATION_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # int8 keeps one float32 scale per output channel. Assumption: symmetric per-channel quantisation.
 FROZEN_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 GROUPINGS = ("layer", "block", "operation", "tensor")
+_TENSOR_COLUMNS = ["tensor", "part", "shape", "bits", "bytes", "needed_for", "layers"]
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Footprint:
         if by not in GROUPINGS:
             raise unknown("grouping", by, GROUPINGS)
         if by == "tensor":
-            return pandas.DataFrame(self._tensor_rows())
+            return pandas.DataFrame(self._tensor_rows(), columns=_TENSOR_COLUMNS)
         frame = pandas.DataFrame(self._layer_rows())
         if by == "layer":
             return frame

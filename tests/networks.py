@@ -14,7 +14,7 @@ import torchvision
 from hypothesis import strategies as st
 from torch import nn
 
-from costmodel import METHODS, LayerGraph, block_count, trace
+from costmodel import ACCOUNTINGS, METHODS, LayerGraph, block_count, trace
 from costmodel.zoo.proxylessnas_mobile import proxylessnas_mobile
 
 # The twelve networks of the project's tests and tables, and how many blocks each has.
@@ -36,6 +36,9 @@ TWELVE = tuple(BLOCKS)
 
 # Methods that train a network as it is; every other one rewrites it first.
 PLAIN_METHODS = ("full", "last", "norm", "bias", "blocks", "mobiletl")
+
+# The books of a whole training step; the others are those of papers, which leave most of a step out.
+WHOLE_STEP = tuple(name for name, books in ACCOUNTINGS.items() if books.whole_step)
 
 # Forty-two small networks: at least one of every family that has to trace.
 SPREAD = (
