@@ -208,10 +208,21 @@ class _Simulation:
         for id_ in [id_ for id_ in self.live if id_ not in self.kept]:
             self.now[_TRANSIENT] -= self.live.pop(id_)
 
-    def update(self, name: str, optimizer: Optimizer) -> None:
-        if name in self.missing_state:
-            self.now[_OPTIMIZER] += self.missing_state.pop(name)
-        self.mark("update", name, optimizer.temporary_per_parameter * self.sizes.trained[name])
+    def update_all(self, optimizer: Optimizer) -> None:
+        """Make the state that is missing, then update one tensor after the other.
+
+        The loop's variable still holds the last temporary of the tensor before. Source: torch/optim/adam.py.
+        """
+        self.now[_OPTIMIZER] += sum(self.missing_state.values())
+        self.missing_state.clear()
+        held = 0
+        for name in self.sizes.trained:
+            self.update(name, optimizer, held)
+            held = self.sizes.trained[name] if optimizer.temporary_per_parameter else 0
+
+    def update(self, name: str, optimizer: Optimizer, held: int = 0) -> None:
+        self.now[_OPTIMIZER] += self.missing_state.pop(name, 0)
+        self.mark("update", name, optimizer.temporary_per_parameter * self.sizes.trained[name] + held)
 
 
 def _dying(graph: LayerGraph) -> dict[int, list[int]]:
@@ -263,8 +274,8 @@ def simulate(
         run.forward()
         run.backward(run.loss(), optimizer if inplace_update else None)
         run.leave()
-    for name in sizes.trained if not inplace_update else ():
-        run.update(name, optimizer)
+    if not inplace_update:
+        run.update_all(optimizer)
     run.now[_GRADIENTS] = 0
     run.mark("end", "")
     return run.moments

@@ -89,7 +89,7 @@ def verify(
         raise InputError("this machine has no CUDA device; leave out --device cuda")
     progress("tracing")
     graph = trace(model, resolution, classes)
-    kernels = "onednn" if device == "cpu" else "none"
+    kernels = "none" if device != "cpu" else "onednn" if accounting == EAGER.name else "layers"
     predicted = footprint(graph, method, blocks, batch, optimizer, accounting, kernels=kernels)
     progress("building the network")
     network = _network(graph, classes, predicted, resolution).to(device)

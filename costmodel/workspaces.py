@@ -4,7 +4,8 @@
 AVX-512 and more than one thread. They copy their arguments to a layout in which channels come in blocks of 16, compute
 a result in that layout and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py;
 PyTorch 2.15, oneDNN). Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight
-gradient of a depthwise convolution with a kernel of 5 or more copies nothing. Scratchpads of a few kilobytes for
+gradient of a depthwise convolution with a kernel of 5 or more copies nothing. `layers`: the same under this package's
+own layers, which compute the input gradient of a frozen pointwise convolution as a matrix product. Scratchpads of a few kilobytes for
 reductions over threads are not counted.
 """
 
@@ -59,7 +60,13 @@ def _onednn(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int)
     return forward, backward
 
 
-WORKSPACES: dict[str, Workspace] = {"none": _none, "onednn": _onednn}
+def _layers(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
+    forward, backward = _onednn(layer, wanted, batch, float_bytes)
+    pointwise = layer.op in CONVOLUTIONS and set(layer.inputs["weight"].shape[2:]) == {1}
+    return forward, 0 if pointwise and "weight" not in wanted else backward
+
+
+WORKSPACES: dict[str, Workspace] = {"none": _none, "onednn": _onednn, "layers": _layers}
 
 
 def workspace(name: str) -> Workspace:

@@ -372,7 +372,7 @@ def test_the_measured_peak_is_within_one_percent(method, k):
         measured = peak_bytes(step)
     finally:
         torch.set_num_threads(1)
-    priced = footprint(traced(name, 128), method, k, 8, kernels="onednn")
+    priced = footprint(traced(name, 128), method, k, 8, kernels="layers")
     predicted = priced.peak_bytes - priced.moments[0].total_bytes
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         assert predicted == pytest.approx(measured, rel=0.01)

@@ -69,7 +69,7 @@ def test_every_method_and_depth_is_priced_as_footprint_prices_it(small):
     expected = {
         (name, k)
         for name, method in costmodel.METHODS.items()
-        if method.has_layers
+        if not method.options
         for k in (range(1, count + 1) if method.takes_blocks else [None])
     }
     assert {(candidate.method, candidate.blocks) for candidate in small} == expected

@@ -7,11 +7,12 @@ from .books import Accounting, Books, Saved
 from .eager import EAGER
 from .gradient_filter import GRADIENT_FILTER
 from .lean import LEAN
+from .mcunetv3 import MCUNETV3
 from .mobiletl_figure1 import MOBILETL_FIGURE1
 from .tinytl import TINYTL
 
 ACCOUNTINGS: dict[str, Accounting] = {
-    accounting.name: accounting for accounting in (LEAN, EAGER, TINYTL, GRADIENT_FILTER, MOBILETL_FIGURE1)
+    accounting.name: accounting for accounting in (LEAN, EAGER, TINYTL, GRADIENT_FILTER, MOBILETL_FIGURE1, MCUNETV3)
 }
 
 
