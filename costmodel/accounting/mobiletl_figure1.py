@@ -6,8 +6,8 @@ ReLU6 (one for each of its two bounds) and the whole input for hard-swish, or wh
 both factors of a squeeze-excite product. A tensor that several layers keep counts once. Batch statistics (two numbers
 per channel), parameters, gradients and everything else are left out.
 
-Source: Chiang et al.: MobileTL, AAAI 2023 (arXiv 2212.03246), Figure 1 and abstract (46.3 % less for MobileNetV2, 53.3 %
-for V3). Assumption: the 2 bits of ReLU6, which no text that could be read states; of the variants in
+Source: Chiang et al.: MobileTL, AAAI 2023 (arXiv 2212.03246), Figure 1 and abstract (46.3 % less for MobileNetV2, 53.3
+% for V3). Assumption: the 2 bits of ReLU6, which no text that could be read states; of the variants in
 `costmodel.reproduce` only this one comes within half a point of both percentages.
 """
 
