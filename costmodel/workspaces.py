@@ -5,8 +5,8 @@ AVX-512 and more than one thread. They copy their arguments to a layout in which
 a result in that layout and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py;
 PyTorch 2.15, oneDNN). Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight
 gradient of a depthwise convolution with a kernel of 5 or more copies nothing. `layers`: the same under this package's
-own layers, which compute the input gradient of a frozen pointwise convolution as a matrix product. Scratchpads of a few kilobytes for
-reductions over threads are not counted.
+own layers, which compute the input gradient of a frozen pointwise convolution as a matrix product. Scratchpads of a few
+kilobytes for reductions over threads are not counted.
 """
 
 from __future__ import annotations
