@@ -28,6 +28,10 @@ Classes = Annotated[int | None, typer.Option(help="Classes of a new head; defaul
 
 Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
 Blocks = Annotated[int | None, typer.Option(help="Trained blocks, for methods that take a depth.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="name=value of a method's option, such as patch=2; repeat for more."),
+]
 Batch = Annotated[int, typer.Option(help="Images per update.")]
 OptimizerName = Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
@@ -79,6 +83,7 @@ def footprint(
     model: Model,
     method: Method = "full",
     blocks: Blocks = None,
+    option: Options = None,
     batch: Batch = 8,
     micro_batch: Annotated[int | None, typer.Option(help="Images per forward pass; gradients add up.")] = None,
     resolution: Resolution = 224,
@@ -95,11 +100,12 @@ def footprint(
     """Memory and FLOPs of one training step of MODEL."""
     from . import footprint as price
     from . import trace
+    from .reproduce import read_options
 
     graph = trace(model, resolution, classes)
     answer = price(
-        graph, method, blocks, batch, optimizer, accounting, micro_batch=micro_batch,
-        activation_dtype=activation_dtype, frozen_dtype=frozen_dtype, inplace_update=inplace_update,
+        graph, method, blocks, batch, optimizer, accounting, options=read_options(option or ()),
+        micro_batch=micro_batch, activation_dtype=activation_dtype, frozen_dtype=frozen_dtype, inplace_update=inplace_update,
         first_step=first_step,
     )  # fmt: skip
     if as_json:
@@ -236,13 +242,16 @@ def compare(
     depth = min(blocks, block_count(graph))
     names = method or [name for name, entry in METHODS.items() if depth or not entry.takes_blocks]
     rows, causes = [], {}
+    whole = [name for name, entry in ACCOUNTINGS.items() if entry.whole_step]
     for name in names:
         k = depth if find_method(name).takes_blocks else None
         answers = {books: price(graph, name, k, batch, optimizer, books, kernels="none") for books in ACCOUNTINGS}
         rows.append({
             "method": name if k is None else f"{name} {k}",
-            **{f"{books}_saved_bytes": answer.saved_bytes for books, answer in answers.items()},
-            **{f"{books}_peak_bytes": answer.peak_bytes for books, answer in answers.items()},
+            **{f"{books}_saved_bytes": answers[books].saved_bytes for books in whole},
+            **{f"{books}_peak_bytes": answers[books].peak_bytes for books in whole},
+            # What papers print is one number, which leaves most of a step out.
+            **{f"{books}_bytes": answers[books].peak_bytes for books in answers if books not in whole},
         })  # fmt: skip
         causes[rows[-1]["method"]] = difference(answers["eager"], answers["lean"])
     if as_json:
@@ -252,6 +261,9 @@ def compare(
     _print_caveat("eager")
     title = f"{graph.model}, batch {batch}, {resolution}x{resolution}, {optimizer} (kernels' working memory left out)"
     _print_frame(pandas.DataFrame(rows), title)
+    for name, entry in ACCOUNTINGS.items():
+        if entry.leaves_out:
+            print(f"{name}: {entry.source}; leaves out {entry.leaves_out}")
     for name, frame in causes.items():
         if len(frame):
             _print_frame(frame, f"{name}: where the books differ")
@@ -262,6 +274,9 @@ def _print_caveat(accounting: str) -> None:
 
     if accounting == EAGER.name and (text := caveat()):
         typer.echo(f"note: {text}", err=True)
+    entry = ACCOUNTINGS.get(accounting)
+    if entry and entry.leaves_out:
+        typer.echo(f"note: these are the books of {entry.source}; they leave out {entry.leaves_out}", err=True)
 
 
 @app.command()
@@ -270,10 +285,69 @@ def methods() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("method", "depth k", "what trains, and how", "source")
+    table = Table("method", "depth k", "what trains, and how", "runs here", "source")
     for method in METHODS.values():
-        table.add_row(method.name, "yes" if method.takes_blocks else "", method.summary, method.source)
+        runs = "yes" if method.has_layers else "priced only"
+        table.add_row(method.name, "yes" if method.takes_blocks else "", method.summary, runs, method.source)
     Console().print(table)
+
+
+@app.command()
+def reproduce(
+    plot: Annotated[str | None, typer.Option(help="Write published against computed into this image file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Published numbers next to what the papers' own rules give; exit code 1 if one is not as expected."""
+    from .reproduce import CONCLUSION, to_records, variants
+    from .reproduce import plot as draw
+    from .reproduce import reproduce as compute
+
+    results, tried = compute(), list(variants())
+    broken = [result for result in results if not result.as_expected]
+    if plot:
+        draw(results, plot)
+    if as_json:
+        answer = {"as_expected": not broken, "numbers": to_records(results), "variants": [vars(v) for v in tried]}
+        print(json.dumps(answer, indent=2))
+    else:
+        _print_reproduction(results, tried)
+        print(CONCLUSION)
+        same = sum(result.reproduced for result in results)
+        print(f"{same} of {len(results)} reproduced; {len(broken)} not as expected")
+    raise typer.Exit(1 if broken else 0)
+
+
+def _print_reproduction(results, tried) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("source", "network", "method", "quantity", title="published next to computed", title_justify="left")
+    for column in ("published", "computed", ""):
+        table.add_column(column, justify="right", no_wrap=True)
+    for result in results:
+        row = result.published
+        depth = "" if row.blocks is None else f" {row.blocks}"
+        options = "".join(f", {name} {value}" for name, value in row.options.items())
+        text = "reproduced" if result.reproduced else "differs"
+        digits = max(0, min(6, len(f"{row.tolerance:.9f}".rstrip("0").partition(".")[2])))
+        computed = f"{result.computed:,.{digits + 2 if row.rounding == 'down' else digits}f} {row.unit}"
+        table.add_row(
+            f"{row.source}, {row.table}", row.network, f"{row.method}{depth}{options}", row.quantity,
+            f"{row.value:,.{digits}f} {row.unit}", computed, text if result.as_expected else f"{text}: NOT AS EXPECTED",
+        )  # fmt: skip
+    other = Table("claim", "counting", title="countings that were tried", title_justify="left")
+    for column in ("published", "gives"):
+        other.add_column(column, justify="right", no_wrap=True)
+    for variant in tried:
+        other.add_row(variant.claim, variant.counting, f"{variant.published:.1f} %", f"{variant.gives:.1f} %")
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+    for result in results:
+        if result.published.reason:
+            console.print(f"{result.published.network}, {result.published.value:g}: {result.published.reason}")
+    console.print(other)
 
 
 def main() -> None:

@@ -30,6 +30,16 @@ def bytes_of_bits(bits: int) -> int:
     return -(-bits // 8)
 
 
+def scale_of(unit: str) -> int:
+    """Return the bytes of a unit such as 'MB' or 'KiB'.
+
+    Errors: InputError for an unknown unit.
+    """
+    if unit.upper() not in _UNITS:
+        raise InputError(f"unknown unit of bytes {unit!r}; allowed: B, KB, MB, GB, KiB, MiB, GiB")
+    return _UNITS[unit.upper()]
+
+
 def parse_bytes(text: str | int) -> int:
     """Return the bytes that a text such as '64MB', '1.5 GiB' or '300000' means.
 

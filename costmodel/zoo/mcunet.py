@@ -1,18 +1,19 @@
 """The three backbones of MCUNetV3 (On-Device Training Under 256KB Memory), with batch norm, as they are pre-trained.
 
-Stem, inverted residual blocks (the first without an expansion), global average pool, linear classifier; ReLU6, no activation after projections, a skip where stride is 1 and the width stays.
+Stem, inverted residual blocks (the first without an expansion), global average pool, linear classifier; ReLU6, no
+activation after projections, a skip where stride is 1 and the width stays.
 
 - `mcunet_5fps`: found by MCUNet's search. Source: mcunet/assets/configs/mcunet-5fps_imagenet.json of
   mit-han-lab/tinyml, 42 convolutions.
 - `mobilenet_v2_w035`: MobileNetV2 at width 0.35, without the 1x1 convolution behind its blocks, 51 convolutions.
   Source: mbv2-w0.35-r144_imagenet.json in the same folder has the blocks, and a tail of 448 channels.
-- `proxylessnas_mobile_w03`: ProxylessNAS-Mobile at width 0.3, without that convolution too, 60 convolutions. Source: its
-  blocks at width 1, proxyless_mobile.json in the same folder. Assumption: widths are rounded up to a multiple of 8; no
-  public text has this network's configuration.
+- `proxylessnas_mobile_w03`: ProxylessNAS-Mobile at width 0.3, without that convolution too, 60 convolutions. Source:
+  its blocks at width 1, proxyless_mobile.json in the same folder. Assumption: widths are rounded up to a multiple of 8;
+  no public text has this network's configuration.
 
 What is left open is settled by the memory figures of the paper's 15 update schemes (`costmodel reproduce`): with the
-tails MobileNetV2's do not come out, and one scheme of ProxylessNAS trains a weight below its first bias; and they do for
-no multiple of 8 but 64 in place of ProxylessNAS-Mobile's 192 channels (0.3 x 192 = 57.6).
+tails MobileNetV2's do not come out, and one scheme of ProxylessNAS trains a weight below its first bias; and those come
+out for no multiple of 8 but 64 in place of ProxylessNAS-Mobile's 192 channels (0.3 x 192 = 57.6).
 """
 
 from __future__ import annotations
