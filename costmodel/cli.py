@@ -105,8 +105,8 @@ def footprint(
     graph = trace(model, resolution, classes)
     answer = price(
         graph, method, blocks, batch, optimizer, accounting, options=read_options(option or ()),
-        micro_batch=micro_batch, activation_dtype=activation_dtype, frozen_dtype=frozen_dtype, inplace_update=inplace_update,
-        first_step=first_step,
+        micro_batch=micro_batch, activation_dtype=activation_dtype, frozen_dtype=frozen_dtype,
+        inplace_update=inplace_update, first_step=first_step,
     )  # fmt: skip
     if as_json:
         result = answer.to_dict()

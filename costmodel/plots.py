@@ -21,6 +21,7 @@ def published_against_computed(results: Sequence[Reproduction], path: str | Path
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     units = [unit for unit in dict.fromkeys(result.published.unit for result in results) if unit]
     figure, axes = pyplot.subplots(1, len(units), figsize=(4 * len(units), 4), layout="constrained", squeeze=False)
@@ -34,6 +35,10 @@ def published_against_computed(results: Sequence[Reproduction], path: str | Path
             if points:
                 axis.scatter(*zip(*points, strict=True), s=18, color=colour, label=label)
         axis.set(xscale="log", yscale="log", xlabel=f"published, {unit}", ylabel=f"computed, {unit}")
+        for direction in (axis.xaxis, axis.yaxis):
+            direction.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            direction.set_major_formatter(StrMethodFormatter("{x:g}"))
+            direction.set_minor_formatter(NullFormatter())
         axis.legend(frameon=False)
     try:
         figure.savefig(path)
