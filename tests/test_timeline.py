@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from networks import TWELVE, short, traced
+from networks import PLAIN_METHODS, TWELVE, short, traced
 from torch import nn
 from torch.nn import functional as F
 
@@ -159,6 +159,8 @@ WORDS = ("linear", "skip", "gate", "relu", "relu6", "hardswish", "silu", "sigmoi
 TORCH_OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
 }
 
 
@@ -203,6 +205,15 @@ def _depth(graph, method: str, depth: int) -> int | None:
     return min(depth, block_count(graph)) if METHODS[method].takes_blocks else None
 
 
+# Methods that rewrite the network take longer to price, and the timeline does not know of them.
+FEW = ("torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small", "timm:mobilenetv4_conv_small")
+EVERY_METHOD = [
+    pytest.param(name, method, id=f"{short(name)}-{method}")
+    for name in TWELVE
+    for method in METHODS
+    if method in PLAIN_METHODS or name in FEW
+]
+
 OPTIONS = (
     {}, {"micro_batch": 2}, {"inplace_update": True}, {"first_step": True}, {"activation_dtype": "float16"},
     {"frozen_dtype": "int8"},
@@ -211,7 +222,7 @@ OPTIONS = (
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_categories_add_up_at_every_moment(name, graph, options):
-    for method in METHODS:
+    for method in METHODS if name in FEW else PLAIN_METHODS:
         answer = footprint(graph, method, _depth(graph, method, 3), 8, "adam", **options)
         for moment in answer.moments:
             assert len(moment.by_category) == len(CATEGORIES) and min(moment.by_category) >= 0
@@ -224,8 +235,8 @@ def test_categories_add_up_at_every_moment(name, graph, options):
         assert peak.layer in {layer.name for layer in answer.graph.layers} | set(answer.graph.parameters)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_everything_is_there_when_backward_begins(graph, method):
+@pytest.mark.parametrize(("name", "method"), EVERY_METHOD)
+def test_everything_is_there_when_backward_begins(name, graph, method):
     """Just before the loss all that is kept is in memory: as much as `saved_bytes` says, but for the input."""
     answer = footprint(graph, method, _depth(graph, method, 4))
     loss = next(moment for moment in answer.moments if moment.phase == "loss")
@@ -238,8 +249,8 @@ def test_everything_is_there_when_backward_begins(graph, method):
     assert loss.by_category[CATEGORIES.index("gradients")] == 0
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_gradients_and_state_are_as_large_as_what_trains(graph, method):
+@pytest.mark.parametrize(("name", "method"), EVERY_METHOD)
+def test_gradients_and_state_are_as_large_as_what_trains(name, graph, method):
     depth = _depth(graph, method, 4)
     plain = footprint(graph, method, depth)
     trained_bytes = 4 * plain.trained_parameters
@@ -248,6 +259,7 @@ def test_gradients_and_state_are_as_large_as_what_trains(graph, method):
     state = {"sgd": 0, "momentum": trained_bytes, "adam": 2 * trained_bytes + 4 * tensors}
     state["adamw"] = state["adam"]
     assert set(state) == set(OPTIMIZERS)
+    peaks = {}
     for optimizer, size in state.items():
         answer = footprint(graph, method, depth, optimizer=optimizer)
         assert answer.optimizer_bytes == size
@@ -259,14 +271,12 @@ def test_gradients_and_state_are_as_large_as_what_trains(graph, method):
         assert (start, end) == (0, size) and first.optimizer_bytes == size
         # State that comes with the update cannot make backward's peak; then it is there as it is in every step.
         assert first.peak_bytes <= answer.peak_bytes
-    peaks = [
-        footprint(graph, method, depth, optimizer=optimizer).peak_bytes for optimizer in ("sgd", "momentum", "adam")
-    ]
-    assert peaks == sorted(peaks)
+        peaks[optimizer] = answer.peak_bytes
+    assert peaks["sgd"] <= peaks["momentum"] <= peaks["adam"] == peaks["adamw"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_updating_in_place_holds_one_layers_gradients_at_most(graph, method):
+@pytest.mark.parametrize(("name", "method"), EVERY_METHOD)
+def test_updating_in_place_holds_one_layers_gradients_at_most(name, graph, method):
     depth = _depth(graph, method, 4)
     plain, inplace = footprint(graph, method, depth), footprint(graph, method, depth, inplace_update=True)
     assert inplace.peak_bytes <= plain.peak_bytes and inplace.saved_bytes == plain.saved_bytes
