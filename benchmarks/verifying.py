@@ -68,7 +68,7 @@ def versions() -> str:
     return (
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}, "
         f"Python {platform.python_version()}; CPU capability {torch.backends.cpu.get_cpu_capability()}, "
-        f"{torch.get_num_threads()} threads"
+        f"{torch.get_num_threads()} thread(s)"
     )
 
 

@@ -4,7 +4,8 @@
 AVX-512 and more than one thread. They copy their arguments to a layout in which channels come in blocks of 16, compute
 a result in that layout and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py;
 PyTorch 2.15, oneDNN). Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight
-gradient of a depthwise convolution with a kernel of 5 or more copies nothing. `layers`: the same under this package's
+gradient of a depthwise convolution with a kernel of 5 or more copies nothing. Where only the bias trains, the weight's
+gradient is computed all the same, and dropped. `layers`: the same under this package's
 own layers, which compute the input gradient of a frozen pointwise convolution as a matrix product. Scratchpads of a few
 kilobytes for reductions over threads are not counted.
 """
@@ -54,9 +55,9 @@ def _onednn(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int)
     backward = 0
     if "input" in wanted:
         backward = max(backward, y_blocked + w_blocked + x_blocked - gx - gw, x_blocked - gw)
-    if "weight" in wanted:
+    if "weight" in wanted or "bias" in wanted:  # one kernel computes both
         copies = 0 if depthwise and weight.shape[-1] >= 5 else y_blocked + x_blocked
-        backward = max(backward, copies + w_blocked - gw, w_blocked)
+        backward = max(backward, copies + w_blocked - gw, w_blocked + w_plain - gw)
     return forward, backward
 
 

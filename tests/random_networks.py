@@ -278,7 +278,7 @@ _FUNCTIONS = {
     "over": lambda x, y: x / (torch.sigmoid(y) + 1.0),
     "root": lambda x: torch.sqrt(x**2 + 1.0),
     "inverse_root": lambda x: x * (x.var(dim=(2, 3), keepdim=True, unbiased=False) + 1.0).rsqrt(),
-    "gaussian": lambda x: torch.exp(-1.0 * x**2),
+    "gaussian": lambda x: torch.exp(-1.0 * x.square()),
     "mean": lambda x: x.mean((2, 3)),
     "total": lambda x: x.sum((2, 3)) * 0.1,
     "flatten": lambda x: x.flatten(1),
@@ -423,7 +423,9 @@ def _add_conv(d: _Draft) -> None:
     x = d.source()
     channels = d.registers[x].shape[0]
     groups = d.pick(1, channels)
-    outputs = channels * d.pick(1, 2) if groups > 1 and channels <= 6 else channels if groups > 1 else d.pick(4, 2, 6, 3)
+    outputs = (
+        channels * d.pick(1, 2) if groups > 1 and channels <= 6 else channels if groups > 1 else d.pick(4, 2, 6, 3)
+    )
     kernel, stride, bias = d.pick(1, 3, 5), d.pick(1, 1, 2), d.flip()
     if d.flip(6):
         options = {"channels": channels, "kernel": d.pick(2, 3)}
@@ -649,7 +651,7 @@ def _add_again(d: _Draft) -> None:
 _ADDITIONS = (
     _add_inverted_residual, _add_conv, _add_norm, _add_activation, _add_activation, _add_squeeze_excite, _add_dropout,
     _add_pool, _add_sum_or_product, _add_sum_or_product, _add_quotient, _add_cat, _add_parts, _add_shuffle, _add_resize,
-    _add_function, _add_attention, _add_again, _add_block,
+    _add_function, _add_function, _add_attention, _add_again, _add_block,
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from costmodel import RULES, Footprint, UnknownOperationError, block_count, footprint, trace
 from costmodel.accounting import eager
-from costmodel.measure import loss_of, peak_bytes, prepare, saved_bytes, saved_bytes_by_module, step_flops
+from costmodel.measure import loss_of, peak_bytes, prepare, saved_bytes_by_module, step_flops
 
 DEPTHS = (1, 3, 5)
 PLAIN = ("full", "last", "norm", "bias")  # what stock PyTorch can do without this package's layers
@@ -139,8 +139,10 @@ def test_random_networks(network: RandomNetwork, batch, data):
     assert step_flops(module, network.images(batch)) == (predicted.forward_flops, predicted.backward_flops)
     lean = footprint(graph, trained=trained, batch=batch)
     assert lean.saved_bytes <= predicted.saved_bytes
-    assert lean.peak_bytes <= footprint(graph, trained=trained, batch=batch, accounting="eager", kernels="none").peak_bytes
-    assert lean.peak_bytes <= predicted.peak_bytes
+    stock = footprint(graph, trained=trained, batch=batch, accounting="eager", kernels="none")
+    # A mask comes beside a tensor that a variable of the program may still hold at the peak; stock keeps that tensor.
+    masks = sum(saved.bytes(batch) for saved in lean.books.saved.values() if saved.storage is None)
+    assert lean.peak_bytes <= stock.peak_bytes + masks
     seen_operations.update((layer.op, layer.inplace) for layer in graph.layers)
 
 
@@ -160,7 +162,15 @@ def test_random_networks_hold_every_operation():
     drawn = {op for op, _ in seen_operations}
     if not drawn:
         pytest.skip("needs the tests of random networks to have run before")
-    aliases = {"clone", "squeeze", "swapaxes", "unflatten", "unsqueeze", "view_as", "expand"}  # views without arithmetic
+    aliases = {
+        "clone",
+        "squeeze",
+        "swapaxes",
+        "unflatten",
+        "unsqueeze",
+        "view_as",
+        "expand",
+    }  # views without arithmetic
     by_hand = {"conv3d", "standardized_conv2d"}
     assert RULES.keys() - {"frozen_batch_norm"} - drawn <= aliases | by_hand
     assert set(ACTIVATIONS) <= drawn
@@ -293,7 +303,7 @@ def two_threads():
 
 # Smaller than the networks of benchmarks/verify_peak.py, which allows 0.5 %: here scratchpads weigh more.
 PEAKS = [("torchvision:mobilenet_v2", "full", None), ("torchvision:mobilenet_v3_small", "blocks", 3),
-         ("timm:efficientnet_lite0", "bias", None), ("torchvision:mobilenet_v2", "last", None)]  # fmt: skip
+         ("timm:mobilenetv2_050", "bias", None), ("torchvision:mobilenet_v2", "last", None)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "method", "depth"), PEAKS)
@@ -302,7 +312,7 @@ def test_peak(name, method, depth, two_threads):
     predicted = footprint(graph, method, depth, 4, accounting="eager")
     least = footprint(graph, method, depth, 4, accounting="eager", kernels="none")
     measured = measured_peak(predicted, network)
-    assert least.peak_bytes - least.moments[0].total_bytes <= measured * 1.0001  # 8 bytes here and there
+    assert least.peak_bytes - least.moments[0].total_bytes <= measured
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         assert predicted.peak_bytes - predicted.moments[0].total_bytes == pytest.approx(measured, rel=0.01)
 
@@ -310,7 +320,6 @@ def test_peak(name, method, depth, two_threads):
 @pytest.mark.parametrize(
     ("options", "loop"),
     [
-        ({"optimizer": "momentum"}, {"optimizer": "momentum"}),
         ({"optimizer": "adam"}, {"optimizer": "adam"}),
         ({"micro_batch": 2}, {"micro_batches": 2}),
         ({"inplace_update": True}, {"in_place": True}),
@@ -318,12 +327,11 @@ def test_peak(name, method, depth, two_threads):
     ],
 )
 def test_peak_of_other_loops(options, loop, two_threads):
-    """A network whose weights outweigh its activations, so that gradients and the optimizer make the peak."""
+    """A network whose weights outweigh its activations: gradients and the optimizer make the peak, not kernels."""
     graph, network = traced("torchvision:mobilenet_v3_small", 64), build("torchvision:mobilenet_v3_small")
     predicted = footprint(graph, "full", batch=4, accounting="eager", **options)
     measured = measured_peak(predicted, network, **loop)
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        assert predicted.peak_bytes - predicted.moments[0].total_bytes == pytest.approx(measured, rel=0.01)
+    assert predicted.peak_bytes - predicted.moments[0].total_bytes == pytest.approx(measured, rel=0.001)
 
 
 # --- against lean, and the versions -----------------------------------------------------------------------------------
