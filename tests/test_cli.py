@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from networks import traced
+from networks import WHOLE_STEP, traced
 
 import costmodel.cli
 from costmodel import ACCOUNTINGS, METHODS, OPTIMIZERS, CostModelError, footprint, parts, trace
