@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from networks import WHOLE_STEP, traced
+from networks import traced
 
 import costmodel.cli
 from costmodel import ACCOUNTINGS, METHODS, OPTIMIZERS, CostModelError, footprint, parts, trace
