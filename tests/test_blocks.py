@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from networks import (
     BLOCKS,
@@ -15,9 +15,9 @@ from networks import (
     build,
     inside,
     plans,
-    settings,
     traced,
 )
+from networks import settings as every_setting
 from torch import nn
 
 from costmodel import METHODS, InputError, block_count, footprint, parts, trace
@@ -73,6 +73,7 @@ def test_squeeze_layers_are_those_of_the_squeeze_modules(name, graph):
 # --- networks put together at random ----------------------------------------------------------------------------------
 
 
+@settings(max_examples=50)
 @given(st.lists(plans(), min_size=1, max_size=5), st.booleans())
 @example([BlockPlan(4, None, skip=False), BlockPlan(4, None, skip=False)], False)
 @example([BlockPlan(4, 1, squeeze=True), BlockPlan(4, 6, early_depthwise=True)], True)
@@ -163,7 +164,7 @@ def test_too_many_blocks(name, graph):
 
 
 def test_every_setting_is_accepted(graph):
-    for method, depth in settings(graph, [1, block_count(graph)]):
+    for method, depth in every_setting(graph, [1, block_count(graph)]):
         assert footprint(graph, method, depth).blocks == depth
 
 

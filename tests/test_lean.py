@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from networks import BlockPlan, Planned, inside, plans
 from torch import nn
@@ -132,6 +132,7 @@ def test_lean_is_the_least_on_random_chains(words, inplace, method, batch):
     assert answer.saved_bytes == least_bytes(answer)
 
 
+@settings(max_examples=50)
 @given(st.lists(plans(), min_size=1, max_size=2), st.sampled_from(["blocks", "mobiletl", "full"]), st.data())
 def test_lean_is_the_least_on_random_blocks(stack, method, data):
     graph = trace(Planned(stack, tail=False), 16)
