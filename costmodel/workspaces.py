@@ -5,9 +5,9 @@ AVX-512 and more than one thread. They copy their arguments to a layout in which
 a result in that layout and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py;
 PyTorch 2.15, oneDNN). Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight
 gradient of a depthwise convolution with a kernel of 5 or more copies nothing. Where only the bias trains, the weight's
-gradient is computed all the same, and dropped. `layers`: the same under this package's
-own layers, which compute the input gradient of a frozen pointwise convolution as a matrix product. Scratchpads of a few
-kilobytes for reductions over threads are not counted.
+gradient is computed all the same, and dropped. `layers`: the same under this package's own layers, which compute the
+input gradient of a frozen pointwise convolution as a matrix product, and the gradient of a bias alone as a sum.
+Scratchpads of a few kilobytes for reductions over threads are not counted.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def _onednn(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int)
 
 
 def _layers(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
+    if "weight" not in wanted:
+        wanted = tuple(role for role in wanted if role != "bias")  # which is a sum there
     forward, backward = _onednn(layer, wanted, batch, float_bytes)
     pointwise = layer.op in CONVOLUTIONS and set(layer.inputs["weight"].shape[2:]) == {1}
     return forward, 0 if pointwise and "weight" not in wanted else backward
