@@ -2,11 +2,11 @@
 
     python benchmarks/verify_cuda.py --date 2026-11-20 [--resume]
 
-The twelve inverted-residual networks by full, last, norm, bias and blocks 1, 3, 5, at batch 32 and 224 x 224, plain SGD.
+The twelve inverted-residual networks by full, last, norm, bias and blocks 1, 3, 5; batch 32, 224 x 224, plain SGD.
 Predicted: the `eager` books, kernels' working memory left out. Measured: the second step's
 `torch.cuda.max_memory_allocated`, above what is allocated when it begins; cuDNN's workspaces are in it. Each algorithm
-is the default one (`torch.backends.cudnn.benchmark` is off). Goal: within 1 %, workspaces apart; what CUDA keeps otherwise
-than a CPU (dropout masks of one byte, the allocator's blocks of 512 bytes) is smaller than that.
+is the default one (`torch.backends.cudnn.benchmark` is off). Goal: within 1 %, workspaces apart; what CUDA keeps
+otherwise than a CPU (dropout masks of one byte, the allocator's blocks of 512 bytes) is smaller than that.
 
 Writes benchmarks/results/verify_cuda.csv and verify_cuda.md. On a machine without a GPU it says so and does nothing.
 Exit code 1 if a prediction is above the measured peak by more than the goal, which no workspace explains.
@@ -75,7 +75,8 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
         f"{date}; {versions()}; {machine}; CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}. Batch "
         f"{BATCH}, {RESOLUTION} x {RESOLUTION}. Written by `python benchmarks/verify_cuda.py`.",
         "",
-        f"{within} of {len(rows)} within {GOAL:.0%}; differences from {min(percents):+.2f} % to {max(percents):+.2f} %. "
+        f"{within} of {len(rows)} within {GOAL:.0%}; "
+        f"differences from {min(percents):+.2f} % to {max(percents):+.2f} %. "
         "Negative: more was allocated than predicted, cuDNN's workspaces included.",
         "",
         "| network | method | predicted bytes | allocated bytes | % | saved bytes, predicted - measured |",

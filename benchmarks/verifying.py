@@ -1,4 +1,4 @@
-"""What the verify_*.py scripts share: the configurations, networks built by their own library, rows written as they go."""
+"""What the verify_*.py scripts share: configurations, networks built by their own library, rows written as they go."""
 
 from __future__ import annotations
 

@@ -232,10 +232,11 @@ def _trace_meta(module: nn.Module, label: str, resolution: int) -> LayerGraph:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        hint = "the resolution may be too small for it, " if resolution < 224 else ""
+        small = resolution < 224 or "size" in reason  # such as 'Kernel size can't be greater than actual input size'
+        hint = "the resolution may be too small for it, or " if small else ""
         raise ModelError(
             f"the forward pass of {label} on images of {resolution}x{resolution} failed in {recorder.place} "
-            f"({recorder.running or type(error).__name__}): {reason}; {hint}or its forward needs mending"
+            f"({recorder.running or type(error).__name__}): {reason}; {hint}its forward needs mending"
         ) from error
     finished = [recorder.known[id(tensor)] for tensor in outputs if id(tensor) in recorder.known]
     if not any(value.kind == "activation" for value in finished):

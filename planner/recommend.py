@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodel import InfeasibleError, InputError
+from costmodel import ACCOUNTINGS, InfeasibleError, InputError
 from costmodel.units import format_bytes, format_count
 
 from .candidates import Candidate, price, trace_all
@@ -76,6 +76,12 @@ def recommend(
     """
     if ram_bytes <= 0:
         raise InputError(f"the memory budget must be a positive number of bytes, not {ram_bytes}")
+    if accounting in ACCOUNTINGS and not ACCOUNTINGS[accounting].whole_step:
+        whole = ", ".join(name for name, entry in ACCOUNTINGS.items() if entry.whole_step)
+        raise InputError(
+            f"the books {accounting!r} leave parts of a training step out, so they cannot be held against a memory "
+            f"budget; allowed: {whole}"
+        )
     graphs = trace_all(models, resolution, classes)
     traced = [f"{graph.model}: {note}" for graph in graphs for note in graph.notes]
     return choose(price(graphs, batch, optimizer, accounting), ram_bytes, traced)

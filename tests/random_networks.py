@@ -101,7 +101,7 @@ class RunSteps(nn.Module):
         count = 1
         for i, step in enumerate(self.program):
             name = str(i if step.module_of is None else step.module_of)
-            module = self.steps[name] if name in self.steps else None
+            module = self.steps[name] if name in self.steps else None  # noqa: SIM401  (a ModuleDict has no get)
             results = _run(step, module, [registers[register] for register in step.reads])
             for result in results if isinstance(results, (tuple, list)) else (results,):
                 registers[count] = result
@@ -612,7 +612,6 @@ def _add_block(d: _Draft) -> None:
         return
     unread = [i for i in inner.images() if i and not inner.registers[i].read]
     while len(unread) > 1:  # their sum, pooled to a pixel each
-        last, *_ = unread[::-1]
         pixel = [_to_pixel(inner, i) for i in unread]
         total = pixel[0]
         for other in pixel[1:]:

@@ -56,7 +56,7 @@ def test_saved_bytes_of_the_twelve(name):
             assert differences(predicted, network, batch) == {}, (method, depth, batch)
 
 
-# Other habits: concatenation, chunks, in-place sums, max pooling, layer norm, standardised weights, two outputs, dropout
+# Other habits: concatenation, chunks, in-place sums, max pooling, layer norm, standardised weights, two outputs.
 OTHERS = {
     "torchvision:densenet121": 64, "torchvision:shufflenet_v2_x0_5": 64, "torchvision:squeezenet1_1": 64,
     "torchvision:googlenet": 96, "torchvision:resnet18": 64, "timm:resnetv2_18": 64, "timm:ghostnetv2_100": 64,
@@ -208,8 +208,14 @@ HABITS = {
     ),
     "same padding of an even kernel": (lambda self, x: self.module(x), lambda: nn.Conv2d(8, 8, 4, padding="same")),
     "same padding of an odd kernel": (lambda self, x: self.module(x), lambda: nn.Conv2d(8, 8, 3, padding="same")),
-    "circular padding": (lambda self, x: self.module(x), lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")),
-    "reflected padding": (lambda self, x: self.module(x), lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")),
+    "circular padding": (
+        lambda self, x: self.module(x),
+        lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
+    ),
+    "reflected padding": (
+        lambda self, x: self.module(x),
+        lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+    ),
     "area resampling": (lambda self, x: F.interpolate(x + 1, size=(3, 3), mode="area"), None),
     "bicubic resampling": (lambda self, x: F.interpolate(x + 1, scale_factor=2, mode="bicubic"), None),
     "power of a tensor": (lambda self, x: (x + 1) ** self.exponent, None),

@@ -334,3 +334,8 @@ def test_methods_that_change_what_a_network_computes_have_no_published_accuracy(
     kinds = {candidate.method: candidate.recovery.kind for candidate in small}
     assert kinds["tinytl-b"] == kinds["tinytl-l"] == kinds["tinytl-lb"] == "unknown"
     assert kinds["bias"] == "prior"
+
+
+def test_books_that_leave_parts_out_are_not_held_against_a_budget():
+    with pytest.raises(InputError, match="cannot be held against a memory budget; allowed: lean, eager"):
+        recommend(SMALL, 64_000_000, accounting="tinytl")

@@ -515,6 +515,9 @@ def test_module_that_cannot_be_followed(module, parts):
 def test_resolution_too_small_for_the_network():
     with pytest.raises(ModelError, match=r"16x16.*resolution may be too small"):
         trace("torchvision:alexnet", 16)
+    with pytest.raises(ModelError, match=r"224x224 failed in AuxLogits.*resolution may be too small"):
+        trace("torchvision:inception_v3")  # made for 299 x 299
+    assert trace("torchvision:inception_v3", 299).classes == 1000
 
 
 @pytest.mark.parametrize("option", ["resolution", "classes"])
