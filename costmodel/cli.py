@@ -10,7 +10,10 @@ import typer
 
 from .accounting import ACCOUNTINGS
 from .cli_support import run
+from .errors import InputError
+from .graph import LayerGraph
 from .methods import METHODS
+from .methods import Method as TrainingMethod
 from .methods import method as find_method
 from .optimizers import OPTIMIZERS
 
@@ -240,7 +243,7 @@ def compare(
 
     graph = trace(model, resolution, classes)
     depth = min(blocks, block_count(graph))
-    names = method or [name for name, entry in METHODS.items() if depth or not entry.takes_blocks]
+    names = method or [name for name, entry in METHODS.items() if _applies(entry, graph, depth)]
     rows, causes = [], {}
     whole = [name for name, entry in ACCOUNTINGS.items() if entry.whole_step]
     for name in names:
@@ -267,6 +270,15 @@ def compare(
     for name, frame in causes.items():
         if len(frame):
             _print_frame(frame, f"{name}: where the books differ")
+
+
+def _applies(method: TrainingMethod, graph: LayerGraph, depth: int) -> bool:
+    """Return whether a network has what a method needs, such as blocks."""
+    try:
+        method(graph, depth if method.takes_blocks else None)
+    except InputError:
+        return False
+    return True
 
 
 def _print_caveat(accounting: str) -> None:

@@ -35,4 +35,7 @@ def difference(more: Footprint, less: Footprint) -> pandas.DataFrame:
             row[column] += saved.bytes(one.micro_batch, each)
     for row in rows.values():
         row.update(layers=len(row["layers"]), why=WHY.get(row["operation"], ""))
-    return pandas.DataFrame(sorted(rows.values(), key=lambda row: -row[columns[0]]))
+    return pandas.DataFrame(
+        sorted(rows.values(), key=lambda row: -row[columns[0]]),
+        columns=["operation", "layers", "first_layer", *columns, "why"],
+    )
