@@ -27,6 +27,8 @@ from .models import build, replace_head, resolve, to_meta
 _FACTORIES = {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like",
               "full_like", "rand_like", "randn_like", "bernoulli", "argmax", "detach", "data"}  # fmt: skip
 
+_AUTOGRAD_FUNCTION = "a torch.autograd.Function (or a re-entrant checkpoint)"
+
 
 class _Recorder(CallTracker):
     """Records every call whose result depends on the network's input or on a parameter."""
@@ -37,6 +39,7 @@ class _Recorder(CallTracker):
         self.known: dict[int, _Value] = {}  # id of a live torch tensor -> its current value
         self.stores: dict[int, _Store] = {}
         self.notes: list[str] = []
+        self.gradients_on = True  # as far as the network itself has said
 
     def value(self, tensor: torch.Tensor, kind: str, name: str = "") -> _Value:
         """Register a torch tensor's present content as a value and watch when the tensor dies."""
@@ -62,6 +65,12 @@ class _Recorder(CallTracker):
         """Run one call and record it."""
         kwargs = kwargs or {}
         path, op, ordinal = self.locate(function)
+        # What switches gradients off without this call, which the mode sees, is a torch.autograd.Function.
+        unasked = self.gradients_on and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if op == "_set_grad_enabled":
+            if unasked:
+                self.refuse(_AUTOGRAD_FUNCTION)
+            self.gradients_on = args[0]
         result = function(*args, **kwargs)
         if isinstance(result, torch.Tensor):
             outputs = (result,)
@@ -75,8 +84,10 @@ class _Recorder(CallTracker):
             return result
         inputs, attributes = self._bind(argument_names(function), args, kwargs)
         kinds = {value.kind for value in inputs.values()}
-        differentiated = op not in _FACTORIES and torch.is_grad_enabled()
-        if not differentiated or not kinds & {"input", "activation", "parameter", "derived"}:
+        followed = bool(kinds & {"input", "activation", "parameter", "derived"})
+        if followed and unasked:
+            self.refuse(_AUTOGRAD_FUNCTION)
+        if not followed or not torch.is_grad_enabled() or op in _FACTORIES:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
                 if id(tensor) not in self.known:
                     self.value(tensor, "constant")
@@ -98,6 +109,21 @@ class _Recorder(CallTracker):
         self.calls.append(call)
         call.outputs = [self.value(tensor, kind) for tensor in outputs]
         return result
+
+    def refuse_unseen(self, tensor: torch.Tensor) -> None:
+        """Refuse a tensor that grows with the batch and that no recorded call made: its cost would be left out.
+
+        Errors: ModelError that names the place.
+        """
+        if id(tensor) not in self.known and tensor.dim() and tensor.shape[0] and tensor.shape[0] % TRACE_BATCH == 0:
+            self.refuse("a call into C++ code")
+
+    def refuse(self, call: str) -> None:
+        """Refuse the network for a call of a kind that cannot be followed."""
+        raise ModelError(
+            f"{self.place} makes a tensor by {call}, which cannot be followed, so its cost is not known; "
+            "for the trace write it with ordinary functions of torch"
+        )
 
     def _unchanged(self, tensor: torch.Tensor, inputs) -> bool:
         value = self.known.get(id(tensor))
@@ -127,7 +153,10 @@ class _Recorder(CallTracker):
         return inputs, attributes
 
     def _read(self, tensor: torch.Tensor) -> _Value:
-        value = self.known.get(id(tensor)) or self.value(tensor, "constant")
+        value = self.known.get(id(tensor))
+        if value is None:
+            self.refuse_unseen(tensor)
+            value = self.value(tensor, "constant")
         if value.version < value.store.writes and value.kind in ("input", "activation"):
             note = (
                 "a view is read after its storage was overwritten in place; the dependence between them is not followed"
@@ -196,7 +225,7 @@ def trace(model: nn.Module | str, resolution: int = 224, classes: int | None = N
     if isinstance(model, str):
         label, module = resolve(model), build(model, classes, device="meta")
     elif isinstance(model, nn.Module):
-        label, module = type(model).__name__, to_meta(model)
+        label, module = type(model).__name__, _copy(model)
     else:
         raise InputError(f"trace takes a torch.nn.Module or a model's name, not {type(model).__name__}")
     graph = _trace_meta(module, label, resolution)
@@ -204,6 +233,17 @@ def trace(model: nn.Module | str, resolution: int = 224, classes: int | None = N
         replace_head(module, graph, classes)
         graph = _trace_meta(module, label, resolution)
     return graph
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return to_meta(model).requires_grad_(False)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied for the trace ({type(error).__name__}: {reason}); "
+            "lazy layers must have run once, and scripted modules be given as they were before scripting"
+        ) from error
 
 
 def _input_channels(module: nn.Module) -> int:
@@ -228,6 +268,8 @@ def _trace_meta(module: nn.Module, label: str, resolution: int) -> LayerGraph:
             given = recorder.value(image, "input", "input")
             with recorder:
                 outputs = tensors_in(module(image))
+                for output in outputs:
+                    recorder.refuse_unseen(output)
     except ModelError:
         raise
     except Exception as error:

@@ -14,8 +14,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
-from costmodel import InputError, ModelError, trace
+from costmodel import InputError, ModelError, UnknownOperationError, footprint, trace
 from costmodel.graph import TRACE_BATCH
 from costmodel.models import resolve
 
@@ -493,9 +494,80 @@ class GrowsNot(nn.Module):
         return x.flatten()[:12].reshape(3, 4)  # 12 numbers whatever the batch
 
 
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(context, gradient):
+        return 2 * gradient
+
+
+class Branch(nn.Module):
+    """A branch beside the main path, whose cost a trace that did not see it would leave out without a word."""
+
+    def __init__(self):
+        super().__init__()
+        self.main, self.side, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.main(x)
+        return self.head((x + self.branch(x)).mean((2, 3)))
+
+
+class CustomFunction(Branch):
+    def branch(self, x):
+        return Doubled.apply(self.side(x))
+
+
+class ReentrantCheckpoint(Branch):
+    def branch(self, x):
+        return checkpoint(self.side, x, use_reentrant=True)
+
+
+class HiddenCall(Branch):
+    def branch(self, x):
+        x = self.side(x)
+        with torch._C.DisableTorchFunction():  # as extensions in C++ are
+            return 2 * x
+
+
+class WithoutGradient(Branch):
+    def branch(self, x):
+        with torch.no_grad():
+            return self.side(x)
+
+
+class Detached(Branch):
+    def branch(self, x):
+        return self.side(x).detach()
+
+
+@pytest.mark.parametrize(
+    ("module", "operations"),
+    [
+        (WithoutGradient(), ["conv2d", "add", "mean", "linear"]),
+        (Detached(), ["conv2d", "conv2d", "add", "mean", "linear"]),
+    ],
+    ids=["no_grad", "detach"],
+)
+def test_branch_without_gradient_keeps_nothing(module, operations):
+    graph = trace(module, 16)
+    assert [layer.op for layer in graph.layers] == operations
+    answer = footprint(graph, "full", batch=2)
+    # The image, 2 x 3 x 16 x 16, and the head's input, 2 x 4: the branch, which no gradient reaches, keeps nothing.
+    assert answer.saved_bytes == 4 * (2 * 3 * 16 * 16 + 2 * 4)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize(
     ("module", "parts"),
     [
+        (CustomFunction(), ["torch.autograd.Function", "cannot be followed"]),
+        (ReentrantCheckpoint(), ["torch.autograd.Function", "re-entrant checkpoint"]),
+        (HiddenCall(), ["C++", "cannot be followed"]),
+        (nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten()), ["Sequential cannot be copied", "lazy layers"]),
         (WrongShape(), ["WrongShape", "stem.1", "linear", "16x16"]),
         (AssignsToSlice(), ["assigns to a slice", "torch.cat"]),
         (NoTensor(), ["NoTensor", "no output"]),
@@ -542,8 +614,6 @@ def test_failed_trace_leaves_the_module_usable():
 
 
 def test_transformer_traces_and_names_what_has_no_rule():
-    from costmodel import UnknownOperationError, footprint
-
     graph = trace("torchvision:vit_b_32")
     assert graph.parameter_count == sum(tensor.numel() for tensor in build("torchvision:vit_b_32", "meta").parameters())
     with pytest.raises(UnknownOperationError) as error:
