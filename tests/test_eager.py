@@ -126,6 +126,7 @@ def test_what_the_forward_pass_drops_is_not_saved():
 seen_operations: set[tuple[str, bool]] = set()
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @settings(max_examples=500)
 @given(random_networks(), st.sampled_from([2, 3]), st.data())
 def test_random_networks(network: RandomNetwork, batch, data):
@@ -146,6 +147,7 @@ def test_random_networks(network: RandomNetwork, batch, data):
     seen_operations.update((layer.op, layer.inplace) for layer in graph.layers)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @settings(max_examples=60)
 @given(random_networks(), st.sampled_from(["last", "norm", "bias"]))
 def test_methods_on_random_networks(network: RandomNetwork, method):
@@ -307,20 +309,31 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-# Smaller than the networks of benchmarks/verify_peak.py, which allows 0.5 %: here scratchpads weigh more.
-PEAKS = [("torchvision:mobilenet_v2", "full", None), ("torchvision:mobilenet_v3_small", "blocks", 3),
-         ("timm:mobilenetv2_050", "bias", None), ("torchvision:mobilenet_v2", "last", None)]  # fmt: skip
+def above_the_start(predicted: Footprint) -> int:
+    return predicted.peak_bytes - predicted.moments[0].total_bytes
 
 
-@pytest.mark.parametrize(("name", "method", "depth"), PEAKS)
-def test_peak(name, method, depth, two_threads):
+@pytest.mark.parametrize(
+    ("name", "method", "depth"),
+    [("torchvision:mobilenet_v2", "full", None), ("torchvision:mobilenet_v2", "last", None),
+     ("timm:mobilenetv2_050", "bias", None), ("zoo:proxylessnas_mobile", "norm", None)],
+)  # fmt: skip
+def test_peak_lies_between_no_working_memory_and_that_of_the_kernels(name, method, depth):
+    """With one thread small convolutions take another kernel, which copies less."""
     graph, network = traced(name, 96), build(name)
-    predicted = footprint(graph, method, depth, 4, accounting="eager")
-    least = footprint(graph, method, depth, 4, accounting="eager", kernels="none")
-    measured = measured_peak(predicted, network)
-    assert least.peak_bytes - least.moments[0].total_bytes <= measured
+    least, most = (footprint(graph, method, depth, 4, accounting="eager", kernels=of) for of in ("none", "onednn"))
+    measured = measured_peak(most, network)
+    assert above_the_start(least) <= measured
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        assert predicted.peak_bytes - predicted.moments[0].total_bytes == pytest.approx(measured, rel=0.01)
+        assert measured <= 1.002 * above_the_start(most)
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="other blocks of channels")
+def test_peak(two_threads):
+    """One of benchmarks/verify_peak.py's networks at a lower resolution, where scratchpads weigh more: 1 %."""
+    name = "torchvision:mobilenet_v3_small"
+    predicted = footprint(traced(name, 96), "blocks", 3, 4, accounting="eager")
+    assert above_the_start(predicted) == pytest.approx(measured_peak(predicted, build(name)), rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -332,12 +345,12 @@ def test_peak(name, method, depth, two_threads):
         ({"optimizer": "adam", "inplace_update": True}, {"optimizer": "adam", "in_place": True}),
     ],
 )
-def test_peak_of_other_loops(options, loop, two_threads):
+def test_peak_of_other_loops(options, loop):
     """A network whose weights outweigh its activations: gradients and the optimizer make the peak, not kernels."""
     graph, network = traced("torchvision:mobilenet_v3_small", 64), build("torchvision:mobilenet_v3_small")
     predicted = footprint(graph, "full", batch=4, accounting="eager", **options)
     measured = measured_peak(predicted, network, **loop)
-    assert predicted.peak_bytes - predicted.moments[0].total_bytes == pytest.approx(measured, rel=0.001)
+    assert above_the_start(predicted) == pytest.approx(measured, rel=0.001)
 
 
 # --- against lean, and the versions -----------------------------------------------------------------------------------
