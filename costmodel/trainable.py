@@ -244,6 +244,8 @@ def _replacement(
         return _norm_of_trained_shift(name)
     if name in ("mul", "div") and len(layer.inputs) == 1:
         return _scaling(layer)
+    if name == "interpolate" and layer.attributes.get("mode") == "area":  # an average pool, to the traced size
+        return lambda arguments: layers.LAYERS["adaptive_avg_pool2d"](arguments["input"], tuple(layer.output.shape[2:]))
     return _call(_SHAPE_ONLY[name], inplace=layer.inplace) if name in _SHAPE_ONLY else None
 
 
