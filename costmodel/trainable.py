@@ -22,6 +22,7 @@ from .accounting.books import Books, dense_key
 from .accounting.lean import LEAN
 from .assignment import Assignment
 from .calls import CallTracker, argument_names
+from .derivation import Derivations, derivation
 from .errors import InputError, ModelError
 from .footprint import FROZEN_BYTES
 from .gradients import Wanted, wanted_gradients
@@ -43,7 +44,8 @@ _ATTRIBUTE = "_costmodel_plan"
 class TrainingPlan:
     """What `apply` did to a model, kept on it: enough to run it and to undo it.
 
-    replacements: by call; in_eval: those that change what the network computes, and so run in eval mode too.
+    replacements: by call; in_eval: those that change what the network computes, and so run in eval mode too. derived:
+    the calls that compute weights from parameters, which run again in backward.
     entries, joints: where the blocks with a lite residual begin and end.
     frozen_norms: paths of the norms that must not update running statistics. required_gradients: the `requires_grad`
     of each parameter before. dtypes: of the parameters that are stored in fewer bits, before.
@@ -54,6 +56,7 @@ class TrainingPlan:
     books: Books
     replacements: dict[Call, Replacement]
     in_eval: dict[Call, Replacement]
+    derived: frozenset[Call]
     entries: dict[Call, tuple[str, str]]
     joints: dict[Call, str]
     frozen_norms: tuple[str, ...]
@@ -72,14 +75,20 @@ class _Replacing(CallTracker):
         super().__init__(network)
         self.network, self.plan, self.replacements = network, plan, replacements
         self.block_inputs: dict[str, torch.Tensor] = {}
+        self.derivations = Derivations()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         call = self.locate(function)
+        if call in self.plan.derived and self.network.training:
+            return self.derivations.run(function, args, kwargs)
         replacement, entry = self.replacements.get(call), self.plan.entries.get(call)
         if replacement is None and entry is None:
             return function(*args, **kwargs)
         arguments = {**dict(zip(argument_names(function), args, strict=False)), **kwargs}
+        recipe = self.derivations.recipe(arguments.get("weight"))
+        if recipe is not None:
+            arguments |= {"weight": recipe.ingredients(), "compute": recipe.made_of}
         if entry is not None:
             role, block = entry
             self.block_inputs[block] = arguments[role]
@@ -142,7 +151,8 @@ def apply(
     method, graph, assignment = assign(trace(model, resolution), method, blocks, trained)
     facts, wanted = wanted_gradients(graph, assignment)
     books = LEAN.keep(graph, assignment, facts, wanted)
-    replacements = _replacements(graph, assignment, wanted, books, frozen_dtype)
+    computed, derived = _derivations(graph, wanted)
+    replacements = _replacements(graph, assignment, wanted, books, frozen_dtype, computed, derived)
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     rewritten = [layer for layer in graph.layers if layer.in_place_of]
     if rewritten:
@@ -156,7 +166,8 @@ def apply(
     in_eval = {layer.call: replacements[layer.call] for layer in rewritten}
     frozen_norms = tuple(graph.layers[index].module for index in sorted(assignment.frozen_statistics))
     frozen_norms += tuple(layer.module for layer in rewritten if layer.in_place_of == "batch_norm")
-    plan = TrainingPlan(graph, assignment, books, replacements, in_eval, entries, joints, frozen_norms, before)
+    again = frozenset(graph.layers[index].call for index in derived)
+    plan = TrainingPlan(graph, assignment, books, replacements, in_eval, again, entries, joints, frozen_norms, before)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in assignment.trained)
         if name not in assignment.trained and frozen_dtype != "float32" and parameter.dim() > 1:
@@ -186,35 +197,54 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def _replacements(
-    graph: LayerGraph, assignment: Assignment, wanted: Wanted, books: Books, frozen_dtype: str
+    graph: LayerGraph,
+    assignment: Assignment,
+    wanted: Wanted,
+    books: Books,
+    frozen_dtype: str,
+    computed: set[int],
+    derived: set[int],
 ) -> dict[Call, Replacement]:
     found: dict[Call, Replacement] = {}
     for layer in graph.layers:
-        if layer.ordinal == ADDED:
+        if layer.ordinal == ADDED or layer.index in derived:
             continue
         roles = wanted.get(layer.index, ())
         name = operation(layer, layer.index in assignment.frozen_statistics)
         replacement = None
         if layer.in_place_of:
             replacement = _REWRITTEN[name](layer, roles)
-        elif frozen_dtype != "float32" and name in _WEIGHTED:
+        elif layer.index in computed or (frozen_dtype != "float32" and name in _WEIGHTED):
             replacement = _call(_WEIGHTED[name])  # it casts the weight for as long as it computes
         elif roles:
-            _refuse_recomputation(graph, layer)
             replacement = _replacement(layer, name, roles, assignment, books)
         if replacement is not None:
             found[layer.call] = replacement
     return found
 
 
-def _refuse_recomputation(graph: LayerGraph, layer: Layer) -> None:
-    """Refuse a weight that the network computes from parameters: stock calls keep it, and stay as they are."""
-    for tensor in layer.inputs.values():
-        if tensor.kind == "derived" and tensor.storage.id not in graph.resident_storages:
-            raise ModelError(
-                f"{layer.location} of {graph.model} uses a tensor that the network computes from its parameters "
-                f"({graph.producer[tensor.id].location}); stock PyTorch keeps it and nothing here can replace that call"
-            )
+def _derivations(graph: LayerGraph, wanted: Wanted) -> tuple[set[int], set[int]]:
+    """Return the convolutions whose weights the network computes from its parameters, and the layers that do so.
+
+    Errors: ModelError where something else than a convolution reads what they compute.
+    """
+    chains = {
+        index: derivation(graph, graph.layers[index]) for index in wanted if graph.layers[index].op in _CONVOLUTIONS
+    }
+    derived = {layer.index for chain in chains.values() for layer in chain}
+    for index in wanted.keys() - derived:
+        layer = graph.layers[index]
+        for role, tensor in layer.inputs.items():
+            if tensor.kind != "derived" or (role == "weight" and index in chains):
+                continue
+            producer = graph.producer[tensor.id]
+            if tensor.storage.id not in graph.resident_storages or producer.index in derived:
+                raise ModelError(
+                    f"{layer.location} of {graph.model} uses a tensor that the network computes from its parameters "
+                    f"({producer.location}), which only a convolution can, as its weight: stock PyTorch keeps it and "
+                    "nothing here can replace that call"
+                )
+    return {index for index, chain in chains.items() if chain}, derived
 
 
 def _kept(layer: Layer, books: Books) -> str:
@@ -250,7 +280,8 @@ def _replacement(
 
 
 _ONE_BIT = ("relu", "relu6", "hardtanh", "leaky_relu", "hardsigmoid")
-_WEIGHTED = {name: layers.LAYERS[name] for name in ("conv1d", "conv2d", "conv3d", "linear")}
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+_WEIGHTED = {name: layers.LAYERS[name] for name in (*_CONVOLUTIONS, "linear")}
 _SHAPE_ONLY = {name: layers.LAYERS[name] for name in ("dropout", "avg_pool2d", "adaptive_avg_pool2d", "pad")}
 
 

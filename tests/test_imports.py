@@ -24,7 +24,7 @@ ORDER = (
     {"units", "optimizers"},
     {"graph"},
     {"assignment", "calls"},
-    {"rules", "blocks", "rewrite"},
+    {"rules", "blocks", "rewrite", "derivation"},
     {"gradients", "workspaces", "layers"},
     {"methods", "accounting"},
     {"timeline", "zoo"},
@@ -35,7 +35,7 @@ ORDER = (
     {"__init__", "cli_support"},
     {"cli"},
 )
-TORCH = {"calls", "layers", "zoo", "models", "tracer", "measure", "trainable", "verification"}
+TORCH = {"calls", "derivation", "layers", "zoo", "models", "tracer", "measure", "trainable", "verification"}
 PLANNER_TORCH = {"measure"}
 # What `planner` may use beside the names that `costmodel` shows.
 OPEN_MODULES = {"errors", "units", "cli_support"}

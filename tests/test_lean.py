@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from costmodel import block_count, footprint, trace
-from costmodel.rules import Private
+from costmodel.rules import Dense, Private
 
 # --- against an exhaustive search -------------------------------------------------------------------------------------
 
@@ -44,8 +44,20 @@ def least_bytes(answer) -> int:
             if storage is not None:
                 mask = (Private(storage.kind, layer.inputs[role].elements, storage.bits),)
                 alternatives = (mask, *alternatives) if storage.exact else (mask,)
+            # A value that another call overwrites is no choice: only the call that overwrites it can clone it before.
+            lasting = [
+                alternative
+                for alternative in alternatives
+                if not any(
+                    isinstance(item, Dense)
+                    and item.tensor.version < item.tensor.storage.writes
+                    and not (layer.inplace and item.tensor.id == layer.input.id)
+                    for item in alternative
+                )
+            ]
             options = [
-                tuple(kept for item in alternative if (kept := content(index, item))) for alternative in alternatives
+                tuple(kept for item in alternative if (kept := content(index, item)))
+                for alternative in lasting or alternatives
             ]
             if any(not option for option in options):
                 continue

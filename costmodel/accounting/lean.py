@@ -16,7 +16,7 @@ import math
 
 from ..assignment import Assignment
 from ..gradients import Wanted
-from ..graph import LayerGraph
+from ..graph import Layer, LayerGraph
 from ..rules import Alternative, Dense, Facts, Private
 from .books import Accounting, Books, Key, Ledger, dense_key
 
@@ -43,6 +43,7 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted:
                 if storage.extra_bits:
                     instead.append(Private("bitmap", storage.extra_bits, 1, given.batched))
                 alternatives = (tuple(instead), *alternatives) if storage.exact else (tuple(instead),)
+            alternatives = tuple(a for a in alternatives if not _overwritten(layer, a)) or alternatives
             if len(alternatives) > 1:
                 open_choices.append((index, role, alternatives))
                 continue
@@ -86,6 +87,14 @@ def _cheapest(ledger: Ledger, group: list[Choice]) -> tuple[Alternative, ...]:
     for options in alternatives:
         chosen = (*chosen, min(options, key=lambda option: bits((*chosen, option))))
     return chosen
+
+
+def _overwritten(layer: Layer, alternative: Alternative) -> bool:
+    """Whether it names a value that a later call overwrites in place: to keep it would take a copy."""
+    return any(
+        isinstance(item, Dense) and item.tensor.overwritten and not (layer.inplace and item.tensor is layer.input)
+        for item in alternative
+    )
 
 
 def _recomputable(item: Dense | Private) -> bool:

@@ -14,7 +14,9 @@ sum.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,19 +27,23 @@ from .activations import wants_gradient
 _CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 
 
-def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
-    """Return torch.nn.functional.conv1d of the same arguments."""
-    return _convolution(1, input, weight, bias, stride, padding, dilation, groups)
+def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None) -> Tensor:
+    """Return torch.nn.functional.conv1d of the same arguments; see `conv2d` for `compute`."""
+    return _convolution(1, input, weight, bias, stride, padding, dilation, groups, compute)
 
 
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
-    """Return torch.nn.functional.conv2d of the same arguments."""
-    return _convolution(2, input, weight, bias, stride, padding, dilation, groups)
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None) -> Tensor:
+    """Return torch.nn.functional.conv2d of the same arguments.
+
+    compute: makes the weight of the tensors in `weight`, then a tuple; it runs again in backward, and what it makes is
+    not kept.
+    """
+    return _convolution(2, input, weight, bias, stride, padding, dilation, groups, compute)
 
 
-def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
-    """Return torch.nn.functional.conv3d of the same arguments."""
-    return _convolution(3, input, weight, bias, stride, padding, dilation, groups)
+def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None) -> Tensor:
+    """Return torch.nn.functional.conv3d of the same arguments; see `conv2d` for `compute`."""
+    return _convolution(3, input, weight, bias, stride, padding, dilation, groups, compute)
 
 
 def standardized_conv2d(
@@ -47,7 +53,7 @@ def standardized_conv2d(
 
     Source: Qiao et al.: Weight Standardization (arXiv 1903.10520); see `standardize` for the formula.
     """
-    return _convolution(2, input, weight, bias, stride, padding, dilation, groups, eps)
+    return conv2d(input, (weight,), bias, stride, padding, dilation, groups, partial(standardize, eps=eps))
 
 
 def standardize(weight: Tensor, eps: float = 1e-5) -> Tensor:
@@ -61,17 +67,19 @@ def standardize(weight: Tensor, eps: float = 1e-5) -> Tensor:
     return centred / (centred.flatten(1).std(1).view(shape) + eps)
 
 
-def _convolution(dims: int, x, weight, bias, stride, padding, dilation, groups, eps: float | None = None) -> Tensor:
+def _convolution(dims: int, x, weight, bias, stride, padding, dilation, groups, compute: Callable | None) -> Tensor:
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     bias = None if bias is None else bias.to(x.dtype)
     if x.dim() == dims + 1:  # one image without a batch
-        return _convolution(dims, x[None], weight, bias, stride, padding, dilation, groups, eps)[0]
-    if not wants_gradient(x, weight, bias):
-        return _CONVOLUTIONS[dims](x, _prepare(weight, x.dtype, eps), bias, stride, padding, dilation, groups)
+        return _convolution(dims, x[None], weight, bias, stride, padding, dilation, groups, compute)[0]
+    weights = (weight,) if compute is None else tuple(weight)
+    if not wants_gradient(x, bias, *weights):
+        used = _prepare(weights, x.dtype, compute)
+        return _CONVOLUTIONS[dims](x, used, bias, stride, padding, dilation, groups)
     stride, dilation = _tuple(stride, dims), _tuple(dilation, dims)
-    return _Convolution.apply(x, weight, bias, stride, padding, dilation, groups, eps)
+    return _Convolution.apply(x, bias, stride, padding, dilation, groups, compute, *weights)
 
 
 def _tuple(value, dims: int) -> tuple[int, ...]:
@@ -79,9 +87,9 @@ def _tuple(value, dims: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
-def _prepare(weight: Tensor, dtype: torch.dtype, eps: float | None) -> Tensor:
-    """Return the weight that is convolved with: standardised, in the input's precision."""
-    return (weight if eps is None else standardize(weight, eps)).to(dtype)
+def _prepare(weights: tuple[Tensor, ...], dtype: torch.dtype, compute: Callable | None) -> Tensor:
+    """Return the weight that is convolved with, in the input's precision."""
+    return (weights[0] if compute is None else compute(*weights)).to(dtype)
 
 
 def _paddings(padding, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -94,49 +102,53 @@ def _paddings(padding, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tu
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding, dilation, groups, eps):
-        wants_x, wants_weight, _ = ctx.needs_input_grad[:3]
-        ctx.arguments = (stride, *_paddings(padding, weight.shape[2:], dilation), dilation, groups, eps)
-        ctx.x_shape, ctx.weight_shape, ctx.weight_dtype = x.shape, weight.shape, weight.dtype
-        needs_weight = wants_x or (wants_weight and eps is not None)
-        ctx.save_for_backward(x if wants_weight else None, weight if needs_weight else None)
-        convolve = _CONVOLUTIONS[len(stride)]
-        return convolve(x, _prepare(weight, x.dtype, eps), bias, stride, padding, dilation, groups)
+    def forward(ctx, x, bias, stride, padding, dilation, groups, compute, *weights):
+        wants_weight = any(ctx.needs_input_grad[7:])
+        used = _prepare(weights, x.dtype, compute)
+        ctx.arguments = (stride, *_paddings(padding, used.shape[2:], dilation), dilation, groups, compute)
+        ctx.x_shape, ctx.weight_shape, ctx.weight_dtype = x.shape, used.shape, weights[0].dtype
+        needs_weight = ctx.needs_input_grad[0] or (wants_weight and compute is not None)
+        ctx.save_for_backward(x if wants_weight else None, *(weights if needs_weight else ()))
+        return _CONVOLUTIONS[len(stride)](x, used, bias, stride, padding, dilation, groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         device = grad.device.type
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-            return *_gradients(ctx, grad), *(None,) * 5
+            dx, dbias, dweights = _gradients(ctx, grad)
+            return dx, dbias, *(None,) * 5, *dweights
 
 
-def _gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of input, weight and bias, where wanted."""
-    wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-    stride, padding, far, dilation, groups, eps = ctx.arguments
-    x, weight = ctx.saved_tensors
-    if not wants_weight:
+def _gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, tuple[Tensor | None, ...]]:
+    """Return the gradients of input, bias and weights, where wanted."""
+    wants_x, wants_bias, *_ = ctx.needs_input_grad
+    wants = ctx.needs_input_grad[7:]
+    stride, padding, far, dilation, groups, compute = ctx.arguments
+    x, *weights = ctx.saved_tensors
+    if not any(wants):
         dx = None
         if wants_x:
-            dx = _input_gradient(
-                grad, _prepare(weight, grad.dtype, eps), ctx.x_shape, stride, padding, far, dilation, groups
-            )
-        return dx, None, grad.sum([0, *range(2, grad.dim())]) if wants_bias else None
+            used = _prepare(weights, grad.dtype, compute)
+            dx = _input_gradient(grad, used, ctx.x_shape, stride, padding, far, dilation, groups)
+        return dx, grad.sum([0, *range(2, grad.dim())]) if wants_bias else None, (None,) * len(wants)
 
-    with torch.enable_grad():  # to go back through the standardisation
-        weight = (
-            _stand_in(grad, ctx.weight_shape) if weight is None else weight.detach().requires_grad_(eps is not None)
-        )
-        used = _prepare(weight, grad.dtype, eps)
+    if compute is None:
+        used = weights[0].to(grad.dtype) if weights else _stand_in(grad, ctx.weight_shape)
+    else:
+        with torch.enable_grad():  # to go back through what made it
+            weights = [weight.detach().requires_grad_(want) for weight, want in zip(weights, wants, strict=True)]
+            used = _prepare(weights, grad.dtype, compute)
     outputs = [wants_x, True, wants_bias]
     x = _pad_far(x, far)
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
         grad, x, used.detach(), [grad.shape[1]], stride, padding, dilation, False, [0] * len(stride), groups, outputs
     )
-    if eps is not None:
-        (dweight,) = torch.autograd.grad(used, weight, dweight)
-    return _crop(dx, ctx.x_shape), dweight.to(ctx.weight_dtype), dbias
+    dweights = [dweight.to(ctx.weight_dtype)]
+    if compute is not None:
+        found = iter(torch.autograd.grad(used, [w for w in weights if w.requires_grad], dweight))
+        dweights = [next(found) if want else None for want in wants]
+    return _crop(dx, ctx.x_shape), dbias, tuple(dweights)
 
 
 def _input_gradient(grad, weight, x_shape, stride, padding, far, dilation, groups) -> Tensor:

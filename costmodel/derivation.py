@@ -1,0 +1,87 @@
+"""Weights that a network computes from its parameters (weight standardisation): recorded, so that they can be made
+again in backward, and not kept until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .graph import Layer, LayerGraph
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A call that made a tensor, with recipes in place of those arguments that were made likewise."""
+
+    function: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    part: int | None = None
+
+    def ingredients(self) -> tuple[torch.Tensor, ...]:
+        """Return the tensors, each once, that it starts from."""
+        found: dict[int, torch.Tensor] = {}
+        for value in tree_leaves((self.args, self.kwargs)):
+            inner = value.ingredients() if isinstance(value, Recipe) else (value,) if _is_tensor(value) else ()
+            found.update((id(tensor), tensor) for tensor in inner)
+        return tuple(found.values())
+
+    def made_of(self, *ingredients: torch.Tensor) -> torch.Tensor:
+        """Return the tensor, made again from others in place of its ingredients, in their order."""
+        made: dict[int, Any] = {id(old): new for old, new in zip(self.ingredients(), ingredients, strict=True)}
+
+        def make(value: Any) -> Any:
+            if isinstance(value, Recipe) and id(value) not in made:
+                args, kwargs = tree_map(make, (value.args, value.kwargs))
+                result = value.function(*args, **kwargs)
+                made[id(value)] = result if value.part is None else result[value.part]
+            return made.get(id(value), value)
+
+        return make(self)
+
+
+class Derivations:
+    """The recipes of the tensors that a forward pass has derived so far; they hold none of these alive."""
+
+    def __init__(self) -> None:
+        self.recipes = WeakIdKeyDictionary()
+
+    def run(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run a call without a gradient, and record how to make its result again."""
+        with torch.no_grad():
+            result = function(*args, **kwargs)
+        known = tree_map(lambda value: self.recipe(value) or value, (args, kwargs))
+        if _is_tensor(result):
+            self.recipes[result] = Recipe(function, *known)
+        else:
+            for part, value in enumerate(result):
+                self.recipes[value] = Recipe(function, *known, part)
+        return result
+
+    def recipe(self, value: Any) -> Recipe | None:
+        """Return how a tensor was made, if it was derived here."""
+        return self.recipes.get(value) if _is_tensor(value) else None
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def derivation(graph: LayerGraph, layer: Layer) -> list[Layer]:
+    """Return the layers that compute a convolution's weight from parameters; none where its weight is a parameter."""
+    weight = layer.inputs["weight"]
+    if weight.kind != "derived" or weight.storage.id in graph.resident_storages:
+        return []
+    found, open_tensors = {}, [weight]
+    while open_tensors:
+        producer = graph.producer.get(open_tensors.pop().id)
+        if producer is not None and producer.index not in found:
+            found[producer.index] = producer
+            open_tensors += producer.inputs.values()
+    return list(found.values())
