@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from costmodel import ACCOUNTINGS, METHODS, LayerGraph, block_count, trace
-from costmodel.zoo.proxylessnas_mobile import proxylessnas_mobile
+from costmodel.zoo import ZOO
 
 # The twelve networks of the project's tests and tables, and how many blocks each has.
 BLOCKS = {
@@ -82,7 +82,7 @@ def build(name: str, device: str = "cpu") -> nn.Module:
     make = {
         "torchvision": lambda: torchvision.models.get_model(model, weights=None),
         "timm": lambda: timm.create_model(model),
-        "zoo": proxylessnas_mobile,
+        "zoo": lambda: ZOO[model](),
     }[source]
     with warnings.catch_warnings(), torch.device(device):
         warnings.simplefilter("ignore")
