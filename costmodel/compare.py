@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .accounting.eager import WHY
-from .footprint import ACTIVATION_BYTES, Footprint
+from .footprint import Footprint
 from .rules import operation
+from .step import ACTIVATION_BYTES
 
 if TYPE_CHECKING:
     import pandas

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .accounting import Books
-from .accounting import accounting as find_accounting
 from .assignment import Assignment
 from .blocks import parts
 from .errors import InputError, unknown
-from .gradients import Wanted, wanted_gradients
+from .gradients import Wanted
 from .graph import LayerGraph
-from .methods import Trained, assign
+from .methods import Trained
 from .optimizers import optimizer as find_optimizer
 from .rules import Facts
-from .timeline import CATEGORIES, Moment, Sizes, simulate
+from .step import ACTIVATION_BYTES, FROZEN_BYTES, TrainingStep, training_step
+from .timeline import CATEGORIES, Moment
 from .units import format_bytes, format_count
-from .workspaces import Workspace
-from .workspaces import workspace as find_workspace
 
 if TYPE_CHECKING:
     import pandas
@@ -29,9 +27,6 @@ CONVENTION = (
     "1 MAC = 2 FLOPs; forward, backward and recompute count convolutions and matrix products, elementwise apart; "
     "one update of `batch` images"
 )
-ACTIVATION_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# int8 keeps one float32 scale per output channel. Assumption: symmetric per-channel quantisation.
-FROZEN_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 GROUPINGS = ("layer", "block", "operation", "tensor")
 _TENSOR_COLUMNS = ["tensor", "part", "shape", "bits", "bytes", "needed_for", "layers"]
 
@@ -44,30 +39,68 @@ class Footprint:
     update (see `CONVENTION`).
     """
 
-    graph: LayerGraph
-    method: str
-    blocks: int | None
+    step: TrainingStep
     batch: int
     micro_batch: int
     optimizer: str
-    accounting: str
     activation_dtype: str
     frozen_dtype: str
     inplace_update: bool
-    assignment: Assignment
-    facts: tuple[Facts, ...]
-    wanted: Wanted
-    books: Books
     moments: tuple[Moment, ...]
-    options: Mapping[str, object] = field(default_factory=dict)
+
+    # --- what was asked -------------------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> LayerGraph:
+        """The network that trains, with what the method put into it."""
+        return self.step.graph
+
+    @property
+    def method(self) -> str:
+        """The method's name; 'custom' where the trained parameters were given."""
+        return self.step.method
+
+    @property
+    def blocks(self) -> int | None:
+        """The number of trained blocks, if the method takes one."""
+        return self.step.blocks
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """What else was chosen of the method."""
+        return self.step.options
+
+    @property
+    def accounting(self) -> str:
+        """The name of the books."""
+        return self.step.accounting
+
+    @property
+    def assignment(self) -> Assignment:
+        """What trains, and how."""
+        return self.step.assignment
+
+    @property
+    def facts(self) -> tuple[Facts, ...]:
+        """What the rules say of each layer."""
+        return self.step.facts
+
+    @property
+    def wanted(self) -> Wanted:
+        """By layer index, the arguments whose gradient is computed."""
+        return self.step.wanted
+
+    @property
+    def books(self) -> Books:
+        """What is kept for backward."""
+        return self.step.books
 
     # --- memory ---------------------------------------------------------------------------------------------------
 
     @property
     def saved_bytes(self) -> int:
         """Bytes kept by one forward pass for backward: unique storages, the network's input included if kept."""
-        each = ACTIVATION_BYTES[self.activation_dtype]
-        return sum(saved.bytes(self.micro_batch, each) for saved in self.books.saved.values())
+        return self.step.saved_bytes(self.micro_batch, ACTIVATION_BYTES[self.activation_dtype])
 
     @cached_property
     def peak(self) -> Moment:
@@ -106,8 +139,7 @@ class Footprint:
     @property
     def trained_parameters(self) -> int:
         """How many numbers train."""
-        part = self.assignment.trained_elements
-        return sum(part.get(name, self.graph.parameters[name].elements) for name in self.assignment.trained)
+        return self.step.trained_parameters
 
     # --- compute --------------------------------------------------------------------------------------------------
 
@@ -118,32 +150,19 @@ class Footprint:
     @cached_property
     def flops(self) -> dict[str, Any]:
         """FLOPs of one update by phase; see `CONVENTION`."""
-        forward = forward_elementwise = backward_elementwise = recompute = 0
-        backward = {"input": 0, "weight": 0}
-        for index, facts in enumerate(self.facts):
-            times = self._times(index)
-            forward += times * facts.forward_flops
-            forward_elementwise += times * facts.forward_elementwise
-            layer = self.graph.layers[index]
-            for role in self.wanted.get(index, ()):
-                kind = "input" if layer.inputs[role].kind == "activation" else "weight"
-                backward[kind] += times * facts.backward_flops.get(role, 0)
-                backward_elementwise += times * facts.backward_elementwise.get(role, 0)
-        for index in self.books.recomputed:
-            recompute += self._times(index) * self.facts[index].forward_flops
-            backward_elementwise += self._times(index) * self.facts[index].forward_elementwise
-        update = find_optimizer(self.optimizer).flops_per_parameter * self.trained_parameters
+        counts = self.step.flops(self.batch, self.batch // self.micro_batch)
+        backward = counts["backward_input"] + counts["backward_weight"]
         return {
-            "forward": forward,
-            "backward": sum(backward.values()),
-            "backward_input": backward["input"],
-            "backward_weight": backward["weight"],
-            "recompute": recompute,
-            "total": forward + sum(backward.values()) + recompute,
+            "forward": counts["forward"],
+            "backward": backward,
+            "backward_input": counts["backward_input"],
+            "backward_weight": counts["backward_weight"],
+            "recompute": counts["recompute"],
+            "total": counts["forward"] + backward + counts["recompute"],
             "elementwise": {
-                "forward": forward_elementwise,
-                "backward": backward_elementwise,
-                "update": update,
+                "forward": counts["elementwise_forward"],
+                "backward": counts["elementwise_backward"],
+                "update": find_optimizer(self.optimizer).flops_per_parameter * self.trained_parameters,
             },
             "convention": CONVENTION,
         }
@@ -336,7 +355,6 @@ def footprint(
     Errors: InputError for a name, depth or number that does not exist or does not fit; UnknownOperationError for a
     layer without a rule.
     """
-    chosen_books = find_accounting(accounting)
     update = find_optimizer(optimizer)
     micro_batch = _check_batches(batch, micro_batch, inplace_update)
     for kind, given, allowed in (
@@ -345,25 +363,12 @@ def footprint(
     ):
         if given not in allowed:
             raise unknown(kind, given, allowed)
-    method, graph, assignment = assign(graph, method, blocks, trained, options)
-    facts, wanted = wanted_gradients(graph, assignment)
-    books = chosen_books.keep(graph, assignment, facts, wanted)
-    kernels = chosen_books.kernels if kernels is None else kernels
-    sizes = _sizes(graph, assignment, wanted, micro_batch, activation_dtype, frozen_dtype, find_workspace(kernels))
-    if chosen_books.timeline is None:
-        moments = simulate(
-            graph, facts, wanted, books, sizes, update, batch // micro_batch, inplace_update, first_step
-        )  # fmt: skip
-    else:
-        instants = chosen_books.timeline(graph, assignment, books, micro_batch, sizes.float_bytes)
-        moments = [
-            Moment(phase, layer, tuple(by_category.get(name, 0) for name in CATEGORIES))
-            for phase, layer, by_category in instants
-        ]
+    step = training_step(graph, method, blocks, accounting, options=options, trained=trained)
+    sizes = step.sizes(micro_batch, activation_dtype, frozen_dtype, kernels)
+    moments = step.moments(sizes, update, batch // micro_batch, inplace_update, first_step)
     return Footprint(
-        graph, method, blocks, batch, micro_batch, update.name, chosen_books.name, activation_dtype, frozen_dtype,
-        inplace_update, assignment, tuple(facts), wanted, books, tuple(moments), dict(options or {}),
-    )  # fmt: skip
+        step, batch, micro_batch, update.name, activation_dtype, frozen_dtype, inplace_update, tuple(moments)
+    )
 
 
 def _check_batches(batch: int, micro_batch: int | None, inplace_update: bool) -> int:
@@ -379,53 +384,3 @@ def _check_batches(batch: int, micro_batch: int | None, inplace_update: bool) ->
             "leave out micro_batch or inplace_update"
         )
     return micro_batch
-
-
-def _sizes(
-    graph: LayerGraph,
-    assignment: Assignment,
-    wanted: Wanted,
-    micro_batch: int,
-    activation_dtype: str,
-    frozen_dtype: str,
-    workspace: Workspace,
-) -> Sizes:
-    """Return the step's sizes apart from its layers; frozen vectors (norms, biases) stay in float32."""
-    weights = 0
-    reduced: set[str] = set()
-    for name, tensor in graph.parameters.items():
-        if name in assignment.trained or frozen_dtype == "float32" or len(tensor.shape) < 2:
-            weights += tensor.bytes(1)
-            continue
-        reduced.add(name)
-        weights += tensor.elements * FROZEN_BYTES[frozen_dtype]
-        if frozen_dtype == "int8":
-            weights += 4 * tensor.shape[0]
-    float_bytes = ACTIVATION_BYTES[activation_dtype]
-    copied = {}
-    for layer in graph.layers:
-        size = sum(
-            tensor.elements * float_bytes
-            for role, tensor in layer.inputs.items()
-            if role == "weight" and tensor.kind == "parameter" and len(tensor.shape) >= 2
-            and (
-                layer.op == "standardized_conv2d"
-                or (tensor.name in reduced and frozen_dtype != activation_dtype)
-                or float_bytes != 4
-            )
-        )  # fmt: skip
-        if size:
-            copied[layer.index] = size
-    used = {
-        tensor.name for index, roles in wanted.items()
-        for role, tensor in graph.layers[index].inputs.items() if role in roles and tensor.kind == "parameter"
-    }  # fmt: skip
-    part = assignment.trained_elements
-    trained = {name: 4 * part.get(name, tensor.elements) for name, tensor in graph.parameters.items() if name in used}
-    buffers = sum(tensor.bytes(1) for tensor in graph.buffers.values())
-    working = {
-        layer.index: both
-        for layer in graph.layers
-        if any(both := workspace(layer, wanted.get(layer.index, ()), micro_batch, float_bytes))
-    }
-    return Sizes(micro_batch, float_bytes, weights, buffers, trained, copied, working)

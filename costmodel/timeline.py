@@ -10,7 +10,10 @@ Update: one tensor at a time. Gradients are freed at the end (`zero_grad(set_to_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from .accounting import Books
 from .gradients import Wanted
@@ -65,9 +68,11 @@ class _Gradient:
 
 
 class _Simulation:
-    def __init__(self, graph: LayerGraph, facts: list[Facts], wanted: Wanted, books: Books, sizes: Sizes):
+    def __init__(self, graph: LayerGraph, facts: Sequence[Facts], wanted: Wanted, books: Books, sizes: Sizes):
         self.graph, self.facts, self.wanted, self.books, self.sizes = graph, facts, wanted, books, sizes
-        self.now = [0] * len(CATEGORIES)
+        # By category; a row of numbers each if the batch is an array, so that many batches are simulated at once.
+        many = np.ndim(sizes.batch)
+        self.now = np.zeros((len(CATEGORIES), len(sizes.batch)), np.int64) if many else [0] * len(CATEGORIES)
         self.moments: list[Moment] = []
         self.kept = {saved.storage.id for saved in books.saved.values() if saved.storage is not None}
         self.live: dict[int, int] = {}  # activations in memory: storage -> bytes
@@ -77,7 +82,7 @@ class _Simulation:
     def mark(self, phase: str, layer: str, extra: int = 0) -> None:
         """Note the memory now, with `extra` bytes of working memory."""
         self.now[_TRANSIENT] += extra
-        self.moments.append(Moment(phase, layer, tuple(self.now)))
+        self.moments.append(Moment(phase, layer, tuple(self.now.copy())))
         self.now[_TRANSIENT] -= extra
 
     def forward(self) -> None:
@@ -243,20 +248,20 @@ def _dying(graph: LayerGraph) -> dict[int, list[int]]:
 
 def simulate(
     graph: LayerGraph,
-    facts: list[Facts],
+    facts: Sequence[Facts],
     wanted: Wanted,
     books: Books,
     sizes: Sizes,
     optimizer: Optimizer,
-    micro_batches: int = 1,
+    passes: int = 1,
     inplace_update: bool = False,
     first_step: bool = False,
 ) -> list[Moment]:
     """Return the memory of one training step, moment by moment, from before its first layer to after its update.
 
-    micro_batches: forward and backward passes whose gradients are added before the update. inplace_update: each
-    parameter is updated as soon as its gradient is there, which is then freed. first_step: the optimizer has no state
-    before the update.
+    passes: forward and backward passes (micro-batches) whose gradients are added before the update. inplace_update:
+    each parameter is updated as soon as its gradient is there, which is then freed. first_step: the optimizer has no
+    state before the update.
     """
     run = _Simulation(graph, facts, wanted, books, sizes)
     state = {
@@ -270,7 +275,7 @@ def simulate(
         run.now[_OPTIMIZER] = sum(state.values())
     run.mark("start", "")
     # From the second micro-batch on every pass is the same: gradients are there and are added to.
-    for _ in range(min(micro_batches, 2)):
+    for _ in range(min(passes, 2)):
         run.forward()
         run.backward(run.loss(), optimizer if inplace_update else None)
         run.leave()
@@ -279,3 +284,12 @@ def simulate(
     run.now[_GRADIENTS] = 0
     run.mark("end", "")
     return run.moments
+
+
+def update_extra(sizes: Sizes, optimizer: Optimizer) -> tuple[str, int]:
+    """Return what an update takes at most beside weights, gradients and state: the parameter's name, and bytes."""
+    run = _Simulation.__new__(_Simulation)
+    run.sizes, run.now, run.moments, run.missing_state = sizes, [0] * len(CATEGORIES), [], {}
+    run.update_all(optimizer)
+    most = max(run.moments, key=lambda moment: moment.total_bytes)
+    return most.layer, most.total_bytes

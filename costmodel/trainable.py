@@ -24,13 +24,13 @@ from .assignment import Assignment
 from .calls import CallTracker, argument_names
 from .derivation import Derivations, derivation
 from .errors import InputError, ModelError
-from .footprint import FROZEN_BYTES
 from .gradients import Wanted, wanted_gradients
 from .graph import ADDED, Layer, LayerGraph
 from .methods import Trained, assign
 from .methods import method as find_method
 from .methods.tinytl import MODULE as LITE_RESIDUAL
 from .rules import operation
+from .step import FROZEN_BYTES
 from .tracer import trace
 
 Call = tuple[str, str, int]  # module path, operation, ordinal
