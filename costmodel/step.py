@@ -171,8 +171,9 @@ def training_step(
 ) -> TrainingStep:
     """Return a method (default: full) or a set of trained parameters, worked out; see `footprint` for the arguments."""
     books_of = find_accounting(accounting)
-    known = (training_step, method, blocks, accounting, tuple(sorted((options or {}).items())))
-    if trained is None and known in graph.memo:
+    known = (training_step.__name__, method, blocks, accounting)
+    memoised = trained is None and not options
+    if memoised and known in graph.memo:
         return graph.memo[known]
     name, used, assignment = assign(graph, method, blocks, trained, options)
     facts, wanted = wanted_gradients(used, assignment)
@@ -180,6 +181,6 @@ def training_step(
     step = TrainingStep(
         used, name, blocks, dict(options or {}), books_of.name, assignment, tuple(facts), wanted, books
     )  # fmt: skip
-    if trained is None:
+    if memoised:
         graph.memo[known] = step
     return step
