@@ -25,6 +25,10 @@ class Optimizer:
     temporary_per_parameter: int
     flops_per_parameter: int
 
+    def state_bytes(self, size: int) -> int:
+        """Return the bytes kept for a trained tensor of `size` bytes."""
+        return self.state_per_parameter * size + self.state_per_tensor
+
 
 OPTIMIZERS: dict[str, Optimizer] = {
     optimizer.name: optimizer

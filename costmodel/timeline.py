@@ -10,7 +10,7 @@ Update: one tensor at a time. Gradients are freed at the end (`zero_grad(set_to_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ class Moment:
 
     phase: str
     layer: str
-    by_category: tuple[int, ...]
+    by_category: tuple[int, ...]  # or an array, by category and batch
 
     @property
     def total_bytes(self) -> int:
@@ -82,7 +82,9 @@ class _Simulation:
     def mark(self, phase: str, layer: str, extra: int = 0) -> None:
         """Note the memory now, with `extra` bytes of working memory."""
         self.now[_TRANSIENT] += extra
-        self.moments.append(Moment(phase, layer, tuple(self.now.copy())))
+        self.moments.append(
+            Moment(phase, layer, self.now.copy() if isinstance(self.now, np.ndarray) else tuple(self.now))
+        )
         self.now[_TRANSIENT] -= extra
 
     def forward(self) -> None:
@@ -162,7 +164,8 @@ class _Simulation:
                 self.collect(pending, tensor, gradient, layer.name)
             if fused_update is not None:
                 for name in updated:
-                    self.update(name, fused_update)
+                    now[_OPTIMIZER] += self.missing_state.pop(name, 0)
+                    self.mark("update", name, fused_update.temporary_per_parameter * sizes.trained[name])
                     now[_GRADIENTS] -= self.gradients.pop(name, 0)
 
     def parameter_gradient(self, tensor: Tensor) -> int:
@@ -214,20 +217,22 @@ class _Simulation:
             self.now[_TRANSIENT] -= self.live.pop(id_)
 
     def update_all(self, optimizer: Optimizer) -> None:
-        """Make the state that is missing, then update one tensor after the other.
-
-        The loop's variable still holds the last temporary of the tensor before. Source: torch/optim/adam.py.
-        """
+        """Make the state that is missing, then update one tensor after the other."""
         self.now[_OPTIMIZER] += sum(self.missing_state.values())
         self.missing_state.clear()
-        held = 0
-        for name in self.sizes.trained:
-            self.update(name, optimizer, held)
-            held = self.sizes.trained[name] if optimizer.temporary_per_parameter else 0
+        for name, working in update_working(self.sizes.trained, optimizer):
+            self.mark("update", name, working)
 
-    def update(self, name: str, optimizer: Optimizer, held: int = 0) -> None:
-        self.now[_OPTIMIZER] += self.missing_state.pop(name, 0)
-        self.mark("update", name, optimizer.temporary_per_parameter * self.sizes.trained[name] + held)
+
+def update_working(trained: Mapping[str, int], optimizer: Optimizer) -> Iterator[tuple[str, int]]:
+    """Yield each trained tensor's name and the bytes that its update takes for a moment.
+
+    The loop's variable still holds the last temporary of the tensor before. Source: torch/optim/adam.py.
+    """
+    held = 0
+    for name, size in trained.items():
+        yield name, optimizer.temporary_per_parameter * size + held
+        held = size if optimizer.temporary_per_parameter else 0
 
 
 def _dying(graph: LayerGraph) -> dict[int, list[int]]:
@@ -264,9 +269,7 @@ def simulate(
     state before the update.
     """
     run = _Simulation(graph, facts, wanted, books, sizes)
-    state = {
-        name: optimizer.state_per_parameter * size + optimizer.state_per_tensor for name, size in sizes.trained.items()
-    }
+    state = {name: optimizer.state_bytes(size) for name, size in sizes.trained.items()}
     run.now[_WEIGHTS], run.now[_BUFFERS] = sizes.weights_bytes, sizes.buffers_bytes
     run.now[_INPUT] = graph.input.bytes(sizes.batch, 4)
     if first_step:
@@ -284,12 +287,3 @@ def simulate(
     run.now[_GRADIENTS] = 0
     run.mark("end", "")
     return run.moments
-
-
-def update_extra(sizes: Sizes, optimizer: Optimizer) -> tuple[str, int]:
-    """Return what an update takes at most beside weights, gradients and state: the parameter's name, and bytes."""
-    run = _Simulation.__new__(_Simulation)
-    run.sizes, run.now, run.moments, run.missing_state = sizes, [0] * len(CATEGORIES), [], {}
-    run.update_all(optimizer)
-    most = max(run.moments, key=lambda moment: moment.total_bytes)
-    return most.layer, most.total_bytes

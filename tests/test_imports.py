@@ -29,7 +29,7 @@ ORDER = (
     {"methods", "accounting"},
     {"timeline", "zoo"},
     {"step", "models"},
-    {"footprint"},
+    {"footprint", "bulk"},
     {"compare", "tracer", "measure", "plots"},
     {"trainable", "reproduce"},
     {"verification"},
