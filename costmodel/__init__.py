@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .accounting import ACCOUNTINGS
 from .blocks import block_count, parts
+from .bulk import price
 from .errors import CostModelError, InfeasibleError, InputError, ModelError, UnknownOperationError
 from .footprint import Footprint, footprint
 from .graph import Layer, LayerGraph, Tensor
@@ -55,6 +56,7 @@ __all__ = [
     "block_count",
     "footprint",
     "parts",
+    "price",
     "restore",
     "trace",
     "verify",

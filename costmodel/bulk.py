@@ -91,8 +91,9 @@ def price(
     """Return every combination's price in columns, and the places that the column `place` counts.
 
     ways: methods with their depths. batches: (images per update, images per pass) pairs. The columns `way`,
-    `frozen_dtype`, `batches` and `optimizer` are indices into what was given; the others are
-    named as in `Footprint`: `peak_bytes`, its parts, `saved_bytes`, `trained_parameters`, FLOPs.
+    `frozen_dtype`, `batches` and `optimizer` are indices into what was given; the others are named as in `Footprint`:
+    `peak_bytes`, its parts, `saved_bytes`, `trained_parameters`, FLOPs. `converted`: 1 where the method puts other
+    operations into the network than it was pre-trained with.
 
     Errors: those of `footprint`.
     """
@@ -110,7 +111,8 @@ def price(
     parts = []
     for number, (method, blocks) in enumerate(ways):
         step = training_step(graph, method, blocks, accounting)
-        constant = {"way": number, "trained_parameters": step.trained_parameters}
+        converted = any(layer.in_place_of for layer in step.graph.layers)
+        constant = {"way": number, "trained_parameters": step.trained_parameters, "converted": int(converted)}
         flops = step.flops(batch, batch // micro)
         backward = flops["backward_input"] + flops["backward_weight"]
         constant |= {

@@ -15,7 +15,7 @@ import numpy as np
 from costmodel import ACCOUNTINGS, InfeasibleError, InputError
 from costmodel.units import format_bytes, format_count
 
-from .candidates import Candidate, price, trace_all
+from .candidates import Candidate, axes, price_all, trace_all
 from .pareto import non_dominated
 
 TIE = 1e-9
@@ -84,7 +84,8 @@ def recommend(
         )
     graphs = trace_all(models, resolution, classes)
     traced = [f"{graph.model}: {note}" for graph in graphs for note in graph.notes]
-    return choose(price(graphs, batch, optimizer, accounting), ram_bytes, traced)
+    space = axes(batch=batch, optimizer=optimizer, accounting=accounting)
+    return choose(price_all(graphs, space), ram_bytes, traced)
 
 
 def choose(priced: Sequence[Candidate], ram_bytes: int, notes: Sequence[str] = ()) -> Recommendation:
