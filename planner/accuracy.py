@@ -96,10 +96,14 @@ def _label(key: Key) -> str:
     return key[0] if key[1] is None else f"{key[0]}, k = {key[1]}"
 
 
-def _held(guess: str, method: str, used: Sequence[int | None], k: int | None) -> str:
-    return guess + "".join(
+def _held(text: str, used: Sequence[int], k: int | None) -> str:
+    return text + "".join(
         f"; not {'below' if depth < k else 'above'} what was measured at k = {depth}" for depth in used
     )
+
+
+def _spread(own: Sequence[Measured]) -> str:
+    return " and ".join(dict.fromkeys(one.spread for one in own))
 
 
 def _interval(guess: Estimate) -> Interval | None:
@@ -126,10 +130,10 @@ def _with_recovery(guess: Estimate, method: str, k: int | None, runs: Mapping[Ke
     own = [runs[method, depth] for depth in used]
     source = ", ".join(dict.fromkeys([last.source, full.source, *(one.source for one in own)]))
     if kind == "prior":
-        source, rests_on, interval = guess.source, _held(guess.rests_on, method, used, k), guess.interval
+        source, rests_on, interval = guess.source, _held(guess.rests_on, used, k), guess.interval
     else:
         rests_on = f"your runs of {' and '.join(_label((method, depth)) for depth in used)}, of last and of full"
-        interval = f"your runs: {own[0].spread}"
+        interval = f"your runs: {_spread(own)}, with that of last and full"
     if kind == "interpolated":
         rests_on += f"; k = {k} lies between them, linear in k"
         interval += "; widened to all that lies between the two"
@@ -153,11 +157,11 @@ def _with_accuracy(
     if found is None:
         return replace(guess, accuracy_rests_on=rests_on)
     if kind == "prior":
-        rests_on = _held(rests_on, method, used, k)
+        rests_on = _held(rests_on, used, k)
     else:
         own = [runs[method, depth] for depth in used]
         names = " and ".join(f"{_label((method, depth))} ({one.runs}x)" for depth, one in zip(used, own, strict=True))
-        rests_on, interval = f"your runs of {names} on {dataset}: {own[0].source}", own[0].spread
+        rests_on, interval = f"your runs of {names} on {dataset}: {own[0].source}", _spread(own)
     if kind == "interpolated":
         rests_on += f"; k = {k} lies between them, linear in k"
         interval += "; widened to all that lies between the two"
