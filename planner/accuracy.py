@@ -2,274 +2,217 @@
 
     recovery(method, data set) = (accuracy(method) - accuracy(last)) / (accuracy(full) - accuracy(last))
 
-on rows of one source, network, resolution and batch. It says nothing about how accurate training everything is, so
-recoveries of different networks tell how much of its own potential each reaches, not which of them is more accurate.
-Where the two ends lie close (Pets: 1.7 points) a recovery is noisy; every data set counts the same all the same.
+on one network, resolution and batch. It says nothing about how accurate training everything is, so recoveries of
+different networks tell how much of its own potential each reaches, not which of them is more accurate.
 
-An estimate rests on one of:
+An estimate is of one of these kinds:
 
 - `definition`: last (0) and full (1).
-- `published`: the mean over the data sets of a table for this very network, resolution and batch.
-- `prior`: the same, carried over from another setting (network, resolution, batch) or a near relative of the method.
-- `assumption`: the depth curve below.
+- `measured`: the user's own runs of this very method and depth.
+- `interpolated`: the user's own runs of the method at a lower and at a higher depth. Assumption: accuracy does not fall
+  with depth; the value is linear in k, and the interval holds everything between the low end of the one and the high
+  end of the other.
+- `prior`: published accuracies or an assumed curve over depth (`planner.prior`). Beyond the depths that the user
+  measured it is held to them: never below what less depth reached, nor above what more depth did.
 - `unknown`: nothing. The value is None; nothing is put in its place.
 
-The interval of `published` and `prior` is a 90 % prediction interval for one further data set, from the spread over the
-data sets: mean +- t sqrt(s^2 (1 + 1/n)). For `prior`, the variance from network to network is added to s^2 (1 + 1/n):
-the mean squared difference between two networks' recoveries on the same data set. Clipped to 0 and 1.
+Two measured anchors of the user's own turn recovery R into accuracy: last, and full or one more method m,
 
-The depth curve, for k of K blocks trained:
+    accuracy = last + R (full - last)            accuracy = last + R / R_m (m - last)
 
-    blocks(k)   = 1 - (1 - k/K)^p        a mobiletl(k) is never above blocks(k), and neither ever falls with k
-    mobiletl(k) = c blocks(k)
+with the errors of all of them added in squares (`intervals.combine`). Of several m the one with the highest R_m counts.
 
-p and c come from one published number: MobileNetV3, 5 blocks by MobileTL, 0.6 points below full tuning on CIFAR10.
-With full - last = g points on CIFAR10 (ProxylessNAS-Mobile), that is a shortfall of 0.6/g; CIFAR10 being easy, it is
-scaled by m, how much larger than on CIFAR10 the published methods' shortfalls are over all data sets: s = m 0.6/g.
-
-- Assumption: half of s is due to the depth, half to MobileTL's approximations (nothing published separates them):
-  (1 - 5/K)^p = s/2 and c = (1 - s) / (1 - s/2).
-- Assumption: K = 11, MobileNetV3-Small, and its 0.6 points are against full tuning. The abstract says neither; but of
-  its 36 % fewer FLOPs this package counts 36.0 % for Small against full tuning (10 classes, 224 pixels, element-wise
-  work included), 34.5 % for Large, and 1 % against the same blocks trained as usual.
-- Assumption: depth counts as the fraction of blocks. The tail adds nothing to the head's 0 at k = 0, and the stem
-  nothing to blocks(K), which is 1.
-- The interval is no coverage statement but the range between two curves of the same form. Assumption: low is p = 1,
-  every block counting the same and the stem as one more (K + 1 for K), with all of s due to the approximations
-  (c = 1 - s); high is p^2, as far above p as 1 is below it on a scale of ratios, with the approximations free (c = 1).
-
-MobileTL also reports more accuracy than TinyTL on six of eight data sets (ProxylessNAS-Mobile), at depths that could
-not be read: a check (the curve passes TinyTL's mean of those data sets at k = 6 of 20), not an input. Single runs need
-not be monotone: Gradient Filtering's Table 2 has MobileNetV2 at 63.1 with 2 trained convolutions and 62.2 with 4.
+The anchors' own intervals are explained in `planner.runs`. A predicted accuracy is that of a run tested on as many
+images as they were, so it has a sampling error of its own. Assumption: all errors are independent. Methods tested on
+the same images err alike, so the interval is rather too wide than too narrow.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
-from statistics import fmean, stdev
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from .estimate import Estimate, Kind, Setting
 from .evidence import Row, published
+from .intervals import Interval, combine
+from .prior import CONVERTING, prior
+from .runs import Key, Measured, data_set, measured_runs, sampling_error
 
-Kind = Literal["definition", "published", "prior", "assumption", "unknown"]
-
-# Source: Student's t, 95th percentile, for 1 to 10 degrees of freedom; beyond that the last is kept, which is wider.
-_T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
-
-# Assumption: biases trained with frozen batch norm recover what TinyTL's do on its network of group norm and weight
-# standardization.
-_RELATIVE = {"bias": "tinytl-b"}
-
-_TABLE_METHODS = ("norm", "tinytl-b", "tinytl-l", "tinytl-lb")
-_ANCHOR_BLOCKS_OF_NETWORK = 11  # Assumption: see above
-_DEPTH_SHARE = 0.5  # Assumption: see above
-_NEEDS_NORM = {"norm", "bias", "tinytl-b", "tinytl-l", "tinytl-lb"}
+__all__ = ["Estimate", "Setting", "data_set", "estimate"]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What of a network and its training the accuracy may depend on.
+def estimate(
+    method: str,
+    k: int | None,
+    setting: Setting,
+    rows: Sequence[Row] | None = None,
+    own: Sequence[Row] = (),
+    dataset: str | None = None,
+) -> Estimate:
+    """Return the recovery to expect of a method (with its depth k, if it takes one) in a setting, and the accuracy.
 
-    `model` as in `LayerGraph.model`, such as 'zoo:proxylessnas_mobile'; `block_count` 0 where it has no blocks.
-    `converted`: the method puts other operations into the network than it was pre-trained with.
-    """
+    rows: the published accuracies; those of the package if None. own: the user's rows (`evidence.load`); dataset: which
+    of their data sets it is about, if they hold several.
 
-    model: str
-    resolution: int = 224
-    batch: int = 8
-    block_count: int = 0
-    has_norm: bool = True
-    converted: bool = False
-
-    @property
-    def name(self) -> str:
-        """The network's name without its library."""
-        return self.model.rpartition(":")[2]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """An expected recovery. `value`, `low` and `high` are None if `kind` is 'unknown'.
-
-    `source`: where the numbers were published. `rests_on`: in a sentence, what leads from there to this value.
-    `interval`: what low and high mean.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    kind: Kind
-    source: str
-    rests_on: str
-    interval: str
-
-    def to_dict(self) -> dict:
-        """Return the fields by name."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class DepthCurve:
-    """recovery = scale (1 - (1 - k / (K + more))^exponent)."""
-
-    exponent: float
-    scale: float = 1.0
-    more: int = 0
-
-    def __call__(self, k: int, block_count: int) -> float:
-        """Return the recovery of k of `block_count` trained blocks."""
-        return self.scale * (1 - (1 - k / (block_count + self.more)) ** self.exponent)
-
-
-def recoveries(method: str, rows: Sequence[Row]) -> dict[tuple, dict[str, float]]:
-    """Return, for each setting that has `method`, last and full on a data set, the recovery per data set.
-
-    A data set where training everything is not above training the last layer has no recovery and is left out.
-    """
-    top1 = {(row.setting, row.dataset, row.method): row.top1_percent for row in rows if row.top1_percent is not None}
-    found: dict[tuple, dict[str, float]] = {}
-    for (setting, dataset, name), accuracy in top1.items():
-        last, full = (top1.get((setting, dataset, end)) for end in ("last", "full"))
-        if name == method and last is not None and full is not None and full > last:
-            found.setdefault(setting, {})[dataset] = (accuracy - last) / (full - last)
-    return found
-
-
-def estimate(method: str, k: int | None, setting: Setting, rows: Sequence[Row] | None = None) -> Estimate:
-    """Return the recovery to expect of a method (with its depth k, if it takes one) in a setting.
-
-    rows: the observed accuracies; the published ones if None. Errors: ValueError if k is not in 1 to block_count.
+    Errors: ValueError if k is not in 1 to block_count; InputError for a data set that is not there or not chosen, and
+    for a row of more blocks than the network has.
     """
     rows = published() if rows is None else tuple(rows)
-    if setting.converted:
-        return _unknown(
-            f"{method!r} changes what {setting.model} computes (group norm, standardised weights), so that its "
-            "pre-training does not hold; published for networks that were pre-trained so"
-        )
-    if method in ("last", "full"):
-        value = 1.0 if method == "full" else 0.0
-        rests_on = "the scale itself: training the last layer only is 0, training everything is 1"
-        return Estimate(value, value, value, "definition", "", rests_on, "exact, by definition")
-    if method in ("blocks", "mobiletl"):
-        if k is None or not 1 <= k <= setting.block_count:
-            raise ValueError(f"method {method!r} needs k from 1 to {setting.block_count}, not {k!r}")
-        return _by_depth(method, k, setting, rows)
-    if method in _NEEDS_NORM and not setting.has_norm:
-        return _unknown(f"no published network without norm layers was trained by {method!r}")
-    return _from_table(method, setting, rows)
+    guess = prior(method, k, setting, rows)
+    name = data_set(own, dataset)
+    runs = measured_runs(own, name, setting)
+    if not runs:
+        return guess
+    guess = _with_recovery(guess, method, k, runs)
+    return _with_accuracy(guess, method, k, runs, setting, rows, name)
 
 
-def _unknown(reason: str) -> Estimate:
-    return Estimate(None, None, None, "unknown", "", reason, "none")
+def _at_depth(
+    k: int | None, known: Mapping[int | None, Interval], otherwise: Interval | None
+) -> tuple[Interval | None, Kind, tuple[int | None, ...]]:
+    """Return what is measured at depth k, else between two depths, else `otherwise` held to what was measured.
+
+    With it come the kind and the measured depths that it rests on.
+    """
+    if k in known:
+        return known[k], "measured", (k,)
+    below = max((depth for depth in known if k is not None and depth < k), default=None)
+    above = min((depth for depth in known if k is not None and depth > k), default=None)
+    if below is not None and above is not None:
+        less, more = known[below], known[above]
+        value = less.value + (more.value - less.value) * (k - below) / (above - below)
+        return Interval(value, min(less.low, more.low), max(less.high, more.high)), "interpolated", (below, above)
+    if otherwise is None:
+        return None, "unknown", ()
+    for depth, bound in ((below, max), (above, min)):
+        if depth is not None:
+            end = known[depth]
+            held = (otherwise.value, end.value), (otherwise.low, end.low), (otherwise.high, end.high)
+            return Interval(*(bound(pair) for pair in held)), "prior", (depth,)
+    return otherwise, "prior", ()
 
 
-def _from_table(method: str, setting: Setting, rows: Sequence[Row]) -> Estimate:
-    """Return the mean over a table's data sets: of this very setting if there is one, else carried over."""
-    relative = _RELATIVE.get(method, method)
-    groups = recoveries(relative, rows)
-    if not groups:
-        return _unknown(f"no published accuracy of {method!r} next to the last layer only and full fine-tuning")
-    wanted = (setting.name, setting.resolution, setting.batch)
-    # The same setting before the same network before the table with the most data sets.
-    key = max(groups, key=lambda group: (group[1:] == wanted, group[1] == setting.name, len(groups[group])))
-    values = list(groups[key].values())
-    carried = relative != method or key[1:] != wanted
-    extra = _network_variance(rows) if carried else 0.0
-    mean, (low, high) = fmean(values), _prediction(values, extra)
-    where = sorted({row.locator for row in rows if row.setting == key and row.method == relative})
-    network = f"{key[1]} at {key[2] or 'unstated'} pixels, batch {key[3] or 'unstated'}"
-    rests_on = f"the mean of {len(values)} data sets on {network}"
-    interval = f"90 % for one further data set, from the spread over {len(values)}"
-    if relative != method:
-        rests_on += f", of {relative} (group norm and weight standardization instead of frozen batch norm)"
-    if carried:
-        rests_on += f"; carried over to {setting.model} at {setting.resolution} pixels, batch {setting.batch}"
-        interval += " and between two networks" if extra is not None else ", on another network (nothing known)"
-    source = f"{key[0]}, {', '.join(where)}"
-    return Estimate(mean, low, high, "prior" if carried else "published", source, rests_on, interval)
+def _label(key: Key) -> str:
+    return key[0] if key[1] is None else f"{key[0]}, k = {key[1]}"
 
 
-def _prediction(values: Sequence[float], extra_variance: float | None) -> tuple[float, float]:
-    """Return the 90 % prediction interval for one further value, all of [0, 1] where the spread is not known."""
-    n = len(values)
-    if n < 2 or extra_variance is None:
-        return 0.0, 1.0
-    half = _T95[min(n - 1, len(_T95)) - 1] * math.sqrt(stdev(values) ** 2 * (1 + 1 / n) + extra_variance)
-    mean = fmean(values)
-    low, high = (min(max(0.0, end), 1.0) for end in (mean - half, mean + half))
-    return min(low, mean), max(high, mean)
-
-
-def _network_variance(rows: Sequence[Row]) -> float | None:
-    """Return the mean squared difference between two networks' recoveries of a method on the same data set."""
-    squares = []
-    for method in sorted({row.method for row in rows} - {"last", "full"}):
-        groups = list(recoveries(method, rows).items())
-        for index, (setting, values) in enumerate(groups):
-            for other, others in groups[index + 1 :]:
-                if setting[1] != other[1]:
-                    squares += [(values[name] - others[name]) ** 2 for name in values.keys() & others.keys()]
-    return fmean(squares) if squares else None
-
-
-def _by_depth(method: str, k: int, setting: Setting, rows: Sequence[Row]) -> Estimate:
-    curves = depth_curves(tuple(rows))
-    if curves is None:
-        return _unknown(f"no published accuracy from which the depth curve of {method!r} could start")
-    value, low, high = (curves[name][method](k, setting.block_count) for name in ("value", "low", "high"))
-    anchor = _anchor_row(rows)
-    rests_on = (
-        f"an assumed curve over depth, {k} of {setting.block_count} blocks, through one published number: "
-        f"{anchor.points_below_full:g} points below full tuning with {anchor.trained_blocks} blocks of "
-        f"{anchor.model} by MobileTL on {anchor.dataset}, carried over to {setting.model} and to other data"
-    )
-    if method == "mobiletl":
-        rests_on += (
-            "; MobileTL also reports more than TinyTL on six of eight data sets, at depths that are not known here"
-        )
-    interval = "the range between two assumed curves, with no stated coverage"
-    return Estimate(value, low, high, "assumption", f"{anchor.source}, {anchor.locator}", rests_on, interval)
-
-
-def _anchor_row(rows: Sequence[Row]) -> Row | None:
-    return next(
-        (row for row in rows if row.method == "mobiletl" and row.points_below_full and row.trained_blocks), None
+def _held(text: str, used: Sequence[int], k: int | None) -> str:
+    return text + "".join(
+        f"; not {'below' if depth < k else 'above'} what was measured at k = {depth}" for depth in used
     )
 
 
-@cache
-def depth_curves(rows: tuple[Row, ...]) -> dict[str, dict[str, DepthCurve]] | None:
-    """Return the curves 'value', 'low' and 'high', each by method; None if the rows hold nothing to start from."""
-    anchor = _anchor_row(rows)
-    if anchor is None:
-        return None
-    tables = [recoveries(method, rows) for method in _TABLE_METHODS]
-    groups = [values for table in tables for values in table.values() if values.get(anchor.dataset, 1) < 1]
-    gaps = [
-        full.top1_percent - last.top1_percent
-        for full in rows
-        for last in rows
-        if (full.method, last.method, full.setting) == ("full", "last", last.setting)
-        and full.dataset == last.dataset == anchor.dataset
-    ]
-    if not groups or not gaps:
-        return None
-    harder = fmean((1 - fmean(values.values())) / (1 - values[anchor.dataset]) for values in groups)
-    shortfall = harder * anchor.points_below_full / fmean(gaps)
-    if not 0 < shortfall < 1:
-        return None
-    by_depth = _DEPTH_SHARE * shortfall
-    untrained = 1 - anchor.trained_blocks / _ANCHOR_BLOCKS_OF_NETWORK
-    exponent = math.log(by_depth) / math.log(untrained)
+def _spread(own: Sequence[Measured]) -> str:
+    return " and ".join(dict.fromkeys(one.spread for one in own))
 
-    def pair(power: float, scale: float, more: int = 0) -> dict[str, DepthCurve]:
-        return {"blocks": DepthCurve(power, 1.0, more), "mobiletl": DepthCurve(power, scale, more)}
 
-    return {
-        "value": pair(exponent, (1 - shortfall) / (1 - by_depth)),
-        "low": pair(1.0, 1 - shortfall, more=1),
-        "high": pair(exponent**2, 1.0),
+def _interval(guess: Estimate) -> Interval | None:
+    return None if guess.value is None else Interval(guess.value, guess.low, guess.high)
+
+
+def _with_recovery(guess: Estimate, method: str, k: int | None, runs: Mapping[Key, Measured]) -> Estimate:
+    """Return the estimate with the recovery that the user's own last and full give, if they tell the two apart."""
+    last, full = runs.get(("last", None)), runs.get(("full", None))
+    if guess.kind == "definition" or not last or not full or last.accuracy.high >= full.accuracy.low:
+        return guess
+
+    def recovery(accuracy: float, low: float, high: float) -> float:
+        return (accuracy - low) / (high - low)
+
+    known = {
+        depth: combine(recovery, measured.accuracy, last.accuracy, full.accuracy)
+        for (name, depth), measured in runs.items()
+        if name == method
     }
+    found, kind, used = _at_depth(k, known, _interval(guess))
+    if found is None or not used:
+        return guess
+    own = [runs[method, depth] for depth in used]
+    source = ", ".join(dict.fromkeys([last.source, full.source, *(one.source for one in own)]))
+    if kind == "prior":
+        source, rests_on, interval = guess.source, _held(guess.rests_on, used, k), guess.interval
+    else:
+        rests_on = f"your runs of {' and '.join(_label((method, depth)) for depth in used)}, of last and of full"
+        interval = f"your runs: {_spread(own)}, with that of last and full"
+    if kind == "interpolated":
+        rests_on += f"; k = {k} lies between them, linear in k"
+        interval += "; widened to all that lies between the two"
+    return replace(guess, value=found.value, low=found.low, high=found.high, kind=kind, source=source,
+                   rests_on=rests_on, interval=interval)  # fmt: skip
+
+
+def _with_accuracy(
+    guess: Estimate,
+    method: str,
+    k: int | None,
+    runs: Mapping[Key, Measured],
+    setting: Setting,
+    rows: Sequence[Row],
+    dataset: str,
+) -> Estimate:
+    """Return the estimate with the accuracy on the user's data set, if anything tells it."""
+    predicted, rests_on, interval = _from_anchors(_interval(guess), runs, setting, rows)
+    known = {depth: measured.accuracy for (name, depth), measured in runs.items() if name == method}
+    found, kind, used = _at_depth(k, known, predicted)
+    if found is None:
+        return replace(guess, accuracy_rests_on=rests_on)
+    if kind == "prior":
+        rests_on = _held(rests_on, used, k)
+    else:
+        own = [runs[method, depth] for depth in used]
+        names = " and ".join(f"{_label((method, depth))} ({one.runs}x)" for depth, one in zip(used, own, strict=True))
+        rests_on, interval = f"your runs of {names} on {dataset}: {own[0].source}", _spread(own)
+    if kind == "interpolated":
+        rests_on += f"; k = {k} lies between them, linear in k"
+        interval += "; widened to all that lies between the two"
+    return replace(
+        guess,
+        accuracy_percent=found.value,
+        accuracy_low_percent=found.low,
+        accuracy_high_percent=found.high,
+        accuracy_kind=kind,
+        accuracy_rests_on=rests_on,
+        accuracy_interval=interval,
+    )
+
+
+def _from_anchors(
+    recovery: Interval | None, runs: Mapping[Key, Measured], setting: Setting, rows: Sequence[Row]
+) -> tuple[Interval | None, str, str]:
+    """Return the accuracy that a recovery means between the user's own anchors, what it rests on, and its interval."""
+    last = runs.get(("last", None))
+    if last is None or recovery is None:
+        reason = (
+            "its recovery is unknown" if last else "it takes a run of last, and of full or one more method, to tell"
+        )
+        return None, f"not measured, and {reason}", "none"
+    others = {
+        key: expected
+        for key in runs
+        if key[0] not in ("last", *CONVERTING)
+        and (expected := _interval(prior(*key, replace(setting, converted=False), rows))) and expected.value > 0
+    }  # fmt: skip
+    if not others:
+        return None, "not measured, and last is the only anchor: it takes a run of full or of one more method", "none"
+    key = max(others, key=lambda key: (others[key].value, key[0] == "full", str(key)))
+    other = runs[key]
+    numbers = [last.accuracy, other.accuracy, others[key], recovery]
+    value = _between(*(number.value for number in numbers))
+    images = last.test_images or other.test_images
+    error = sampling_error(value, images) if images else Interval.exact(0.0)
+    found = combine(lambda *all: _between(*all[:4]) + all[4], *numbers, error).within(0.0, 100.0)
+    ends = f"{last.accuracy.value:.4g} %) and {_label(key)} ({other.accuracy.value:.4g} %)"
+    rests_on = f"the recovery, between your runs of last ({ends}"
+    if key != ("full", None):
+        rests_on += f", whose own recovery is taken to be {others[key].value:.3g}"
+    last_part = f"the sampling error of {images} test images" if images else "no sampling error (no test_images)"
+    return found, rests_on, f"the recovery's interval, the errors of the anchors, and {last_part}, added in squares"
+
+
+def _between(last: float, other: float, recovery_of_other: float, recovery: float) -> float:
+    """Return last + recovery / recovery_of_other (other - last); an end of the scale where that has no bound."""
+    if recovery == 0 or other == last:
+        return last
+    if recovery_of_other <= 0:
+        return 100.0 if other > last else 0.0
+    return last + recovery / recovery_of_other * (other - last)

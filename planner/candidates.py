@@ -333,7 +333,10 @@ def to_frame(priced: Sequence[Candidate]) -> pandas.DataFrame:
         row = candidate.to_dict()
         parts, guess = row.pop("memory_bytes"), row.pop("recovery")
         row.update({f"{part}_bytes": size for part, size in parts.items()})
-        row.update({"recovery" if key == "value" else f"recovery_{key}": value for key, value in guess.items()})
+        row["recovery"] = guess.pop("value")
+        row.update({key if key.startswith("accuracy_") else f"recovery_{key}": part for key, part in guess.items()})
         rows.append(row)
     frame = pandas.DataFrame(rows)
-    return frame.astype({"blocks": "Int64", "recovery": float, "recovery_low": float, "recovery_high": float})
+    numbers = ["recovery", "recovery_low", "recovery_high"]
+    numbers += ["accuracy_percent", "accuracy_low_percent", "accuracy_high_percent"]
+    return frame.astype({"blocks": "Int64", **dict.fromkeys(numbers, float)})

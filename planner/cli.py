@@ -15,6 +15,7 @@ from costmodel.units import format_bytes, format_count, parse_bytes
 if TYPE_CHECKING:
     from .candidates import Candidate
     from .recommend import Recommendation
+    from .validation import LeftOut
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -233,3 +234,74 @@ def _print_recommendation(answer: Recommendation) -> None:
 def main() -> None:
     """Run the command line."""
     run(app)
+
+
+evidence_app = typer.Typer(no_args_is_help=True, help="The accuracies that estimates rest on.")
+app.add_typer(evidence_app, name="evidence")
+
+
+@evidence_app.command("check")
+def evidence_check_command(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print only the summary, as a table for docs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How far off the published evidence is on a data set that it has not seen.
+
+    Predicts every published recovery and accuracy without the data set it was measured on. Exit code 1 if fewer than
+    90 % of the accuracies lie in their 90 % intervals.
+    """
+    from .validation import WANTED_COVERAGE, leave_one_out, summaries
+    from .validation import markdown as markdown_table
+
+    found = leave_one_out()
+    if as_json:
+        print(json.dumps([one.to_dict() for one in found], indent=2))
+    elif markdown:
+        print(markdown_table(found))
+    else:
+        _print_left_out(found)
+    if summaries(found)[-1].coverage < WANTED_COVERAGE:
+        raise typer.Exit(1)
+
+
+def _print_left_out(found: list[LeftOut]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from .validation import summaries
+
+    title = "each data set left out: predicted, true, and the error"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("method", "network", "data set"):
+        table.add_column(name, no_wrap=True)
+    for name in ("recovery", "true", "error", "top-1 %", "true", "error", "90 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for one in found:
+        guess = one.predicted
+        table.add_row(
+            one.method,
+            f"{one.model}, unseen" if one.unseen else one.model,
+            one.dataset,
+            f"{guess.value:.2f}",
+            f"{one.recovery:.2f}",
+            f"{one.recovery_error:+.2f}",
+            f"{guess.accuracy_percent:.1f}",
+            f"{one.top1_percent:.1f}",
+            f"{one.points_error:+.1f}",
+            f"{guess.accuracy_low_percent:.1f} to {guess.accuracy_high_percent:.1f}",
+            "" if one.covered else "missed",
+        )
+    console = _console()
+    console.print(table)
+    console.print(
+        _bullets(
+            [
+                f"{one.name}: {one.count} predictions, mean absolute error {one.recovery_error:.2f} of recovery, "
+                f"{one.points_error:.1f} points; {one.covered} ({100 * one.coverage:.0f} %) lie in the 90 % interval, "
+                f"{one.recovery_covered} of the recoveries in theirs"
+                for one in summaries(found)
+            ]
+            + ["the curve over depth rests on one number alone: nothing can be left out, so its error is not known"]
+        )
+    )

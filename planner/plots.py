@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _FORMATS = (".png", ".svg", ".pdf")
-# Kinds of accuracy that were measured somewhere, and those that are only assumed.
-_GROUNDED = ("definition", "published", "measured")
+# Kinds of accuracy that rest on the user's own runs or on nothing uncertain; the others are assumed or carried over.
+_GROUNDED = ("definition", "measured", "interpolated")
 
 
 def pareto_data(priced: Sequence[Candidate]) -> pandas.DataFrame:

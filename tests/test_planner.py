@@ -257,7 +257,7 @@ def test_recommend_prints_one_configuration_and_why(planner, small):
     pick = choose(small, 26_000_000)
     assert f"{pick.chosen.method}, the last k = {pick.chosen.blocks} blocks" in out
     said = [
-        "peak memory", "saved activations", "forward", "backward", "parameters", "expected recovery", "assumption",
+        "peak memory", "saved activations", "forward", "backward", "parameters", "expected recovery", "prior",
         "rests on", "alternatives", "lacks", "cheaper", "why", pick.best_unfit.peak_layer,
     ]  # fmt: skip
     assert [part for part in said if part not in out] == []
@@ -269,7 +269,7 @@ def test_recommend_json_holds_everything(planner, small):
     assert code == 0
     assert answer == json.loads(json.dumps(expected.to_dict()))
     assert answer["chosen"]["peak_bytes"] == expected.chosen.peak_bytes <= answer["ram_bytes"]
-    assert answer["chosen"]["recovery"]["kind"] == "assumption"
+    assert answer["chosen"]["recovery"]["kind"] == "prior"
     assert len(answer["candidates"]) == len(small)
 
 

@@ -1,6 +1,8 @@
-"""Observed accuracies, each with its source: the rows of a CSV file, every one checked.
+"""Observed accuracies: the published ones that come with the package, and the user's own from a CSV file.
 
-A file with a bad row is refused whole, with the file, line, column and value in one line.
+Both have the same columns. A row needs `model`, `method`, `dataset` and `top1_percent`, and `trained_blocks` if the
+method has a depth; every other column may be left out. A file with a bad row is refused whole, with the file, line,
+column and value in one line.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from costmodel.errors import InputError
+from costmodel import METHODS
+from costmodel.errors import InputError, unknown
 
 PUBLISHED = files(__name__) / "data" / "accuracy_published.csv"
+TEST_SETS = files(__name__) / "data" / "test_sets.csv"
 
 Name = Annotated[str, Field(min_length=1)]
 Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Positive = Annotated[int, Field(gt=0)]
 
 
 class Row(BaseModel):
@@ -28,24 +33,28 @@ class Row(BaseModel):
 
     `top1_percent` is the accuracy; `points_below_full` stands in its place where a source only states the distance to
     training everything, in percentage points. `trained_blocks` (or layers) is empty for methods without a depth,
-    `resolution` and `batch` where the source does not state them. `memory_mb` is the source's own figure, counted
-    by its own `memory_convention`: a record, not used here. `line` is the row's place in its file.
+    `resolution` and `batch` where they are not stated. `seed` tells repeated runs apart. `test_images`: how many images
+    the accuracy was measured on. `source`: the file's name if empty. `memory_mb` is the source's own figure, counted by
+    its own `memory_convention`: a record, not used here. `file` and `line` are the row's place.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Name
-    locator: str
     model: Name
     method: Name
-    trained_blocks: Annotated[int, Field(ge=0)] | None
-    resolution: Annotated[int, Field(gt=0)] | None
-    batch: Annotated[int, Field(gt=0)] | None
+    trained_blocks: Annotated[int, Field(ge=0)] | None = None
     dataset: Name
-    top1_percent: Points | None
-    points_below_full: Points | None
-    memory_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
-    memory_convention: str
+    top1_percent: Points | None = None
+    points_below_full: Points | None = None
+    resolution: Positive | None = None
+    batch: Positive | None = None
+    seed: int | None = None
+    test_images: Positive | None = None
+    source: Name
+    locator: str = ""
+    memory_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    memory_convention: str = ""
+    file: str = ""
     line: int = 0
 
     @model_validator(mode="after")
@@ -60,14 +69,15 @@ class Row(BaseModel):
         return self.source, self.model, self.resolution, self.batch
 
 
-COLUMNS = tuple(name for name in Row.model_fields if name != "line")
-_OPTIONAL = {"trained_blocks", "resolution", "batch", "top1_percent", "points_below_full", "memory_mb"}
+COLUMNS = tuple(name for name in Row.model_fields if name not in ("file", "line"))
+_NEEDED = ("model", "method", "dataset")
 
 
 def load(path: str | Path) -> tuple[Row, ...]:
-    """Return the rows of a CSV file with the columns `COLUMNS`.
+    """Return the rows of the user's own CSV file.
 
-    Errors: InputError if the file cannot be read, lacks or adds a column, or has a bad or repeated row.
+    Errors: InputError if the file cannot be read, lacks a column that is needed, has an unknown one, or has a bad or
+    repeated row: among them a method that this package does not know, and one without the depth that it needs.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -75,13 +85,23 @@ def load(path: str | Path) -> tuple[Row, ...]:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {path}: byte {error.start} is not UTF-8 text") from error
-    return parse(text, str(path))
+    rows = parse(text, str(path))
+    for row in rows:
+        _check_own(row)
+    return rows
 
 
 @cache
 def published() -> tuple[Row, ...]:
     """Return the published accuracies that come with the package."""
     return parse(PUBLISHED.read_text(encoding="utf-8"), PUBLISHED.name)
+
+
+@cache
+def standard_test_sets() -> dict[str, int]:
+    """Return the number of images in the standard test split of each published data set."""
+    rows = csv.DictReader(io.StringIO(TEST_SETS.read_text(encoding="utf-8")))
+    return {row["dataset"]: int(row["test_images"]) for row in rows}
 
 
 def parse(text: str, name: str) -> tuple[Row, ...]:
@@ -92,12 +112,12 @@ def parse(text: str, name: str) -> tuple[Row, ...]:
     try:
         _check_header(reader.fieldnames or (), name)
         for cells in reader:
-            row = _row(cells, name, reader.line_num)
-            key = (*row.setting, row.method, row.trained_blocks, row.dataset)
+            row = _row(cells, len(reader.fieldnames), name, reader.line_num)
+            key = (*row.setting, row.method, row.trained_blocks, row.dataset, row.seed)
             if key in first_line:
                 raise InputError(
                     f"{name}, line {row.line}, column method: {row.method!r} on {row.dataset!r} repeats "
-                    f"line {first_line[key]}; remove one of the two"
+                    f"line {first_line[key]}; remove one of the two, or give each run its seed"
                 )
             first_line[key] = row.line
             rows.append(row)
@@ -107,22 +127,46 @@ def parse(text: str, name: str) -> tuple[Row, ...]:
 
 
 def _check_header(header: Sequence[str], name: str) -> None:
-    wrong = [f"lacks {column!r}" for column in COLUMNS if column not in header]
+    wrong = [f"lacks {column!r}" for column in _NEEDED if column not in header]
+    if not {"top1_percent", "points_below_full"} & set(header):
+        wrong.append("lacks 'top1_percent'")
     wrong += [f"has an unknown column {column!r}" for column in header if column not in COLUMNS]
     wrong += [f"repeats {column!r}" for column in COLUMNS if list(header).count(column) > 1]
     if wrong:
-        raise InputError(f"{name}, line 1: {', '.join(wrong)}; the columns are {', '.join(COLUMNS)}")
+        needed = (*_NEEDED, "top1_percent")
+        others = [column for column in COLUMNS if column not in needed]
+        raise InputError(
+            f"{name}, line 1: {', '.join(wrong)}; needed are {', '.join(needed)}; allowed are {', '.join(others)}"
+        )
 
 
-def _row(cells: dict, name: str, line: int) -> Row:
+def _row(cells: dict, columns: int, name: str, line: int) -> Row:
     if None in cells or None in cells.values():
         given = sum(cell is not None for key, cell in cells.items() if key) + len(cells.get(None, ()))
-        raise InputError(f"{name}, line {line}: {given} values for {len(COLUMNS)} columns")
-    values = {key: None if key in _OPTIONAL and not cell.strip() else cell for key, cell in cells.items()}
+        raise InputError(f"{name}, line {line}: {given} values for {columns} columns")
+    values = {key: cell.strip() for key, cell in cells.items() if cell.strip() or key in _NEEDED}
     try:
-        return Row(**values, line=line)
+        return Row(**{"source": name, **values}, file=name, line=line)
     except ValidationError as error:
         problem = error.errors()[0]
         column = str(problem["loc"][0]) if problem["loc"] else "top1_percent"
         reason = problem["msg"].removeprefix("Value error, ")
-        raise InputError(f"{name}, line {line}, column {column}: {cells[column]!r}: {reason}") from error
+        raise InputError(f"{name}, line {line}, column {column}: {cells.get(column, '')!r}: {reason}") from error
+
+
+def _check_own(row: Row) -> None:
+    def refuse(column: str, reason: str) -> InputError:
+        value = getattr(row, column)
+        return InputError(
+            f"{row.file}, line {row.line}, column {column}: {('' if value is None else value)!r}: {reason}"
+        )
+
+    if row.method not in METHODS:
+        raise InputError(f"{row.file}, line {row.line}, column method: {unknown('method', row.method, METHODS)}")
+    if row.top1_percent is None:
+        raise refuse("top1_percent", "your own rows need the accuracy itself, in percent")
+    method = METHODS[row.method]
+    if method.takes_blocks and not row.trained_blocks:
+        raise refuse("trained_blocks", f"method {row.method!r} needs its number of trained blocks, 1 or more")
+    if not method.takes_blocks and not method.options and row.trained_blocks is not None:
+        raise refuse("trained_blocks", f"method {row.method!r} has no depth; leave it empty")
