@@ -35,7 +35,7 @@ from dataclasses import replace
 from .estimate import Estimate, Kind, Setting
 from .evidence import Row, published
 from .intervals import Interval, combine
-from .prior import CONVERTING, prior
+from .prior import CONVERTING, prior, published_prior
 from .runs import Key, Measured, data_set, measured_runs, sampling_error
 
 __all__ = ["Estimate", "Setting", "data_set", "estimate"]
@@ -57,14 +57,13 @@ def estimate(
     Errors: ValueError if k is not in 1 to block_count; InputError for a data set that is not there or not chosen, and
     for a row of more blocks than the network has.
     """
-    rows = published() if rows is None else tuple(rows)
-    guess = prior(method, k, setting, rows)
+    guess = published_prior(method, k, setting) if rows is None else prior(method, k, setting, rows)
     name = data_set(own, dataset)
     runs = measured_runs(own, name, setting)
     if not runs:
         return guess
     guess = _with_recovery(guess, method, k, runs)
-    return _with_accuracy(guess, method, k, runs, setting, rows, name)
+    return _with_accuracy(guess, method, k, runs, setting, published() if rows is None else rows, name)
 
 
 def _at_depth(

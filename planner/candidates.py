@@ -15,6 +15,7 @@ import numpy as np
 from costmodel import METHODS, InputError, LayerGraph, block_count, price, trace
 
 from .accuracy import Estimate, Setting, estimate
+from .evidence import Row, published
 
 if TYPE_CHECKING:
     import pandas
@@ -29,7 +30,8 @@ class Axes:
 
     methods: names; None takes all that have no option beside a depth, which are not searched. blocks: depths, those
     that a network has of them; None takes all. batches: images per update. micro_batches: images per pass; None is the
-    whole batch; those that do not divide the batch are left out.
+    whole batch; those that do not divide the batch are left out. evidence, dataset: the user's own accuracies, and
+    which of their data sets it is about (see `estimate`).
     """
 
     methods: tuple[str, ...] | None = None
@@ -39,6 +41,8 @@ class Axes:
     optimizers: tuple[str, ...] = ("sgd",)
     frozen_dtypes: tuple[str, ...] = ("float32",)
     accounting: str = "lean"
+    evidence: tuple[Row, ...] = ()
+    dataset: str | None = None
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -89,6 +93,8 @@ def axes(
     optimizer: OneOrMore[str] = "sgd",
     frozen_dtype: OneOrMore[str] = "float32",
     accounting: str = "lean",
+    evidence: Sequence[Row] = (),
+    dataset: str | None = None,
 ) -> Axes:
     """Return the axes, each given as one value, a list or a range."""
     return Axes(
@@ -99,6 +105,8 @@ def axes(
         several(optimizer),
         several(frozen_dtype),
         accounting,
+        tuple(evidence),
+        dataset,
     )
 
 
@@ -240,25 +248,27 @@ def _tables(graphs: Iterable[LayerGraph], space: Axes) -> Iterator[_Table]:
         empty = False
         columns, places = price(graph, ways, pairs, space.optimizers, space.frozen_dtypes, space.accounting)
         converted = set(columns["way"][columns["converted"] == 1].tolist())
-        yield _Table(graph, space, ways, pairs, columns, places, _estimates(graph, ways, pairs, converted))
+        yield _Table(graph, space, ways, pairs, columns, places, _estimates(graph, space, ways, converted))
     if empty:
         raise InputError(f"no network has blocks for {', '.join(space.methods or METHODS)} at the depths asked for")
 
 
 def _estimates(
-    graph: LayerGraph,
-    ways: Sequence[tuple[str, int | None]],
-    pairs: Sequence[tuple[int, int]],
-    converted: set[int],
+    graph: LayerGraph, space: Axes, ways: Sequence[tuple[str, int | None]], converted: set[int]
 ) -> dict[tuple[int, int], Estimate]:
     """Return what to expect of each way (by its number) at each batch."""
     count = block_count(graph)
     has_norm = any(layer.op.endswith("_norm") for layer in graph.layers)
+    told_apart = {row.batch for row in (*published(), *space.evidence)}
     found = {}
     for number, (method, k) in enumerate(ways):
-        for batch in dict.fromkeys(batch for batch, _ in pairs):
-            setting = Setting(graph.model, graph.resolution, batch, count, has_norm, number in converted)
-            found[number, batch] = estimate(method, k, setting)
+        known: dict[int | None, Estimate] = {}
+        for batch in space.batches:
+            stated = batch if batch in told_apart else None
+            if stated not in known:
+                setting = Setting(graph.model, graph.resolution, stated, count, has_norm, number in converted)
+                known[stated] = estimate(method, k, setting, own=space.evidence, dataset=space.dataset)
+            found[number, batch] = known[stated]
     return found
 
 

@@ -12,9 +12,9 @@ Kind = Literal["definition", "measured", "interpolated", "prior", "unknown"]
 class Setting:
     """What of a network and its training the accuracy may depend on.
 
-    `model` as in `LayerGraph.model`, such as 'zoo:proxylessnas_mobile'; `resolution` None where a source does not state
-    it; `block_count` 0 where it has no blocks. `converted`: the method puts other operations into the network than it
-    was pre-trained with.
+    `model` as in `LayerGraph.model`, such as 'zoo:proxylessnas_mobile'; `resolution` and `batch` None where a source
+    does not state them; `block_count` 0 where it has no blocks. `converted`: the method puts other operations into the
+    network than it was pre-trained with.
     """
 
     model: str

@@ -39,7 +39,7 @@ from functools import cache
 from statistics import fmean
 
 from .estimate import Estimate, Setting
-from .evidence import Row
+from .evidence import Row, published
 from .intervals import Interval, further_value
 
 # Assumption: biases trained with frozen batch norm recover what TinyTL's do on its network of group norm and weight
@@ -103,6 +103,12 @@ def prior(method: str, k: int | None, setting: Setting, rows: Sequence[Row]) -> 
     return _from_table(method, setting, rows)
 
 
+@cache
+def published_prior(method: str, k: int | None, setting: Setting) -> Estimate:
+    """Return `prior` on the published accuracies."""
+    return prior(method, k, setting, published())
+
+
 def _unknown(reason: str) -> Estimate:
     return Estimate(None, None, None, "unknown", "", reason, "none")
 
@@ -127,7 +133,8 @@ def _from_table(method: str, setting: Setting, rows: Sequence[Row]) -> Estimate:
     if relative != method:
         rests_on += f", of {relative} (group norm and weight standardization instead of frozen batch norm)"
     if carried:
-        rests_on += f"; carried over to {setting.model} at {setting.resolution} pixels, batch {setting.batch}"
+        rests_on += f"; carried over to {setting.model} at {setting.resolution} pixels"
+        rests_on += f", batch {setting.batch}" if setting.batch else ""
         interval += " and between two networks" if extra is not None else ", on another network (nothing known)"
     source = f"{key[0]}, {', '.join(where)}"
     return Estimate(expected.value, expected.low, expected.high, "prior", source, rests_on, interval)
