@@ -148,6 +148,12 @@ class Candidate:
     total_flops: int
     trained_parameters: int
     recovery: Estimate
+    step_seconds: float | None = None
+
+    @property
+    def flash_bytes(self) -> int:
+        """Bytes of weights and buffers as they are stored."""
+        return self.memory_bytes["weights"] + self.memory_bytes["buffers"]
 
     @property
     def label(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -117,10 +118,10 @@ def _console():
 
 
 def _recovery(candidate: Candidate) -> str:
-    from .recommend import recovery_text
+    from .recommend import Scale
 
     guess = candidate.recovery
-    text = recovery_text(guess.value)
+    text = Scale("recovery").text(-math.inf if guess.value is None else guess.value)
     return text if guess.kind in ("definition", "unknown") else f"{text} ({guess.low:.2f} to {guess.high:.2f})"
 
 
@@ -129,7 +130,7 @@ def _table(rows: list[tuple[str, Candidate]], several: bool, title: str):
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from .recommend import short_names
+    from .reasons import short_names
 
     short = short_names(candidate.model for _, candidate in rows)
     labelled = any(label for label, _ in rows)

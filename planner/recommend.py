@@ -1,53 +1,139 @@
-"""A memory budget -> the one way to fine-tune that promises most, what lost to it and why, or why nothing fits.
+"""Limits -> the one way to fine-tune that promises most, what lost to it and why, or why nothing fits.
 
-The pick has the highest expected recovery of all candidates whose peak fits; of equals (within `TIE`) the one with the
-least peak memory, then the fewest FLOPs, then the fewest trained parameters. A candidate of unknown recovery is picked
-only where no candidate of known recovery fits.
+The pick is, of all candidates within the limits, the one with the highest expected accuracy; of those that tie with it
+the one with the least peak memory, then the fewest FLOPs, then the fewest trained parameters. Accuracy is that on the
+user's data where their evidence gives it to every candidate of known recovery, else recovery.
+
+Two candidates tie if each one's value lies in the other's interval: then which is more accurate is not known. Two
+estimates of the same origin (one curve, one table and network) err alike: their order is kept. A candidate of unknown
+accuracy is picked only where none of known accuracy fits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costmodel import ACCOUNTINGS, InfeasibleError, InputError
-from costmodel.units import format_bytes, format_count
+from costmodel import ACCOUNTINGS, InfeasibleError, InputError, LayerGraph, price
+from costmodel.units import format_bytes
 
-from .candidates import Candidate, axes, price_all, trace_all
-from .pareto import non_dominated
+from .candidates import Axes, Candidate, axes, price_all, trace_all
+from .objectives import DEFAULT, OBJECTIVES, check_limits, frontier, keeps
+from .plan import Plan
 
 TIE = 1e-9
 CHEAPER_SHOWN = 3
+MOST_BATCH = 4096  # no larger one is tried
 
-ACROSS_MODELS = (
-    "recovery is relative to each network's own full fine-tuning: networks are compared by how much of its own "
-    "potential each reaches. How accurate full fine-tuning of each is on your data is not known here; a network at 0.8 "
-    "may be more accurate than another at 1.0"
-)
+
+@dataclass(frozen=True)
+class Scale:
+    """How candidates are compared: by 'accuracy' in percent, or by 'recovery'."""
+
+    name: str
+
+    def value(self, candidate: Candidate) -> float:
+        """Return what is expected; below every known value if it is unknown."""
+        guess = candidate.recovery
+        value = guess.accuracy_percent if self.name == "accuracy" else guess.value
+        return -np.inf if value is None else value
+
+    def interval(self, candidate: Candidate) -> tuple[float, float]:
+        """Return the ends of the interval; of an unknown one no number."""
+        guess = candidate.recovery
+        if not self.knows(candidate):
+            return np.nan, np.nan
+        if self.name == "accuracy":
+            return guess.accuracy_low_percent, guess.accuracy_high_percent
+        return guess.low, guess.high
+
+    def knows(self, candidate: Candidate) -> bool:
+        """Whether the candidate's value is known."""
+        return self.value(candidate) > -np.inf
+
+    def text(self, value: float) -> str:
+        """Return a value as text; a recovery below 1 never reads as 1."""
+        if value == -np.inf:
+            return "unknown"
+        if self.name == "accuracy":
+            return f"{value:.1f} %"
+        return ">0.999" if 0.9995 <= value < 1 - TIE else f"{value:.3f}"
+
+    def gain(self, more: Candidate, less: Candidate) -> str:
+        """Return how much more one promises than the other."""
+        difference = self.value(more) - self.value(less)
+        return f"{difference:+.1f} points" if self.name == "accuracy" else f"{difference:+.3f} of recovery"
+
+    def tied(self, one: Candidate, other: Candidate) -> bool:
+        """Whether it is not known which of the two is more accurate."""
+        a, b = self.value(one), self.value(other)
+        if abs(a - b) <= TIE or a == b:
+            return True
+        if not (self.knows(one) and self.knows(other)):
+            return False
+        kinds = {one.recovery.kind, other.recovery.kind}
+        if kinds == {"prior"} and (one.model, one.recovery.source) == (other.model, other.recovery.source):
+            return False
+        (low_a, high_a), (low_b, high_b) = self.interval(one), self.interval(other)
+        return low_b <= a <= high_b and low_a <= b <= high_a
+
+
+def scale_of(priced: Iterable[Candidate]) -> Scale:
+    """Return the scale on which candidates can be compared."""
+    known = [candidate.recovery for candidate in priced if candidate.recovery.value is not None]
+    return Scale("accuracy" if known and all(guess.accuracy_percent is not None for guess in known) else "recovery")
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """The pick and what it was picked from.
 
-    next_better: of those that promise more and do not fit, the one that lacks the fewest bytes. best_unfit: of those,
-    the one that promises most. cheaper: the best of the frontier (peak memory, FLOPs of a step, recovery) that fit and
-    promise less. best_per_model: the best that fits of each network, if there are several. unknown: those that fit,
-    whose recovery has no basis. reasons: why the pick won, in words. notes: what the numbers must not be read as.
+    plan: the pick, to be saved and applied; largest_batch: the most images per pass within the limits, all else as in
+    the pick (both None where only prices were given). next_better: of those that promise more and do not fit, the one
+    that lacks the fewest bytes. best_unfit: of those, the one that promises most. cheaper: the best of the frontier
+    that fit and promise less. faster: the most promising that takes at most 0.8 of the pick's FLOPs per image. safer:
+    the one with the highest low end, if that is above the pick's. rivals: those that fit and whose interval overlaps
+    with the pick's, the one that could be best first. best_per_model: the best that fits of each network, if there are
+    several. unknown: those that fit, whose accuracy has no basis. trace_notes: what the tracer could not follow.
     """
 
-    ram_bytes: int
+    limits: dict[str, float]
+    scale: Scale
     chosen: Candidate
     next_better: Candidate | None
     best_unfit: Candidate | None
     cheaper: tuple[Candidate, ...]
+    faster: Candidate | None
+    safer: Candidate | None
+    rivals: tuple[Candidate, ...]
     best_per_model: tuple[Candidate, ...]
     unknown: tuple[Candidate, ...]
-    reasons: tuple[str, ...]
-    notes: tuple[str, ...]
+    fitting: tuple[Candidate, ...]
     candidates: tuple[Candidate, ...]
+    trace_notes: tuple[str, ...] = ()
+    plan: Plan | None = None
+    largest_batch: int | None = None
+
+    @property
+    def ram_bytes(self) -> float | None:
+        """The memory budget, if there is one."""
+        return self.limits.get("memory")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the pick won, in words."""
+        from .reasons import reasons
+
+        return tuple(reasons(self))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the numbers must not be read as, and what to measure."""
+        from .reasons import notes
+
+        return (*notes(self), *self.trace_notes)
 
     def to_dict(self) -> dict:
         """Return everything as plain values, for JSON."""
@@ -57,25 +143,39 @@ class Recommendation:
                 return value.to_dict()
             return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-        return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
+        names = [name for name in self.__dataclass_fields__ if name not in ("scale", "fitting", "plan", "trace_notes")]
+        return {
+            "plan": self.plan and self.plan.model_dump(),
+            "compared_by": self.scale.name,
+            "reasons": list(self.reasons),
+            "notes": list(self.notes),
+            **{name: plain(getattr(self, name)) for name in names},
+        }
 
 
 def recommend(
     models: str | Sequence[str],
-    ram_bytes: int,
-    batch: int = 8,
-    optimizer: str = "sgd",
-    resolution: int = 224,
+    ram_bytes: int | None = None,
+    batch: int | Iterable[int] = 8,
+    optimizer: str | Iterable[str] = "sgd",
+    resolution: int | Iterable[int] = 224,
     classes: int | None = None,
     accounting: str = "lean",
+    limits: Mapping[str, float] | None = None,
+    objectives: Sequence[str] = DEFAULT,
+    **more,
 ) -> Recommendation:
-    """Return the best way to fine-tune one of `models` whose step takes at most `ram_bytes`.
+    """Return the best way to fine-tune one of `models` whose step takes at most `ram_bytes` and keeps other `limits`.
 
-    Errors: InfeasibleError, naming the smallest footprint, if nothing fits; InputError for a budget that is not
+    limits: by objective (`OBJECTIVES`). objectives: what the frontier, and with it the alternatives, is made of. more:
+    further axes and the user's evidence, as in `candidates.axes`.
+
+    Errors: InfeasibleError, naming the smallest footprint, if nothing fits; InputError for a limit that is not
     positive; those of `candidates.candidates`.
     """
-    if ram_bytes <= 0:
+    if ram_bytes is not None and ram_bytes <= 0:
         raise InputError(f"the memory budget must be a positive number of bytes, not {ram_bytes}")
+    kept = check_limits({**({} if ram_bytes is None else {"memory": ram_bytes}), **(limits or {})})
     if accounting in ACCOUNTINGS and not ACCOUNTINGS[accounting].whole_step:
         whole = ", ".join(name for name, entry in ACCOUNTINGS.items() if entry.whole_step)
         raise InputError(
@@ -83,192 +183,113 @@ def recommend(
             f"budget; allowed: {whole}"
         )
     graphs = trace_all(models, resolution, classes)
-    traced = [f"{graph.model}: {note}" for graph in graphs for note in graph.notes]
-    space = axes(batch=batch, optimizer=optimizer, accounting=accounting)
-    return choose(price_all(graphs, space), ram_bytes, traced)
+    space = axes(batch=batch, optimizer=optimizer, accounting=accounting, **more)
+    answer = choose(price_all(graphs, space), kept, objectives)
+    graph = next(g for g in graphs if (g.model, g.resolution) == (answer.chosen.model, answer.chosen.resolution))
+    return _with_plan(answer, graph, space, [f"{graph.model}: {note}" for graph in graphs for note in graph.notes])
 
 
-def choose(priced: Sequence[Candidate], ram_bytes: int, notes: Sequence[str] = ()) -> Recommendation:
-    """Return the recommendation among priced candidates; `notes` are passed on.
+def _with_plan(answer: Recommendation, graph: LayerGraph, space: Axes, notes: Sequence[str]) -> Recommendation:
+    chosen = answer.chosen
+    largest = None
+    if answer.ram_bytes is not None:
+        batches = [(size, size) for size in range(1, MOST_BATCH + 1)]
+        columns, _ = price(
+            graph,
+            [(chosen.method, chosen.blocks)],
+            batches,
+            [chosen.optimizer],
+            [chosen.frozen_dtype],
+            space.accounting,
+        )
+        fitting = columns["batches"][columns["peak_bytes"] <= answer.ram_bytes]
+        largest = batches[fitting.max()][0] if len(fitting) else None
+    return replace(answer, plan=Plan.of(chosen, graph), largest_batch=largest, trace_notes=tuple(notes))
+
+
+def choose(
+    priced: Sequence[Candidate], limits: Mapping[str, float] | int, objectives: Sequence[str] = DEFAULT
+) -> Recommendation:
+    """Return the recommendation among priced candidates; limits: by objective, or a number of bytes.
 
     Errors: InfeasibleError if none fits.
     """
-    fits = [candidate for candidate in priced if candidate.peak_bytes <= ram_bytes]
+    limits = limits if isinstance(limits, Mapping) else {"memory": limits}
+    fits = [candidate for candidate in priced if keeps(candidate, limits)]
     if not fits:
-        raise _infeasible(priced, ram_bytes)
-    chosen = best(fits)
-    better = [
-        candidate
-        for candidate in priced
-        if candidate.peak_bytes > ram_bytes and _value(candidate) > _value(chosen) + TIE
-    ]
-    costs = [(c.peak_bytes, c.total_flops, -_value(c) if _known(c) else np.nan) for c in priced]
-    frontier = [candidate for candidate, on in zip(priced, non_dominated(costs), strict=True) if on]
-    cheaper = sorted(
-        (c for c in frontier if c.peak_bytes <= ram_bytes and _value(c) < _value(chosen) - TIE), key=_order
-    )
+        raise _infeasible(priced, limits)
+    scale = scale_of(priced)
+    chosen = best(fits, scale)
+    value, low = scale.value(chosen), scale.interval(chosen)[0]
+    inside = {id(candidate) for candidate in fits}
+    better = [c for c in priced if id(c) not in inside and scale.value(c) > value + TIE]
+    on = [c for c in frontier(priced, objectives) if id(c) in inside]
+    cheaper = sorted((c for c in on if scale.value(c) < value - TIE), key=lambda c: _order(c, scale))
+    light = [c for c in fits if c.total_flops / c.batch <= 0.8 * chosen.total_flops / chosen.batch]
+    safer = max(fits, key=lambda c: (np.nan_to_num(scale.interval(c)[0], nan=-np.inf), *(-n for n in _cost(c))))
+    rivals = [c for c in fits if c is not chosen and scale.knows(c) and scale.interval(c)[1] >= low]
     models = list(dict.fromkeys(candidate.model for candidate in priced))
-    per_model = [best(own) for model in models if (own := [c for c in fits if c.model == model])]
-    name = _namer(models)
-    next_better = min(better, key=lambda c: (c.peak_bytes, _order(c)), default=None)
-    best_unfit = best(better) if better else None
-    unknown = tuple(candidate for candidate in fits if not _known(candidate))
+    per_model = [best(own, scale) for model in models if (own := [c for c in fits if c.model == model])]
     return Recommendation(
-        ram_bytes,
+        dict(limits),
+        scale,
         chosen,
-        next_better,
-        best_unfit,
+        min(better, key=lambda c: (c.peak_bytes, _order(c, scale)), default=None),
+        best(better, scale) if better else None,
         tuple(cheaper[:CHEAPER_SHOWN]),
+        best(light, scale) if light and scale.knows(best(light, scale)) else None,
+        safer if scale.knows(chosen) and scale.interval(safer)[0] > low + TIE else None,
+        tuple(sorted(rivals, key=lambda c: (-scale.interval(c)[1], _order(c, scale)))),
         tuple(per_model) if len(models) > 1 else (),
-        unknown,
-        tuple(_reasons(priced, fits, chosen, next_better, best_unfit, cheaper[:1], ram_bytes, name)),
-        (*_notes(chosen, fits, unknown, models, name), *notes),
+        tuple(candidate for candidate in fits if not scale.knows(candidate)),
+        tuple(fits),
         tuple(priced),
     )
 
 
-def best(fitting: Sequence[Candidate]) -> Candidate:
-    """Return the one that promises most; of equals (within `TIE`) the cheapest."""
-    most = max(_value(candidate) for candidate in fitting)
-    return min((c for c in fitting if _value(c) >= most - TIE), key=_cost)
-
-
-def _known(candidate: Candidate) -> bool:
-    return candidate.recovery.value is not None
-
-
-def _value(candidate: Candidate) -> float:
-    """The expected recovery; below every known one if it is unknown."""
-    return candidate.recovery.value if _known(candidate) else -np.inf
+def best(fitting: Sequence[Candidate], scale: Scale) -> Candidate:
+    """Return the cheapest of those that tie with the one that promises most."""
+    top = min(fitting, key=lambda candidate: _order(candidate, scale))
+    tied = (candidate for candidate in fitting if scale.tied(candidate, top))
+    return min(tied, key=lambda candidate: (*_cost(candidate), -scale.value(candidate)))
 
 
 def _cost(candidate: Candidate) -> tuple[int, int, int]:
     return candidate.peak_bytes, candidate.total_flops, candidate.trained_parameters
 
 
-def _order(candidate: Candidate) -> tuple:
+def _order(candidate: Candidate, scale: Scale) -> tuple:
     """What sorts the most promising first, of equals the cheapest."""
-    return -_value(candidate), *_cost(candidate)
+    return -scale.value(candidate), *_cost(candidate)
 
 
-def _infeasible(priced: Sequence[Candidate], ram_bytes: int) -> InfeasibleError:
-    least = min(priced, key=_cost)
-    return InfeasibleError(
-        f"nothing fits in {format_bytes(ram_bytes)}: the smallest footprint is {least.label} on {least.model}, "
-        f"{format_bytes(least.peak_bytes)} ({least.peak_bytes} bytes) at batch {least.batch} and {least.resolution} "
-        f"pixels, its peak {_where(least)}; allow that much, or take a smaller batch, resolution or network"
-    )
-
-
-def _where(candidate: Candidate) -> str:
+def where(candidate: Candidate) -> str:
+    """Return where a candidate's peak is."""
     return f"in {candidate.peak_phase}" + (f" at {candidate.peak_layer}" if candidate.peak_layer else "")
 
 
-def short_names(models: Iterable[str]) -> dict[str, str]:
-    """Return each model's name without its library, where that still tells the models apart."""
-    models = list(dict.fromkeys(models))
-    short = {model: model.rpartition(":")[2] for model in models}
-    return short if len(set(short.values())) == len(models) else {model: model for model in models}
-
-
-def _namer(models: Sequence[str]) -> Callable[[Candidate], str]:
-    short = short_names(models)
-    return lambda candidate: f"{candidate.label} on {short[candidate.model]}" if len(models) > 1 else candidate.label
-
-
-def recovery_text(value: float | None) -> str:
-    """Return a recovery as text, to three decimals; what is below 1 never reads as 1."""
-    if value is None:
-        return "unknown"
-    return ">0.999" if 0.9995 <= value < 1 - TIE else f"{value:.3f}"
-
-
-def _reasons(
-    priced: Sequence[Candidate],
-    fits: Sequence[Candidate],
-    chosen: Candidate,
-    next_better: Candidate | None,
-    best_unfit: Candidate | None,
-    cheaper: Sequence[Candidate],
-    ram_bytes: int,
-    name: Callable[[Candidate], str],
-) -> Iterator[str]:
-    """Yield why the pick won: against all, against better ones, cheaper ones, and every other method."""
-
-    def promise(candidate: Candidate) -> str:
-        same = candidate is not chosen and abs(_value(candidate) - _value(chosen)) <= TIE
-        if same:
-            return "promises the same"
-        known = _known(candidate)
-        return f"promises {recovery_text(candidate.recovery.value)}" if known else "its recovery is unknown"
-
-    def lacking(candidate: Candidate) -> str:
-        more = format_bytes(candidate.peak_bytes - ram_bytes)
-        return f"needs {format_bytes(candidate.peak_bytes)}, {more} more than there is"
-
-    yield (
-        f"{name(chosen)} promises the most ({recovery_text(chosen.recovery.value)}) of the {len(fits)} of "
-        f"{len(priced)} candidates that fit in {format_bytes(ram_bytes)}; "
-        f"{format_bytes(ram_bytes - chosen.peak_bytes)} stay free"
+def _infeasible(priced: Sequence[Candidate], limits: Mapping[str, float]) -> InfeasibleError:
+    least = min(priced, key=_cost)
+    broken = {name: limit for name, limit in limits.items() if not any(keeps(c, {name: limit}) for c in priced)}
+    if not broken:
+        said = ", ".join(f"{name} {OBJECTIVES[name].text(limit)}" for name, limit in limits.items())
+        return InfeasibleError(
+            f"nothing keeps all of the limits {said} at once, though each one alone can be kept; ease one of them"
+        )
+    if "memory" in broken:
+        return InfeasibleError(
+            f"nothing fits in {format_bytes(limits['memory'])}: the smallest footprint is {least.label} on "
+            f"{least.model}, {format_bytes(least.peak_bytes)} ({least.peak_bytes} bytes) at batch {least.batch} and "
+            f"{least.resolution} pixels, its peak {where(least)}; allow that much, or take a smaller batch, resolution "
+            "or network"
+        )
+    name, limit = next(iter(broken.items()))
+    found = OBJECTIVES[name]
+    known = [candidate for candidate in priced if not np.isnan(found.value(candidate))]
+    if not known:
+        return InfeasibleError(f"the {found.summary} is not known of any candidate, so that no limit on it can be kept")
+    nearest = min(known, key=found.cost)
+    return InfeasibleError(
+        f"nothing keeps {name} {found.text(limit)} ({found.summary}): the nearest is {nearest.label} on "
+        f"{nearest.model} with {found.text(found.value(nearest))}; ease the limit, or take another network"
     )
-    if best_unfit is None:
-        yield "nothing that needs more memory promises more"
-    else:
-        if next_better is not best_unfit:
-            yield f"{name(next_better)} {promise(next_better)}, but {lacking(next_better)}"
-        yield f"{name(best_unfit)} {promise(best_unfit)}, but {lacking(best_unfit)}; its peak is {_where(best_unfit)}"
-    for lost in cheaper:
-        yield f"{name(lost)} takes {_difference(lost, chosen)}, but {promise(lost)}"
-    said = {candidate.method for candidate in (chosen, next_better, best_unfit, *cheaper) if candidate}
-    for method in dict.fromkeys(candidate.method for candidate in priced if candidate.method not in said):
-        own = [candidate for candidate in fits if candidate.method == method]
-        if own:
-            lost = best(own)
-            yield f"{name(lost)} takes {_difference(lost, chosen)}, and {promise(lost)}"
-        else:
-            lost = min((candidate for candidate in priced if candidate.method == method), key=_cost)
-            yield f"{name(lost)} {lacking(lost)}, and {promise(lost)}"
-    for model in dict.fromkeys(candidate.model for candidate in priced):
-        if not any(candidate.model == model for candidate in fits):
-            lost = min((candidate for candidate in priced if candidate.model == model), key=_cost)
-            yield f"nothing fits on {model}: its smallest footprint, {lost.label}, {lacking(lost)}"
-
-
-def _difference(other: Candidate, chosen: Candidate) -> str:
-    """Return what `other` takes more or less than the pick, such as '3.28 MB less and 401 MFLOPs more'."""
-    memory, compute = other.peak_bytes - chosen.peak_bytes, other.total_flops - chosen.total_flops
-    parts = [
-        f"{text} {'more' if difference > 0 else 'less'}"
-        for difference, text in (
-            (memory, format_bytes(abs(memory))),
-            (compute, f"{format_count(abs(compute))}FLOPs"),
-        )
-        if difference
-    ]
-    return " and ".join(parts) or "as much memory and compute"
-
-
-def _notes(
-    chosen: Candidate,
-    fits: Sequence[Candidate],
-    unknown: Sequence[Candidate],
-    models: Sequence[str],
-    name: Callable[[Candidate], str],
-) -> Iterator[str]:
-    if len(models) > 1:
-        yield ACROSS_MODELS
-    if not _known(chosen):
-        yield f"nothing of known accuracy fits; {name(chosen)} is the cheapest, not the most accurate"
-    else:
-        low = chosen.recovery.low
-        rivals = [c for c in fits if c is not chosen and _known(c) and c.recovery.high >= low]
-        if rivals:
-            yield (
-                f"the intervals of {len(rivals)} other candidates that fit overlap with the pick's: "
-                "their order is expected, not certain"
-            )
-    if unknown and _known(chosen):
-        yield (
-            f"{len(unknown)} candidates that fit have no known accuracy and were not considered: "
-            + ", ".join(name(candidate) for candidate in unknown)
-        )

@@ -18,7 +18,8 @@ from planner import cli
 from planner.accuracy import Estimate
 from planner.candidates import candidates, to_frame
 from planner.pareto import non_dominated
-from planner.recommend import ACROSS_MODELS, TIE, choose, recommend, recovery_text, short_names
+from planner.reasons import ACROSS_MODELS, short_names
+from planner.recommend import TIE, Scale, choose, recommend
 
 SMALL = "torchvision:mobilenet_v3_small"
 NORMLESS = "torchvision:squeezenet1_1"  # no norm and no blocks: norm and bias are unknown, blocks and mobiletl left out
@@ -107,28 +108,50 @@ def test_frame_holds_every_number(both):
 # --- the pick ---------------------------------------------------------------------------------------------------------
 
 
-def brute_force(priced, ram_bytes):
-    """The pick by comparing one after the other: fits, then known, more recovery, less memory, FLOPs, parameters."""
-    pick = None
-    for candidate in priced:
-        if candidate.peak_bytes > ram_bytes:
-            continue
-        value, held = candidate.recovery.value, pick and pick.recovery.value
-        if pick is None or (held is None and value is not None):
-            pick = candidate
-        elif value is None and held is not None:
-            continue
-        elif value is None or abs(value - held) <= TIE:
-            ours = (candidate.peak_bytes, candidate.total_flops, candidate.trained_parameters)
-            pick = candidate if ours < (pick.peak_bytes, pick.total_flops, pick.trained_parameters) else pick
-        elif value > held:
-            pick = candidate
+def brute_force(priced, limits):
+    """The pick by its definition, one candidate after the other; nothing of the planner's own comparisons is used."""
+
+    def cost(c):
+        return c.peak_bytes, c.total_flops, c.trained_parameters
+
+    def broken(c):
+        numbers = {
+            "memory": c.peak_bytes, "flops": c.total_flops / c.batch,
+            "flash": c.memory_bytes["weights"] + c.memory_bytes["buffers"],
+        }  # fmt: skip
+        value = c.recovery.value
+        if "recovery" in limits and (value is None or value < limits["recovery"]):
+            return True
+        return any(numbers[name] > limit for name, limit in limits.items() if name in numbers)
+
+    def tied(a, b):
+        x, y = a.recovery, b.recovery
+        if x.value is None or y.value is None:
+            return x.value is y.value
+        if abs(x.value - y.value) <= TIE:
+            return True
+        if x.kind == y.kind == "prior" and x.source == y.source and a.model == b.model:
+            return False
+        return y.low <= x.value <= y.high and x.low <= y.value <= x.high
+
+    fits = [c for c in priced if not broken(c)]
+    if not fits:
+        return None
+    top = None
+    for c in fits:
+        ours, theirs = (-1.0 if d is None or d.recovery.value is None else d.recovery.value for d in (c, top))
+        if top is None or ours > theirs or (ours == theirs and cost(c) < cost(top)):
+            top = c
+    pick = top
+    for c in fits:
+        if tied(c, top) and (*cost(c), -(c.recovery.value or 0)) < (*cost(pick), -(pick.recovery.value or 0)):
+            pick = c
     return pick
 
 
 def check(priced, ram_bytes):
     """The whole recommendation against its definition."""
-    expected = brute_force(priced, ram_bytes)
+    expected = brute_force(priced, {"memory": ram_bytes})
     if expected is None:
         with pytest.raises(InfeasibleError):
             choose(priced, ram_bytes)
@@ -159,6 +182,36 @@ def test_pick_is_brute_force_for_any_budget(both, data):
     peaks = [candidate.peak_bytes for candidate in both]
     exact = st.sampled_from(peaks).flatmap(lambda peak: st.sampled_from([peak - 1, peak, peak + 1]))
     check(both, data.draw(exact | st.integers(1, 2 * max(peaks))))
+
+
+def test_pick_is_brute_force_for_a_thousand_budgets_and_constraints(both):
+    """Real prices and estimates, and the same with random values and intervals; limits on any of four objectives."""
+    random = np.random.default_rng(0)
+    feasible = 0
+    for trial in range(1000):
+        priced = both
+        if trial % 2:
+            values = np.sort(random.random((len(both), 3)).round(1), axis=1)
+            kinds, sources = random.choice(["prior", "measured"], len(both)), random.choice(["a", "b"], len(both))
+            priced = [
+                replace(
+                    c, recovery=replace(c.recovery, value=v, low=low, high=high, kind=str(kind), source=str(source))
+                )
+                for c, (low, v, high), kind, source in zip(both, values.tolist(), kinds, sources, strict=True)
+            ]
+        most = {"memory": [c.peak_bytes for c in both], "flops": [c.total_flops / 8 for c in both],
+                "flash": [c.flash_bytes for c in both], "recovery": [0.0, 1.0]}  # fmt: skip
+        names = random.choice(list(most), random.integers(1, 5), replace=False)
+        limits = {name: float(random.uniform(0.9 * min(most[name]), 1.1 * max(most[name]))) for name in names}
+        expected = brute_force(priced, limits)
+        if expected is None:
+            with pytest.raises(InfeasibleError):
+                choose(priced, limits)
+            continue
+        feasible += 1
+        found = choose(priced, limits).chosen
+        assert found == expected, (limits, found.label, expected.label)
+    assert 300 < feasible < 1000
 
 
 @given(data=st.data())
@@ -230,9 +283,9 @@ def test_an_impossible_budget_names_the_smallest(small):
 
 
 def test_text_of_recoveries_and_names():
-    assert [recovery_text(value) for value in (None, 0.0, 0.99949, 0.9996, 1.0)] == [
-        "unknown", "0.000", "0.999", ">0.999", "1.000",
-    ]  # fmt: skip
+    texts = [Scale("recovery").text(value) for value in (-np.inf, 0.0, 0.99949, 0.9996, 1.0)]
+    assert texts == ["unknown", "0.000", "0.999", ">0.999", "1.000"]
+    assert Scale("accuracy").text(84.25) == "84.2 %"
     assert short_names(["a:x", "a:y"]) == {"a:x": "x", "a:y": "y"}
     assert short_names(["a:x", "b:x"]) == {"a:x": "a:x", "b:x": "b:x"}
 
@@ -267,8 +320,12 @@ def test_recommend_json_holds_everything(planner, small):
     code, out, _ = planner("recommend", SMALL, "--ram", "26MB", "--resolution", "96", "--json")
     answer, expected = json.loads(out), choose(small, 26_000_000)
     assert code == 0
-    assert answer == json.loads(json.dumps(expected.to_dict()))
-    assert answer["chosen"]["peak_bytes"] == expected.chosen.peak_bytes <= answer["ram_bytes"]
+    for name, value in json.loads(json.dumps(expected.to_dict())).items():
+        if name not in ("plan", "reasons", "largest_batch"):
+            assert answer[name] == value, name
+    assert answer["plan"]["peak_bytes"] == expected.chosen.peak_bytes
+    assert set(expected.reasons) < set(answer["reasons"])
+    assert answer["chosen"]["peak_bytes"] == expected.chosen.peak_bytes <= answer["limits"]["memory"]
     assert answer["chosen"]["recovery"]["kind"] == "prior"
     assert len(answer["candidates"]) == len(small)
 

@@ -1,0 +1,138 @@
+"""A plan: the chosen candidate as a small JSON file, which makes a network ready to train that way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from costmodel import METHODS, InputError, LayerGraph
+
+from .candidates import Candidate
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+
+
+class Expected(BaseModel):
+    """What to expect of the accuracy: recovery (0: last layer only, 1: everything trained), and percent if known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recovery: float | None
+    recovery_low: float | None
+    recovery_high: float | None
+    kind: str
+    rests_on: str
+    accuracy_percent: float | None
+    accuracy_low_percent: float | None
+    accuracy_high_percent: float | None
+
+
+class Plan(BaseModel):
+    """How one network is to be fine-tuned, and what that takes.
+
+    `version`: of this format. `made_with`: the package's version. `parameters`: a digest of the names and shapes of the
+    network's parameters. Bytes and FLOPs are those predicted of one step of `batch` images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = VERSION
+    made_with: str
+    model: str
+    parameters: str
+    parameter_count: Positive
+    resolution: Positive
+    classes: Positive
+    method: str
+    blocks: Positive | None
+    batch: Positive
+    micro_batch: Positive
+    optimizer: str
+    frozen_dtype: str
+    accounting: str
+    peak_bytes: Count
+    saved_bytes: Count
+    total_flops: Count
+    trained_parameters: Positive
+    expected: Expected
+
+    @classmethod
+    def of(cls, candidate: Candidate, graph: LayerGraph) -> Self:
+        """Return the plan of a candidate on its traced network."""
+        guess = candidate.recovery
+        same = {name: getattr(candidate, name) for name in cls.model_fields if name in Candidate.__dataclass_fields__}
+        return cls(
+            **same,
+            made_with=version("finetune-planner"),
+            parameters=_digest((name, tensor.shape) for name, tensor in graph.parameters.items()),
+            parameter_count=graph.parameter_count,
+            expected=Expected(
+                recovery=guess.value,
+                recovery_low=guess.low,
+                recovery_high=guess.high,
+                **{name: getattr(guess, name) for name in Expected.model_fields if hasattr(guess, name)},
+            ),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Return the plan in a file.
+
+        Errors: InputError if it cannot be read, is no plan, or is one of another version of the format.
+        """
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read the plan {str(path)!r}: {error.strerror}") from error
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            if key == "version":
+                raise InputError(
+                    f"{path} is a plan of version {first['input']!r}, and this package reads version {VERSION}; "
+                    "make it anew with planner recommend --save"
+                ) from error
+            raise InputError(f"{path} is not a plan: {f'{key}: ' if key else ''}{first['msg']}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file. Errors: InputError if it cannot be written."""
+        try:
+            Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write the plan to {str(path)!r}: {error.strerror}") from error
+
+    def apply(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Make a network ready to train as planned; return the same module (see `costmodel.apply`).
+
+        Errors: InputError, with the reason, if the plan was made for another network, or can be priced only.
+        """
+        given = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        if _digest(given.items()) != self.parameters:
+            count = sum(parameter.numel() for parameter in model.parameters())
+            raise InputError(
+                f"the plan is for {self.model} with {self.classes} classes, {self.parameter_count:,} parameters; the "
+                f"given {type(model).__name__} has {count:,}, or others by name or shape; plan for this network, or "
+                "build the one that was planned for"
+            )
+        if self.method not in METHODS:
+            raise InputError(f"the plan's method {self.method!r} is unknown here; it was made with {self.made_with}")
+        from costmodel import apply  # which loads torch
+
+        return apply(model, self.method, self.blocks, self.resolution, self.frozen_dtype)
+
+
+def _digest(parameters: Iterable[tuple[str, Any]]) -> str:
+    text = "\n".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in sorted(parameters))
+    return hashlib.sha256(text.encode()).hexdigest()
