@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -338,6 +339,25 @@ def trace_all(
         for pixels in several(resolution)
     ]
     return list({(graph.model, graph.resolution): graph for graph in graphs}.values())
+
+
+def write_frame(frame: pandas.DataFrame, path: str | Path) -> None:
+    """Write a frame to a .csv or .parquet file.
+
+    Errors: InputError for another kind of file, one that cannot be written, or if a package is missing.
+    """
+    suffix = Path(path).suffix
+    if suffix not in (".csv", ".parquet"):
+        raise InputError(f"cannot write candidates to {str(path)!r}; its name must end in .csv or .parquet")
+    try:
+        if suffix == ".csv":
+            frame.to_csv(path, index=False)
+        else:
+            frame.to_parquet(path, index=False)
+    except ImportError as error:
+        raise InputError("a .parquet file needs pyarrow: pip install 'finetune-planner[parquet]', or write a .csv") from error
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 def to_frame(priced: Sequence[Candidate]) -> pandas.DataFrame:
