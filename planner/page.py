@@ -19,7 +19,7 @@ from costmodel.drawing import BLACK, plot_path
 from costmodel.units import format_bytes, format_count
 
 from .candidates import Candidate
-from .plots import FILLS, MARKERS, fill, pareto_data, style
+from .plots import FILLS, MARKERS, fill, pareto_data, settings, style
 from .recommend import ACROSS_MODELS, TIE, recovery_text
 
 if TYPE_CHECKING:
@@ -87,11 +87,12 @@ def page_data(priced: Sequence[Candidate]) -> dict:
 
 
 def text(candidate: Candidate) -> str:
-    """Return what the page says of a candidate that it recommends: three lines."""
+    """Return what the page says of a candidate that it recommends: four lines."""
     return (
         f"{candidate.label} on {candidate.model}\n"
         f"peak memory {format_bytes(candidate.peak_bytes)}, {format_count(candidate.total_flops)}FLOPs per step\n"
-        f"expected recovery {_recovery(candidate)}"
+        f"expected recovery {_recovery(candidate)}\n"
+        f"{settings([candidate])}"
     )
 
 
@@ -171,11 +172,7 @@ def _figure(priced: Sequence[Candidate], models: Sequence[str]) -> Figure:
 
 
 def _notes(priced: Sequence[Candidate], models: Sequence[str]) -> Iterator[str]:
-    first = priced[0]
-    yield (
-        f"A training step of batch {first.batch}, {first.resolution}x{first.resolution} pixels, {first.optimizer}, "
-        f"accounting {first.accounting}. Recovery: 0 is training the last layer only, 1 is training everything."
-    )
+    yield f"A training step: {settings(priced)}. Recovery: 0 is training the last layer only, 1 is training everything."
     signs = {"full": "filled", "dot": "with a dot", "hollow": "hollow"}
     marks = "; ".join(f"{signs[kind]}: {meaning}" for kind, meaning in FILLS.items())
     yield f"Marks: {marks}. Bars: intervals. Ring: recommended. Dashed line: the memory there is."

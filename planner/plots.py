@@ -56,6 +56,18 @@ def fill(kind: str) -> str:
     return _FILL_OF_KIND.get(kind, "hollow")
 
 
+def settings(priced: Sequence[Candidate]) -> str:
+    """Return what a training step of these candidates is, in words; several values where they differ."""
+
+    def values(name: str) -> str:
+        return ", ".join(dict.fromkeys(str(getattr(candidate, name)) for candidate in priced))
+
+    return (
+        f"batch {values('batch')}, {values('resolution')} pixels, {values('optimizer')}, "
+        f"accounting {values('accounting')}"
+    )
+
+
 def pareto_data(priced: Sequence[Candidate], against: str = "recovery") -> pandas.DataFrame:
     """Return what the plot shows: a row per candidate, by model and memory.
 
@@ -111,11 +123,7 @@ def draw_pareto(
     for unused in panels[len(groups) :]:
         unused.set_axis_off()
     figure.supylabel(_Y_LABEL[against], fontsize=9)
-    first = priced[0]
-    figure.suptitle(
-        f"batch {first.batch}, {first.resolution}x{first.resolution}, {first.optimizer}, accounting {first.accounting}",
-        fontsize=10,
-    )
+    figure.suptitle(settings(priced), fontsize=10)
     missing = ", ".join(dict.fromkeys(c.method for c in priced if c.method not in set(data["method"])))
     texts, signs = zip(*_legend(data, against, ram_bytes), strict=True)
     figure.legend(
