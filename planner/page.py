@@ -103,6 +103,14 @@ def _recovery(candidate: Candidate) -> str:
     return f"{recovery_text(guess.value)} ({guess.low:.2f} to {guess.high:.2f}), {guess.kind}"
 
 
+def _accuracy(candidate: Candidate) -> Iterator[str]:
+    """Yield the accuracy on the user's own data, if there are measurements to tell it from."""
+    guess = candidate.recovery
+    if guess.accuracy_percent is not None:
+        low, high = guess.accuracy_low_percent, guess.accuracy_high_percent
+        yield f"expected accuracy {guess.accuracy_percent:.1f} % ({low:.1f} to {high:.1f}), {guess.accuracy_kind}"
+
+
 def _hover(candidate: Candidate) -> str:
     """Return all of a candidate, in plotly's few HTML tags."""
     guess = candidate.recovery
@@ -111,6 +119,7 @@ def _hover(candidate: Candidate) -> str:
         *text(candidate).splitlines(),
         f"peak in {where}",
         f"trained: {format_count(candidate.trained_parameters)} parameters",
+        *_accuracy(candidate),
         f"interval: {guess.interval}",
         f"rests on: {guess.rests_on}",
         *([f"source: {guess.source}"] if guess.source else []),

@@ -133,6 +133,14 @@ def test_the_budget_line_and_the_ring_follow(priced, opened):
         assert [list(ring["y"]) for ring in rings] == [[chosen.recovery.value] if x else [] for x in at]
 
 
+def test_accuracy_on_own_data_is_told(priced):
+    known = next(candidate for candidate in priced if candidate.label == "mobiletl, k = 5")
+    assert "% (85.0 to 90.0)" not in page([known])
+    own = {"accuracy_percent": 88.04, "accuracy_low_percent": 85.0, "accuracy_high_percent": 90.0}
+    guess = replace(known.recovery, **own, accuracy_kind="measured")
+    assert "expected accuracy 88.0 % (85.0 to 90.0), measured" in page([replace(known, recovery=guess)])
+
+
 @in_browser
 def test_hovering_shows_all_of_a_candidate(priced, opened):
     shown = opened.execute_script(
@@ -140,7 +148,7 @@ def test_hovering_shows_all_of_a_candidate(priced, opened):
         "return document.querySelector('.hoverlayer').textContent"
     )
     candidate = next(c for c in priced if (c.model, c.label) == (MODEL, "mobiletl, k = 5"))
-    for part in (*text(candidate).splitlines(), candidate.peak_layer, "assumption", candidate.recovery.source):
+    for part in (*text(candidate).splitlines(), candidate.peak_layer, "prior", candidate.recovery.source):
         assert "".join(part.split()) in "".join(shown.split())  # whichever way the lines break
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from costmodel.drawing import plot_path
 from costmodel.plots import breakdown_data, phase_spans, timeline_data
 from costmodel.timeline import CATEGORIES
 from planner.candidates import candidates
+from planner.estimate import Kind
 from planner.plots import FILLS, draw_pareto, label_offsets, pareto_data, style
 
 MODEL = "torchvision:mobilenet_v3_small"
@@ -156,10 +158,12 @@ def test_every_model_keeps_its_place_and_its_own_frontier(priced):
 
 
 def test_fills_tell_kinds_apart(priced):
-    data = pareto_data(priced)
-    expected = {"definition": "full", "prior": "dot", "assumption": "hollow"}
-    assert set(data["recovery_kind"]) == set(expected) and set(expected.values()) == set(FILLS)
-    assert (data["recovery_kind"].map(expected) == data["fill"]).all()
+    kinds = {"definition": "full", "measured": "full", "interpolated": "dot", "prior": "hollow"}
+    assert set(get_args(Kind)) == {*kinds, "unknown"} and set(kinds.values()) == set(FILLS)
+    known = [candidate for candidate in priced if candidate.recovery.value is not None]
+    made = [replace(known[0], recovery=replace(known[0].recovery, kind=kind)) for kind in kinds]
+    assert list(pareto_data(made)["fill"]) == list(kinds.values())
+    assert set(pareto_data(priced)["fill"]) == {"full", "hollow"}  # nothing of one's own was given
 
 
 def test_every_method_has_its_own_look():
@@ -204,7 +208,16 @@ def test_a_plot_shows_models_methods_depths_and_the_budget(priced, tmp_path):
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text, not as outlines
         draw_pareto([*priced, *other], path, ram_bytes=20_000_000)
     text = path.read_text()
-    for shown in (MODEL, "a:copy", "mobiletl", "frontier", "interval", *FILLS.values(), "budget, 20.0 MB"):
+    for shown in (
+        MODEL,
+        "a:copy",
+        "mobiletl",
+        "frontier",
+        "interval",
+        FILLS["full"],
+        FILLS["hollow"],
+        "budget, 20.0 MB",
+    ):
         assert f">{shown}<" in text, shown
     assert "unknown: tinytl-b, tinytl-l, tinytl-lb<" in text
     assert all(text.count(f">{k}</text>") >= 2 for k in ("1", "5", "11"))  # one in each panel, or more
