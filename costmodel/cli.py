@@ -11,6 +11,7 @@ import typer
 from .accounting import ACCOUNTINGS
 from .cli_support import run
 from .errors import InputError
+from .footprint import Footprint
 from .graph import LayerGraph
 from .methods import METHODS
 from .methods import Method as TrainingMethod
@@ -25,6 +26,9 @@ app = typer.Typer(
     "--debug shows the traceback of an error.",
 )
 
+plot_app = typer.Typer(no_args_is_help=True, help="Pictures of a training step's memory: .png, .svg or .pdf.")
+app.add_typer(plot_app, name="plot")
+
 Model = Annotated[str, typer.Argument(help="Such as torchvision:mobilenet_v2.", show_default=False)]
 Resolution = Annotated[int, typer.Option(help="Height and width of the images in pixels.")]
 Classes = Annotated[int | None, typer.Option(help="Classes of a new head; default: the network's own.")]
@@ -35,6 +39,12 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", help="name=value of a method's option, such as patch=2; repeat for more."),
 ]
+Depths = Annotated[
+    list[int] | None,
+    typer.Option("--blocks", help="Trained blocks, for methods that take a depth; repeat for several. Default: 5."),
+]
+Accounting = Annotated[str, typer.Option(help=f"One of {', '.join(ACCOUNTINGS)}.")]
+Out = Annotated[str, typer.Option(help="The file to write: .png, .svg or .pdf.", show_default=False)]
 Batch = Annotated[int, typer.Option(help="Images per update.")]
 OptimizerName = Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
@@ -92,7 +102,7 @@ def footprint(
     resolution: Resolution = 224,
     classes: Classes = None,
     optimizer: OptimizerName = "sgd",
-    accounting: Annotated[str, typer.Option(help=f"One of {', '.join(ACCOUNTINGS)}.")] = "lean",
+    accounting: Accounting = "lean",
     activation_dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16 (autocast).")] = "float32",
     frozen_dtype: Annotated[str, typer.Option(help="Frozen weights: float32, float16 or int8.")] = "float32",
     inplace_update: Annotated[bool, typer.Option(help="Update and free each gradient at once.")] = False,
@@ -289,6 +299,72 @@ def _print_caveat(accounting: str) -> None:
     entry = ACCOUNTINGS.get(accounting)
     if entry and entry.leaves_out:
         typer.echo(f"note: these are the books of {entry.source}; they leave out {entry.leaves_out}", err=True)
+
+
+@plot_app.command("timeline")
+def plot_timeline(
+    model: Model,
+    out: Out,
+    method: Annotated[list[str] | None, typer.Option(help="Repeat for a panel each; default: full.")] = None,
+    blocks: Depths = None,
+    batch: Batch = 8,
+    resolution: Resolution = 224,
+    classes: Classes = None,
+    optimizer: OptimizerName = "sgd",
+    accounting: Accounting = "lean",
+) -> None:
+    """What is in memory at each moment of one training step of MODEL, by category; the peak and its layer."""
+    from .plots import draw_timeline, plot_path
+
+    path = plot_path(out)
+    draw_timeline(_price(model, method or ["full"], blocks, batch, resolution, classes, optimizer, accounting), path)
+    print(f"wrote {out}")
+
+
+@plot_app.command("breakdown")
+def plot_breakdown(
+    model: Model,
+    out: Out,
+    method: Annotated[list[str] | None, typer.Option(help="Repeat for several; default: all.")] = None,
+    blocks: Depths = None,
+    batch: Batch = 8,
+    resolution: Resolution = 224,
+    classes: Classes = None,
+    optimizer: OptimizerName = "sgd",
+    accounting: Accounting = "lean",
+) -> None:
+    """What is in memory at the peak of a training step of MODEL, by category, a bar per method."""
+    from .plots import draw_breakdown, plot_path
+
+    path = plot_path(out)
+    draw_breakdown(_price(model, method, blocks, batch, resolution, classes, optimizer, accounting), path)
+    _print_caveat(accounting)
+    print(f"wrote {out}")
+
+
+def _price(
+    model: str,
+    methods: list[str] | None,
+    depths: list[int] | None,
+    batch: int,
+    resolution: int,
+    classes: int | None,
+    optimizer: str,
+    accounting: str,
+) -> list[Footprint]:
+    """Return the footprint of each method (default: all that apply), at each depth if it takes one (default: 5)."""
+    from . import block_count, trace
+    from . import footprint as price
+
+    takes_blocks = {name: find_method(name).takes_blocks for name in methods or METHODS}
+    graph = trace(model, resolution, classes)
+    depths = depths or [min(5, block_count(graph))]
+    names = methods or [name for name in takes_blocks if _applies(METHODS[name], graph, depths[0])]
+    return [
+        price(graph, name, k, batch, optimizer, accounting)
+        for name in dict.fromkeys(names)
+        for k in (dict.fromkeys(depths) if takes_blocks[name] else (None,))
+    ]
 
 
 @app.command()

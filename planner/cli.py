@@ -6,12 +6,14 @@ import json
 import math
 import re
 import sys
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from costmodel import ACCOUNTINGS, OPTIMIZERS, InputError
 from costmodel.cli_support import run
+from costmodel.drawing import plot_path
 from costmodel.units import format_bytes, format_count, parse_bytes
 
 from .devices import device as find_device
@@ -86,6 +88,13 @@ def _space(batch, micro_batch, optimizer, frozen_dtype, methods, blocks, account
         "evidence": [row for path in evidence or () for row in load(path)],
         "dataset": dataset,
     }
+
+
+class Against(StrEnum):
+    """What memory is drawn against."""
+
+    recovery = "recovery"
+    flops = "flops"
 
 
 @app.command("recommend")
@@ -251,21 +260,37 @@ def devices_command(
 @app.command("pareto")
 def pareto_command(
     models: Models,
-    out: Annotated[str, typer.Option(help="The file to write: .png, .svg or .pdf.", show_default=False)],
+    out: Annotated[str | None, typer.Option(help="The picture to write: .png, .svg or .pdf.")] = None,
+    html: Annotated[str | None, typer.Option(help="The interactive page to write: .html.")] = None,
     ram: Annotated[str | None, typer.Option(help="A budget to draw, such as 64MB.")] = None,
+    against: Annotated[Against, typer.Option(help="What to draw memory against, in --out.")] = Against.recovery,
     batch: Batch = 8,
     optimizer: Optimizer = "sgd",
     resolution: Resolution = 224,
     classes: Classes = None,
     accounting: Accounting = "lean",
 ) -> None:
-    """Draw memory against expected accuracy, every method at every depth of each MODEL."""
+    """Draw memory against expected accuracy or FLOPs, every method at every depth of each MODEL."""
+    if not out and not html:
+        raise InputError("nothing to write; give --out pareto.png (or .svg, .pdf), --html pareto.html, or both")
+    if out:
+        plot_path(out)
+    if html:
+        plot_path(html, (".html",))
     ram_bytes = None if ram is None else parse_bytes(ram)
     from .candidates import candidates
-    from .plots import draw_pareto
 
-    draw_pareto(candidates(models, batch, optimizer, resolution, classes, accounting), out, ram_bytes)
-    print(f"wrote {out}")
+    priced = candidates(models, batch, optimizer, resolution, classes, accounting)
+    if out:
+        from .plots import draw_pareto
+
+        draw_pareto(priced, out, ram_bytes, against.value)
+        print(f"wrote {out}")
+    if html:
+        from .page import write_page
+
+        write_page(priced, html, ram_bytes)
+        print(f"wrote {html}")
 
 
 def _console():

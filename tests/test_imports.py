@@ -21,7 +21,7 @@ COSTMODEL, PLANNER = Path(costmodel.__file__).parent, Path(planner.__file__).par
 # Modules (a package counts as one) from the bottom up: each imports only what stands on an earlier line.
 ORDER = (
     {"errors"},
-    {"units", "optimizers"},
+    {"units", "optimizers", "drawing"},
     {"graph"},
     {"assignment", "calls"},
     {"rules", "blocks", "rewrite", "derivation"},
@@ -39,7 +39,7 @@ ORDER = (
 TORCH = {"calls", "derivation", "layers", "zoo", "models", "tracer", "measure", "trainable", "verification"}
 PLANNER_TORCH = {"measure"}
 # What `planner` may use beside the names that `costmodel` shows.
-OPEN_MODULES = {"errors", "units", "cli_support"}
+OPEN_MODULES = {"errors", "units", "cli_support", "drawing"}
 
 
 def unit(path: Path, package: Path) -> str:
