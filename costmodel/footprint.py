@@ -167,6 +167,17 @@ class Footprint:
             "convention": CONVENTION,
         }
 
+    @cached_property
+    def moved_bytes(self) -> int:
+        """Bytes that one update reads from and writes to memory; see `costmodel.traffic` for what is assumed."""
+        return self.step.moved_bytes(
+            find_optimizer(self.optimizer),
+            self.micro_batch,
+            self.batch // self.micro_batch,
+            self.activation_dtype,
+            self.frozen_dtype,
+        )
+
     @property
     def forward_flops(self) -> int:
         """FLOPs of the forward passes."""

@@ -17,6 +17,7 @@ from .methods import Trained, assign
 from .optimizers import Optimizer
 from .rules import Facts
 from .timeline import CATEGORIES, Moment, Sizes, simulate
+from .traffic import moved_bytes
 from .workspaces import workspace as find_workspace
 
 ACTIVATION_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -28,8 +29,8 @@ FROZEN_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 class TrainingStep:
     """A method at a depth, worked out: the network that it trains, what trains, and what is kept for backward.
 
-    Nothing here depends on the batch: `sizes`, `saved_bytes` and `flops` take it, as a number or as an array of
-    numbers.
+    Nothing here depends on the batch: `sizes`, `saved_bytes`, `flops` and `moved_bytes` take it, as a number or as an
+    array of numbers.
     """
 
     graph: LayerGraph
@@ -77,22 +78,48 @@ class TrainingStep:
         """Return the bytes kept by one forward pass for backward: unique storages, the network's input if kept."""
         return sum(saved.bytes(micro_batch, float_bytes) for saved in self.books.saved.values())
 
+    def moved_bytes(
+        self,
+        optimizer: Optimizer,
+        micro_batch: int,
+        passes: int = 1,
+        activation_dtype: str = "float32",
+        frozen_dtype: str = "float32",
+    ) -> int:
+        """Return the bytes that an update of a number of passes reads from and writes to memory."""
+        return moved_bytes(
+            self.graph, self.facts, self.wanted, self.books, self.stored_bytes(frozen_dtype), self.trained_bytes,
+            optimizer, micro_batch, passes, ACTIVATION_BYTES[activation_dtype],
+        )  # fmt: skip
+
+    def stored_bytes(self, frozen_dtype: str) -> dict[str, int]:
+        """Return the bytes of each parameter as it is kept; frozen vectors (norms, biases) stay in float32."""
+        stored = {}
+        for name, tensor in self.graph.parameters.items():
+            stored[name] = tensor.bytes(1)
+            if frozen_dtype != "float32" and name not in self.assignment.trained and len(tensor.shape) >= 2:
+                scales = 4 * tensor.shape[0] if frozen_dtype == "int8" else 0
+                stored[name] = tensor.elements * FROZEN_BYTES[frozen_dtype] + scales
+        return stored
+
+    @cached_property
+    def trained_bytes(self) -> dict[str, int]:
+        """The bytes of each parameter that gets a gradient, in float32."""
+        graph, part = self.graph, self.assignment.trained_elements
+        used = {
+            tensor.name for index, roles in self.wanted.items()
+            for role, tensor in graph.layers[index].inputs.items() if role in roles and tensor.kind == "parameter"
+        }  # fmt: skip
+        return {name: 4 * part.get(name, tensor.elements) for name, tensor in graph.parameters.items() if name in used}
+
     def sizes(self, micro_batch: int, activation_dtype: str, frozen_dtype: str, kernels: str | None = None) -> Sizes:
-        """Return the step's sizes apart from its layers; frozen vectors (norms, biases) stay in float32.
+        """Return the step's sizes apart from its layers.
 
         kernels: whose working memory counts, a name in `costmodel.workspaces` (default: the accounting's own).
         """
-        graph, assignment, float_bytes = self.graph, self.assignment, ACTIVATION_BYTES[activation_dtype]
-        weights = 0
-        reduced: set[str] = set()
-        for name, tensor in graph.parameters.items():
-            if name in assignment.trained or frozen_dtype == "float32" or len(tensor.shape) < 2:
-                weights += tensor.bytes(1)
-                continue
-            reduced.add(name)
-            weights += tensor.elements * FROZEN_BYTES[frozen_dtype]
-            if frozen_dtype == "int8":
-                weights += 4 * tensor.shape[0]
+        graph, float_bytes = self.graph, ACTIVATION_BYTES[activation_dtype]
+        stored = self.stored_bytes(frozen_dtype)
+        reduced = {name for name, tensor in graph.parameters.items() if stored[name] != tensor.bytes(1)}
         copied = {}
         for layer in graph.layers:
             size = sum(
@@ -107,19 +134,12 @@ class TrainingStep:
             )  # fmt: skip
             if size:
                 copied[layer.index] = size
-        used = {
-            tensor.name for index, roles in self.wanted.items()
-            for role, tensor in graph.layers[index].inputs.items() if role in roles and tensor.kind == "parameter"
-        }  # fmt: skip
-        part = assignment.trained_elements
-        trained = {
-            name: 4 * part.get(name, tensor.elements) for name, tensor in graph.parameters.items() if name in used
-        }
         buffers = sum(tensor.bytes(1) for tensor in graph.buffers.values())
         working = self._working(
             micro_batch, float_bytes, find_accounting(self.accounting).kernels if kernels is None else kernels
         )
-        return Sizes(micro_batch, float_bytes, weights, buffers, trained, copied, working)
+        weights = sum(stored.values())
+        return Sizes(micro_batch, float_bytes, weights, buffers, self.trained_bytes, copied, working)
 
     def moments(
         self,

@@ -27,7 +27,7 @@ ORDER = (
     {"rules", "blocks", "rewrite", "derivation"},
     {"gradients", "workspaces", "layers"},
     {"methods", "accounting"},
-    {"timeline", "zoo"},
+    {"timeline", "traffic", "zoo"},
     {"step", "models"},
     {"footprint", "bulk"},
     {"compare", "tracer", "measure", "plots"},
