@@ -21,6 +21,7 @@ from .optimizers import Optimizer
 from .optimizers import optimizer as find_optimizer
 from .step import TrainingStep, training_step
 from .timeline import CATEGORIES, update_working
+from .traffic import update_bytes
 
 _PERIOD = 8
 _BASIS = np.array([*range(1, _PERIOD + 1), 2 * _PERIOD])
@@ -35,12 +36,14 @@ Place = tuple[str, str]  # a phase and a layer
 class Lines:
     """The moments that can be the peak, in order of time: `bytes` [moments, categories, batches], and their places.
 
-    Without the optimizer; the last moment is the update. saved_bytes [batches]. trained_bytes: by parameter.
+    Without the optimizer; the last moment is the update. saved_bytes and pass_bytes (moved by one pass): [batches].
+    trained_bytes: by parameter.
     """
 
     bytes: Numbers
     places: tuple[Place, ...]
     saved_bytes: Numbers
+    pass_bytes: Numbers
     trained_bytes: dict[str, int]
 
 
@@ -66,6 +69,7 @@ def _lines(step: TrainingStep, batches: Numbers, frozen_dtype: str, passes: int)
         table[keep],
         tuple((moments[index].phase, moments[index].layer) for index in keep),
         np.broadcast_to(step.saved_bytes(batches), batches.shape),
+        np.broadcast_to(step.pass_bytes(batches, frozen_dtype=frozen_dtype), batches.shape),
         sizes.trained,
     )
 
@@ -92,8 +96,8 @@ def price(
 
     ways: methods with their depths. batches: (images per update, images per pass) pairs. The columns `way`,
     `frozen_dtype`, `batches` and `optimizer` are indices into what was given; the others are named as in `Footprint`:
-    `peak_bytes`, its parts, `saved_bytes`, `trained_parameters`, FLOPs. `converted`: 1 where the method puts other
-    operations into the network than it was pre-trained with.
+    `peak_bytes`, its parts, `saved_bytes`, `moved_bytes`, `trained_parameters`, FLOPs. `converted`: 1 where the
+    method puts other operations into the network than it was pre-trained with.
 
     Errors: those of `footprint`.
     """
@@ -124,7 +128,12 @@ def price(
                 mine = np.flatnonzero(passes == count)
                 lines = _known_lines(graph, step, basis, frozen_dtype, int(count))
                 parts.append(
-                    {"frozen_dtype": dtype, **_peaks(lines, column[mine], periods[mine], updates, places, whole)}
+                    {
+                        "frozen_dtype": dtype,
+                        **_peaks(
+                            lines, column[mine], periods[mine], batch[mine] // micro[mine], updates, places, whole
+                        ),
+                    }
                     | {"batches": mine[:, None], "optimizer": np.arange(len(updates))}
                     | {k: v[mine, None] if np.ndim(v) else v for k, v in constant.items()}
                 )
@@ -136,7 +145,13 @@ def price(
 
 
 def _peaks(
-    lines: Lines, column: Numbers, periods: Numbers, updates: Sequence[Optimizer], places: dict[Place, int], whole: bool
+    lines: Lines,
+    column: Numbers,
+    periods: Numbers,
+    passes: Numbers,
+    updates: Sequence[Optimizer],
+    places: dict[Place, int],
+    whole: bool,
 ) -> dict[str, Numbers]:
     """Return the peak, its parts and its place, each [batches, optimizers]; new places are added to `places`."""
 
@@ -164,6 +179,7 @@ def _peaks(
             "peak_bytes": those[peak, every] + state,
             "place": np.array(ids)[peak],
             "saved_bytes": at(lines.saved_bytes),
+            "moved_bytes": passes * at(lines.pass_bytes) + update_bytes(lines.trained_bytes, update),
         }
         for key, value in rows.items():
             found.setdefault(key, []).append(value)

@@ -18,6 +18,7 @@ from .optimizers import optimizer as find_optimizer
 from .rules import Facts
 from .step import ACTIVATION_BYTES, FROZEN_BYTES, TrainingStep, training_step
 from .timeline import CATEGORIES, Moment
+from .traffic import update_bytes
 from .units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -170,13 +171,9 @@ class Footprint:
     @cached_property
     def moved_bytes(self) -> int:
         """Bytes that one update reads from and writes to memory; see `costmodel.traffic` for what is assumed."""
-        return self.step.moved_bytes(
-            find_optimizer(self.optimizer),
-            self.micro_batch,
-            self.batch // self.micro_batch,
-            self.activation_dtype,
-            self.frozen_dtype,
-        )
+        each = self.step.pass_bytes(self.micro_batch, self.activation_dtype, self.frozen_dtype)
+        update = update_bytes(self.step.trained_bytes, find_optimizer(self.optimizer))
+        return self.batch // self.micro_batch * each + update
 
     @property
     def forward_flops(self) -> int:

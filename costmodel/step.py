@@ -17,7 +17,7 @@ from .methods import Trained, assign
 from .optimizers import Optimizer
 from .rules import Facts
 from .timeline import CATEGORIES, Moment, Sizes, simulate
-from .traffic import moved_bytes
+from .traffic import pass_bytes
 from .workspaces import workspace as find_workspace
 
 ACTIVATION_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -29,7 +29,7 @@ FROZEN_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 class TrainingStep:
     """A method at a depth, worked out: the network that it trains, what trains, and what is kept for backward.
 
-    Nothing here depends on the batch: `sizes`, `saved_bytes`, `flops` and `moved_bytes` take it, as a number or as an
+    Nothing here depends on the batch: `sizes`, `saved_bytes`, `flops` and `pass_bytes` take it, as a number or as an
     array of numbers.
     """
 
@@ -78,18 +78,11 @@ class TrainingStep:
         """Return the bytes kept by one forward pass for backward: unique storages, the network's input if kept."""
         return sum(saved.bytes(micro_batch, float_bytes) for saved in self.books.saved.values())
 
-    def moved_bytes(
-        self,
-        optimizer: Optimizer,
-        micro_batch: int,
-        passes: int = 1,
-        activation_dtype: str = "float32",
-        frozen_dtype: str = "float32",
-    ) -> int:
-        """Return the bytes that an update of a number of passes reads from and writes to memory."""
-        return moved_bytes(
+    def pass_bytes(self, micro_batch: int, activation_dtype: str = "float32", frozen_dtype: str = "float32") -> int:
+        """Return the bytes that one forward and backward pass reads from and writes to memory."""
+        return pass_bytes(
             self.graph, self.facts, self.wanted, self.books, self.stored_bytes(frozen_dtype), self.trained_bytes,
-            optimizer, micro_batch, passes, ACTIVATION_BYTES[activation_dtype],
+            micro_batch, ACTIVATION_BYTES[activation_dtype],
         )  # fmt: skip
 
     def stored_bytes(self, frozen_dtype: str) -> dict[str, int]:

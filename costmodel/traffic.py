@@ -26,22 +26,25 @@ from .optimizers import Optimizer
 from .rules import Facts
 
 
-def moved_bytes(
+def update_bytes(trained: Mapping[str, int], optimizer: Optimizer) -> int:
+    """Return the bytes that an update moves; trained: bytes of each trained parameter."""
+    return sum(3 * size + 2 * optimizer.state_bytes(size) for size in trained.values())
+
+
+def pass_bytes(
     graph: LayerGraph,
     facts: Sequence[Facts],
     wanted: Wanted,
     books: Books,
     stored: Mapping[str, int],
     trained: Mapping[str, int],
-    optimizer: Optimizer,
     micro_batch: int,
-    micro_batches: int = 1,
     float_bytes: int = 4,
 ) -> int:
-    """Return the bytes that one update of `micro_batches` micro-batches moves.
+    """Return the bytes that one forward and backward pass moves.
 
     stored: bytes of each parameter as it is kept. trained: bytes of each trained parameter, in float32. float_bytes: of
-    one activation. micro_batch and micro_batches may be numpy integer arrays of one shape; so is the answer then.
+    one activation. micro_batch may be a numpy integer array; so is the answer then.
     """
 
     def size(tensors: Iterable[Tensor]) -> int:
@@ -77,5 +80,4 @@ def moved_bytes(
             total = total + size(layer.parameters.values())
         for tensor in computed:
             total = total + (trained[tensor.name] if tensor.kind == "parameter" else size((tensor,)))
-    update = sum(3 * size + 2 * optimizer.state_bytes(size) for size in trained.values())
-    return micro_batches * total + update
+    return total

@@ -16,6 +16,7 @@ import numpy as np
 from costmodel import METHODS, InputError, LayerGraph, block_count, price, trace
 
 from .accuracy import Estimate, Setting, estimate
+from .devices import Device
 from .evidence import Row, published
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Axes:
     methods: names; None takes all that have no option beside a depth, which are not searched. blocks: depths, those
     that a network has of them; None takes all. batches: images per update. micro_batches: images per pass; None is the
     whole batch; those that do not divide the batch are left out. evidence, dataset: the user's own accuracies, and
-    which of their data sets it is about (see `estimate`).
+    which of their data sets it is about (see `estimate`). device: whose roofline time a step takes.
     """
 
     methods: tuple[str, ...] | None = None
@@ -44,6 +45,7 @@ class Axes:
     accounting: str = "lean"
     evidence: tuple[Row, ...] = ()
     dataset: str | None = None
+    device: Device | None = None
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -96,6 +98,7 @@ def axes(
     accounting: str = "lean",
     evidence: Sequence[Row] = (),
     dataset: str | None = None,
+    device: Device | None = None,
 ) -> Axes:
     """Return the axes, each given as one value, a list or a range."""
     return Axes(
@@ -108,6 +111,7 @@ def axes(
         accounting,
         tuple(evidence),
         dataset,
+        device,
     )
 
 
@@ -149,6 +153,7 @@ class Candidate:
     total_flops: int
     trained_parameters: int
     recovery: Estimate
+    moved_bytes: int = 0
     step_seconds: float | None = None
 
     @property
@@ -196,7 +201,7 @@ class _Table:
                 space.optimizers[row["optimizer"]], space.frozen_dtypes[row["frozen_dtype"]], space.accounting,
                 row["peak_bytes"], row["saved_bytes"], memory, layer, phase,
                 row["forward_flops"], row["backward_flops"], row["total_flops"], row["trained_parameters"],
-                self.estimates[row["way"], batch],
+                self.estimates[row["way"], batch], row["moved_bytes"], row.get("step_seconds"),
             )  # fmt: skip
 
     def frame(self) -> pandas.DataFrame:
@@ -235,7 +240,15 @@ class _Table:
             "peak_layer": texts([layer for _, layer in self.places], columns["place"]),
             "peak_phase": texts([phase for phase, _ in self.places], columns["place"]),
             **{
-                name: columns[name] for name in ("forward_flops", "backward_flops", "total_flops", "trained_parameters")
+                name: columns[name]
+                for name in (
+                    "forward_flops",
+                    "backward_flops",
+                    "total_flops",
+                    "trained_parameters",
+                    "moved_bytes",
+                    *(["step_seconds"] if "step_seconds" in columns else []),
+                )
             },
         }
         for field in fields(Estimate):
@@ -254,6 +267,8 @@ def _tables(graphs: Iterable[LayerGraph], space: Axes) -> Iterator[_Table]:
             continue
         empty = False
         columns, places = price(graph, ways, pairs, space.optimizers, space.frozen_dtypes, space.accounting)
+        if space.device is not None:
+            columns["step_seconds"] = space.device.step_seconds(columns["total_flops"], columns["moved_bytes"])
         converted = set(columns["way"][columns["converted"] == 1].tolist())
         yield _Table(graph, space, ways, pairs, columns, places, _estimates(graph, space, ways, converted))
     if empty:
@@ -355,7 +370,9 @@ def write_frame(frame: pandas.DataFrame, path: str | Path) -> None:
         else:
             frame.to_parquet(path, index=False)
     except ImportError as error:
-        raise InputError("a .parquet file needs pyarrow: pip install 'finetune-planner[parquet]', or write a .csv") from error
+        raise InputError(
+            "a .parquet file needs pyarrow: pip install 'finetune-planner[parquet]', or write a .csv"
+        ) from error
     except OSError as error:
         raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 

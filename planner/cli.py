@@ -40,7 +40,9 @@ Models = Annotated[
 ]
 _SEVERAL = "One, several (1,2,4), or a range (1-64, 8-64:8)."
 Batch = Annotated[str, typer.Option(help=f"Images per update. {_SEVERAL}")]
-MicroBatch = Annotated[str | None, typer.Option(help="Images per pass, the batch's divisors; default: the whole batch.")]
+MicroBatch = Annotated[
+    str | None, typer.Option(help="Images per pass, the batch's divisors; default: the whole batch.")
+]
 Optimizer = Annotated[str, typer.Option(help=f"One or several of {', '.join(OPTIMIZERS)}.")]
 Resolution = Annotated[str, typer.Option(help="Height and width of the images in pixels; one or several.")]
 FrozenDtype = Annotated[str, typer.Option(help="How frozen weights are stored: float32, float16, int8.")]
@@ -115,13 +117,15 @@ def recommend_command(
     dataset: Dataset = None,
     flash: Annotated[str | None, typer.Option(help="Most bytes of weights and buffers, such as 4MB.")] = None,
     max_flops: Annotated[float | None, typer.Option(help="Most FLOPs of a step per image, such as 500e6.")] = None,
-    max_epoch_seconds: Annotated[float | None, typer.Option(help="Most roofline time; needs --device, --images.")] = None,
+    max_epoch_seconds: Annotated[
+        float | None, typer.Option(help="Most roofline time; needs --device, --images.")
+    ] = None,
     images: Annotated[int | None, typer.Option(help="Images of an epoch.")] = None,
     min_recovery: Annotated[float | None, typer.Option(help="Least expected recovery, 0 to 1.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Least expected accuracy in percent.")] = None,
-    objective: Annotated[
-        str, typer.Option(help=f"What the frontier is made of: {', '.join(OBJECTIVES)}.")
-    ] = ",".join(DEFAULT),
+    objective: Annotated[str, typer.Option(help=f"What the frontier is made of: {', '.join(OBJECTIVES)}.")] = ",".join(
+        DEFAULT
+    ),
     save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -186,7 +190,9 @@ def candidates_command(
 
     space = _space(batch, micro_batch, optimizer, frozen_dtype, method, blocks, accounting, evidence, dataset)
     target = None if device is None else find_device(device)
-    priced = candidates(models, resolution=_numbers(resolution, "--resolution"), classes=classes, device=target, **space)
+    priced = candidates(
+        models, resolution=_numbers(resolution, "--resolution"), classes=classes, device=target, **space
+    )
     if as_json:
         print(json.dumps([candidate.to_dict() for candidate in priced], indent=2))
     elif as_csv:

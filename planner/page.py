@@ -104,7 +104,7 @@ def _recovery(candidate: Candidate) -> str:
     guess = candidate.recovery
     if guess.value is None:
         return "unknown"
-    return f"{Scale("recovery").text(guess.value)} ({guess.low:.2f} to {guess.high:.2f}), {guess.kind}"
+    return f"{Scale('recovery').text(guess.value)} ({guess.low:.2f} to {guess.high:.2f}), {guess.kind}"
 
 
 def _accuracy(candidate: Candidate) -> Iterator[str]:

@@ -32,7 +32,14 @@ def assert_same(graph, ways, batches=BATCHES, optimizers=tuple(OPTIMIZERS), dtyp
         assert value["peak_bytes"] == single.peak_bytes, key
         assert places[value["place"]] == (single.peak.phase, single.peak.layer), key
         assert tuple(value[f"{name}_bytes"] for name in CATEGORIES) == single.peak.by_category, key
-        for name in ("saved_bytes", "trained_parameters", "forward_flops", "backward_flops", "total_flops"):
+        for name in (
+            "saved_bytes",
+            "moved_bytes",
+            "trained_parameters",
+            "forward_flops",
+            "backward_flops",
+            "total_flops",
+        ):
             assert value[name] == getattr(single, name), (name, key)
     assert len(seen) == count
 

@@ -183,15 +183,18 @@ def test_a_name_cannot_break_the_page(priced, browser, tmp_path):
     assert titles == name
 
 
-def test_the_page_holds_every_candidate(priced, standard):
+def test_the_page_holds_every_pick(priced, standard):
     html = standard.read_text(encoding="utf-8")
     (found,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', html, re.DOTALL)
     data = json.loads(found)
-    assert data["models"] == [MODEL, OTHER] and len(data["candidates"]) == len(priced)
-    for row, candidate in zip(data["candidates"], priced, strict=True):
-        assert row["costs"] == [candidate.peak_bytes, candidate.total_flops, candidate.trained_parameters]
-        assert row["recovery"] == candidate.recovery.value and row["text"] == text(candidate)
-        assert data["models"][row["model"]] == candidate.model
+    assert data["models"] == [MODEL, OTHER]
+    starts = [row["from"] for row in data["picks"]]
+    assert starts == sorted(set(starts)) and starts[0] == min(candidate.peak_bytes for candidate in priced)
+    for budget in sorted({candidate.peak_bytes for candidate in priced}):
+        row = [row for row in data["picks"] if row["from"] <= budget][-1]
+        chosen = choose(priced, budget).chosen
+        assert (row["text"], row["bytes"], row["recovery"]) == (text(chosen), chosen.peak_bytes, chosen.recovery.value)
+        assert data["models"][row["model"]] == chosen.model
 
 
 def test_the_command_writes_both(monkeypatch, capsys, tmp_path):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from networks import settings, traced
 from torch import nn
 
 from costmodel import METHODS, OPTIMIZERS, footprint, trace
-from costmodel.optimizers import optimizer
 
 SIDE = 16
 
@@ -109,19 +107,6 @@ def test_micro_batches_move_parameters_again():
     assert halves - whole == again
     # ReLU6's mask, written and read: 6 x 7 x 7 = 294 bits per image take 37 bytes alone, 8 images together 294.
     assert single - whole == 7 * again + 2 * (8 * 37 - 294)
-
-
-def test_batch_may_be_an_array():
-    graph = traced("torchvision:mobilenet_v3_small")
-    batches = np.array([1, 2, 8, 64])
-    for method, blocks in (("full", None), ("mobiletl", 3)):
-        step = footprint(graph, method, blocks).step
-        alone = [footprint(graph, method, blocks, batch=int(batch)).moved_bytes for batch in batches]
-        assert step.moved_bytes(optimizer("sgd"), batches).tolist() == alone
-        accumulated = [
-            footprint(graph, method, blocks, batch=64, micro_batch=int(batch)).moved_bytes for batch in batches
-        ]
-        assert step.moved_bytes(optimizer("sgd"), batches, 64 // batches).tolist() == accumulated
 
 
 def test_more_training_moves_more():
