@@ -16,10 +16,6 @@ from costmodel.cli_support import run
 from costmodel.drawing import plot_path
 from costmodel.units import format_bytes, format_count, parse_bytes
 
-from .devices import device as find_device
-from .devices import device_names
-from .objectives import DEFAULT, OBJECTIVES, seconds_text
-
 if TYPE_CHECKING:
     from .candidates import Candidate
     from .devices import Device
@@ -99,6 +95,15 @@ class Against(StrEnum):
     flops = "flops"
 
 
+def _device(name: str | None) -> Device | None:
+    """Return the device of that name or file, if one is named."""
+    if name is None:
+        return None
+    from .devices import device
+
+    return device(name)
+
+
 @app.command("recommend")
 def recommend_command(
     models: Models,
@@ -123,9 +128,9 @@ def recommend_command(
     images: Annotated[int | None, typer.Option(help="Images of an epoch.")] = None,
     min_recovery: Annotated[float | None, typer.Option(help="Least expected recovery, 0 to 1.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Least expected accuracy in percent.")] = None,
-    objective: Annotated[str, typer.Option(help=f"What the frontier is made of: {', '.join(OBJECTIVES)}.")] = ",".join(
-        DEFAULT
-    ),
+    objective: Annotated[
+        str, typer.Option(help="What the frontier is made of, of memory, flops, time, flash, recovery, accuracy.")
+    ] = "memory,flops,recovery",
     save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -135,7 +140,7 @@ def recommend_command(
     """
     from .recommend import recommend
 
-    target = None if device is None else find_device(device)
+    target = _device(device)
     ram_bytes = None if ram is None else parse_bytes(ram)
     if target is not None:
         if ram_bytes is not None and ram_bytes > target.training_ram_bytes:
@@ -189,7 +194,7 @@ def candidates_command(
     from .candidates import candidates, to_frame
 
     space = _space(batch, micro_batch, optimizer, frozen_dtype, method, blocks, accounting, evidence, dataset)
-    target = None if device is None else find_device(device)
+    target = _device(device)
     priced = candidates(
         models, resolution=_numbers(resolution, "--resolution"), classes=classes, device=target, **space
     )
@@ -225,7 +230,7 @@ def sweep_command(
 
     space = axes(
         **_space(batch, micro_batch, optimizer, frozen_dtype, method, blocks, accounting, evidence, dataset),
-        device=None if device is None else find_device(device),
+        device=_device(device),
     )
     frame = sweep(trace_all(models, _numbers(resolution, "--resolution"), classes), space)
     write_frame(frame, out)
@@ -239,6 +244,9 @@ def devices_command(
     """The devices that --device knows: what each leaves for training."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+
+    from .devices import device as find_device
+    from .devices import device_names
 
     table = Table(box=SIMPLE_HEAD)
     if name is not None:
@@ -270,11 +278,17 @@ def pareto_command(
     html: Annotated[str | None, typer.Option(help="The interactive page to write: .html.")] = None,
     ram: Annotated[str | None, typer.Option(help="A budget to draw, such as 64MB.")] = None,
     against: Annotated[Against, typer.Option(help="What to draw memory against, in --out.")] = Against.recovery,
-    batch: Batch = 8,
+    batch: Batch = "8",
+    micro_batch: MicroBatch = None,
     optimizer: Optimizer = "sgd",
-    resolution: Resolution = 224,
+    resolution: Resolution = "224",
+    frozen_dtype: FrozenDtype = "float32",
+    method: Methods = None,
+    blocks: Blocks = None,
     classes: Classes = None,
     accounting: Accounting = "lean",
+    evidence: Evidence = None,
+    dataset: Dataset = None,
 ) -> None:
     """Draw memory against expected accuracy or FLOPs, every method at every depth of each MODEL."""
     if not out and not html:
@@ -286,7 +300,8 @@ def pareto_command(
     ram_bytes = None if ram is None else parse_bytes(ram)
     from .candidates import candidates
 
-    priced = candidates(models, batch, optimizer, resolution, classes, accounting)
+    space = _space(batch, micro_batch, optimizer, frozen_dtype, method, blocks, accounting, evidence, dataset)
+    priced = candidates(models, resolution=_numbers(resolution, "--resolution"), classes=classes, **space)
     if out:
         from .plots import draw_pareto
 
@@ -370,6 +385,7 @@ def _panel(answer: Recommendation, device: Device | None):
     from rich.panel import Panel
     from rich.table import Table
 
+    from .objectives import seconds_text
     from .recommend import where
 
     chosen, guess = answer.chosen, answer.chosen.recovery
