@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from enum import StrEnum
@@ -14,13 +13,10 @@ import typer
 from costmodel import ACCOUNTINGS, OPTIMIZERS, InputError
 from costmodel.cli_support import run
 from costmodel.drawing import plot_path
-from costmodel.units import format_bytes, format_count, parse_bytes
+from costmodel.units import parse_bytes
 
 if TYPE_CHECKING:
-    from .candidates import Candidate
     from .devices import Device
-    from .recommend import Recommendation
-    from .validation import LeftOut
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -167,7 +163,9 @@ def recommend_command(
     if as_json:
         print(json.dumps(answer.to_dict(), indent=2))
         return
-    _print_recommendation(answer, target)
+    from .report import show_recommendation
+
+    show_recommendation(answer, target)
     if save is not None:
         print(f"wrote {save}; use it with planner.plan.Plan.load({save!r}).apply(model)")
 
@@ -205,7 +203,9 @@ def candidates_command(
     else:
         several = len({candidate.model for candidate in priced}) > 1
         title = "every method and depth" if several else priced[0].model
-        _console().print(_table([("", candidate) for candidate in priced], several, title))
+        from .report import candidate_table, console
+
+        console().print(candidate_table([("", candidate) for candidate in priced], several, title))
 
 
 @app.command("sweep")
@@ -242,33 +242,10 @@ def devices_command(
     name: Annotated[str | None, typer.Argument(help="One of them, or a TOML file, with every number's source.")] = None,
 ) -> None:
     """The devices that --device knows: what each leaves for training."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from .devices import device
+    from .report import show_device, show_devices
 
-    from .devices import device as find_device
-    from .devices import device_names
-
-    table = Table(box=SIMPLE_HEAD)
-    if name is not None:
-        found = find_device(name)
-        print(found.explain())
-        for column in ("quantity", "value", "source"):
-            table.add_column(column, overflow="fold")
-        for row in found.quantities():
-            table.add_row(*map(_plain, row))
-    else:
-        for column in ("device", "RAM", "for training", "peak", "bandwidth"):
-            table.add_column(column, no_wrap=True, justify="left" if column == "device" else "right")
-        for each in device_names():
-            found = find_device(each)
-            table.add_row(
-                each,
-                format_bytes(found.ram.bytes),
-                format_bytes(found.training_ram_bytes),
-                f"{format_count(found.peak.flops_per_second)}FLOP/s",
-                f"{format_bytes(found.bandwidth.bytes_per_second)}/s",
-            )
-    _console().print(table)
+    show_devices() if name is None else show_device(device(name))
 
 
 @app.command("pareto")
@@ -314,146 +291,6 @@ def pareto_command(
         print(f"wrote {html}")
 
 
-def _console():
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:  # a pipe or file has no width of its own
-        console.width = 120
-    return console
-
-
-def _recovery(candidate: Candidate) -> str:
-    from .recommend import Scale
-
-    guess = candidate.recovery
-    text = Scale("recovery").text(-math.inf if guess.value is None else guess.value)
-    return text if guess.kind in ("definition", "unknown") else f"{text} ({guess.low:.2f} to {guess.high:.2f})"
-
-
-def _table(rows: list[tuple[str, Candidate]], several: bool, title: str):
-    """Return a table of candidates, each behind a label; the label and model columns only where they tell apart."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from .reasons import short_names
-
-    short = short_names(candidate.model for _, candidate in rows)
-    labelled = any(label for label, _ in rows)
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    if labelled:
-        table.add_column("", no_wrap=True)
-    if several:
-        table.add_column("model", overflow="fold", min_width=18)
-    table.add_column("method", no_wrap=True)
-    for name in ("peak", "FLOPs", *(() if several else ("trained",))):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("recovery", no_wrap=True)
-    table.add_column("basis", no_wrap=True)
-    for label, candidate in rows:
-        table.add_row(
-            *([label] if labelled else []),
-            *([short[candidate.model]] if several else []),
-            candidate.label,
-            format_bytes(candidate.peak_bytes),
-            format_count(candidate.total_flops),
-            *(() if several else (format_count(candidate.trained_parameters),)),
-            _recovery(candidate),
-            candidate.recovery.kind,
-        )
-    return table
-
-
-def _bullets(lines: list[str]):
-    from rich.table import Table
-
-    grid = Table.grid(padding=(0, 1))
-    for line in lines:
-        grid.add_row("-", _plain(line))
-    return grid
-
-
-def _plain(text: str):
-    """Return text that rich shows as it is."""
-    from rich.text import Text
-
-    return Text(text)
-
-
-def _panel(answer: Recommendation, device: Device | None):
-    """Return the pick with its costs and what its accuracy rests on."""
-    from rich.panel import Panel
-    from rich.table import Table
-
-    from .objectives import seconds_text
-    from .recommend import where
-
-    chosen, guess = answer.chosen, answer.chosen.recovery
-    parts = [
-        f"{name.replace('_', ' ')} {format_bytes(size)}"
-        for name, size in chosen.memory_bytes.items()
-        if size and name != "peak"
-    ]
-    micro = f" in micro-batches of {chosen.micro_batch}" if chosen.micro_batch != chosen.batch else ""
-    frozen = f", frozen weights in {chosen.frozen_dtype}" if chosen.frozen_dtype != "float32" else ""
-    budget = f" of {format_bytes(answer.ram_bytes)}" if answer.ram_bytes else ""
-    time = "" if chosen.step_seconds is None else f"{seconds_text(chosen.step_seconds)} or more (roofline)"
-    percent = guess.accuracy_percent
-    rows = [
-        ("model", chosen.model),
-        ("method", chosen.method if chosen.blocks is None else f"{chosen.method}, the last k = {chosen.blocks} blocks"),
-        ("step", f"batch {chosen.batch}{micro}, {chosen.resolution}x{chosen.resolution}, {chosen.classes} classes, "
-                 f"{chosen.optimizer}, accounting {chosen.accounting}{frozen}"),
-        ("device", device.explain() if device else ""),
-        ("peak memory", f"{format_bytes(chosen.peak_bytes)}{budget}, {where(chosen)}"),
-        ("", ", ".join(parts)),
-        ("FLOPs per step", f"{format_count(chosen.total_flops)} (forward {format_count(chosen.forward_flops)}, "
-                           f"backward {format_count(chosen.backward_flops)})"),
-        ("time per step", time),
-        ("trained", f"{format_count(chosen.trained_parameters)} parameters"),
-        ("expected accuracy", "" if percent is None else f"{percent:.1f} % ({guess.accuracy_low_percent:.1f} to "
-                              f"{guess.accuracy_high_percent:.1f}), {guess.accuracy_kind}: {guess.accuracy_rests_on}"),
-        ("expected recovery", f"{_recovery(chosen)} of the way from training the last layer (0) to everything (1)"),
-        ("  kind", guess.kind),
-        ("  rests on", guess.rests_on),
-        ("  source", guess.source),
-        ("  interval", guess.interval),
-    ]  # fmt: skip
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, text in rows:
-        if text:
-            grid.add_row(label, _plain(text), style="bold" if label in ("model", "method") else "")
-    return Panel(grid, title="recommended", title_align="left")
-
-
-def _alternatives(answer: Recommendation) -> list[tuple[str, Candidate]]:
-    """Return the candidates worth knowing besides the pick, each once, with what sets it apart."""
-
-    def lack(candidate: Candidate) -> str:
-        missing = candidate.peak_bytes - (answer.ram_bytes or math.inf)
-        return f"lacks {format_bytes(missing)}" if missing > 0 else "beyond a limit"
-
-    labelled = [(lack(c), c) for c in (answer.next_better, answer.best_unfit) if c]
-    labelled += [("cheaper", candidate) for candidate in answer.cheaper]
-    labelled += [(label, c) for label, c in (("faster", answer.faster), ("safer", answer.safer)) if c]
-    labelled += [("other network", c) for c in answer.best_per_model if c.model != answer.chosen.model]
-    return list({id(candidate): (label, candidate) for label, candidate in labelled}.values())
-
-
-def _print_recommendation(answer: Recommendation, device: Device | None) -> None:
-    console = _console()
-    console.print(_panel(answer, device))
-    rows = _alternatives(answer)
-    if rows:
-        several = len({candidate.model for candidate in answer.candidates}) > 1
-        console.print(_table(rows, several, "alternatives"))
-    console.print(
-        "[bold]why[/bold]", _bullets([*answer.reasons, *(f"note: {note}" for note in answer.notes)]), sep="\n"
-    )
-
-
 def main() -> None:
     """Run the command line."""
     run(app)
@@ -482,49 +319,8 @@ def evidence_check_command(
     elif markdown:
         print(markdown_table(found))
     else:
-        _print_left_out(found)
+        from .report import show_left_out
+
+        show_left_out(found)
     if summaries(found)[-1].coverage < WANTED_COVERAGE:
         raise typer.Exit(1)
-
-
-def _print_left_out(found: list[LeftOut]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from .validation import summaries
-
-    title = "each data set left out: predicted, true, and the error"
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("method", "network", "data set"):
-        table.add_column(name, no_wrap=True)
-    for name in ("recovery", "true", "error", "top-1 %", "true", "error", "90 % interval"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for one in found:
-        guess = one.predicted
-        table.add_row(
-            one.method,
-            f"{one.model}, unseen" if one.unseen else one.model,
-            one.dataset,
-            f"{guess.value:.2f}",
-            f"{one.recovery:.2f}",
-            f"{one.recovery_error:+.2f}",
-            f"{guess.accuracy_percent:.1f}",
-            f"{one.top1_percent:.1f}",
-            f"{one.points_error:+.1f}",
-            f"{guess.accuracy_low_percent:.1f} to {guess.accuracy_high_percent:.1f}",
-            "" if one.covered else "missed",
-        )
-    console = _console()
-    console.print(table)
-    console.print(
-        _bullets(
-            [
-                f"{one.name}: {one.count} predictions, mean absolute error {one.recovery_error:.2f} of recovery, "
-                f"{one.points_error:.1f} points; {one.covered} ({100 * one.coverage:.0f} %) lie in the 90 % interval, "
-                f"{one.recovery_covered} of the recoveries in theirs"
-                for one in summaries(found)
-            ]
-            + ["the curve over depth rests on one number alone: nothing can be left out, so its error is not known"]
-        )
-    )

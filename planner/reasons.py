@@ -25,16 +25,16 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
     return short if len(set(short.values())) == len(models) else {model: model for model in models}
 
 
-def namer(priced: Sequence[Candidate]) -> Callable[[Candidate], str]:
+def namer(priced: Sequence[Candidate]) -> Callable[..., str]:
     """Return what names a candidate by all that tells it from the others."""
     short = short_names(candidate.model for candidate in priced)
     varying = [name for name in _NAMED if len({getattr(candidate, name) for candidate in priced}) > 1]
     if "batch" not in varying and all(c.micro_batch == priced[0].micro_batch for c in priced):
         varying = [name for name in varying if name != "micro_batch"]
 
-    def name(candidate: Candidate) -> str:
+    def name(candidate: Candidate, with_model: bool = True) -> str:
         parts = [candidate.label, *(f"{axis.replace('_', ' ')} {getattr(candidate, axis)}" for axis in varying)]
-        return ", ".join(parts) + (f" on {short[candidate.model]}" if len(short) > 1 else "")
+        return ", ".join(parts) + (f" on {short[candidate.model]}" if with_model and len(short) > 1 else "")
 
     return name
 
@@ -126,6 +126,11 @@ def notes(answer: Recommendation) -> Iterator[str]:
     scale, chosen, name = answer.scale, answer.chosen, namer(answer.candidates)
     if len({candidate.model for candidate in answer.candidates}) > 1 and scale.name == "recovery":
         yield ACROSS_MODELS
+    if chosen.micro_batch < chosen.batch:
+        yield (
+            f"norms with batch statistics (full, norm, blocks; the last norm of a block in mobiletl) see the {chosen.micro_batch} images of a micro-batch; the accuracies that the "
+            "estimate rests on are of whole batches"
+        )
     if not scale.knows(chosen):
         yield f"nothing of known accuracy fits; {name(chosen)} is the cheapest, not the most accurate"
     elif answer.rivals:
