@@ -15,7 +15,14 @@ ACROSS_MODELS = (
     "potential each reaches. How accurate full fine-tuning of each is on your data is not known here; a network at 0.8 "
     "may be more accurate than another at 1.0"
 )
-_NAMED = ("batch", "micro_batch", "resolution", "optimizer", "frozen_dtype")
+# Axes that are named where candidates differ in them, and how.
+_NAMED = {
+    "batch": "batch",
+    "micro_batch": "micro-batch",
+    "resolution": "at",
+    "optimizer": "by",
+    "frozen_dtype": "frozen in",
+}
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
@@ -29,11 +36,11 @@ def namer(priced: Sequence[Candidate]) -> Callable[..., str]:
     """Return what names a candidate by all that tells it from the others."""
     short = short_names(candidate.model for candidate in priced)
     varying = [name for name in _NAMED if len({getattr(candidate, name) for candidate in priced}) > 1]
-    if "batch" not in varying and all(c.micro_batch == priced[0].micro_batch for c in priced):
+    if all(candidate.micro_batch == candidate.batch for candidate in priced):
         varying = [name for name in varying if name != "micro_batch"]
 
     def name(candidate: Candidate, with_model: bool = True) -> str:
-        parts = [candidate.label, *(f"{axis.replace('_', ' ')} {getattr(candidate, axis)}" for axis in varying)]
+        parts = [candidate.label, *(f"{_NAMED[axis]} {getattr(candidate, axis)}" for axis in varying)]
         return ", ".join(parts) + (f" on {short[candidate.model]}" if with_model and len(short) > 1 else "")
 
     return name
@@ -116,8 +123,8 @@ def reasons(answer: Recommendation) -> Iterator[str]:
             yield f"nothing fits on {model}: its smallest footprint, {lost.label}, {lacking(lost)}"
     if answer.largest_batch is not None:
         yield (
-            f"the largest batch that fits in {format_bytes(answer.ram_bytes)} this way is {answer.largest_batch}"
-            + (" (no larger one was tried)" if answer.largest_batch >= 4096 else "")
+            f"the largest batch that fits in {format_bytes(answer.ram_bytes)} this way, in one pass, is "
+            f"{answer.largest_batch}" + (" (no larger one was tried)" if answer.largest_batch >= 4096 else "")
         )
 
 
@@ -128,8 +135,8 @@ def notes(answer: Recommendation) -> Iterator[str]:
         yield ACROSS_MODELS
     if chosen.micro_batch < chosen.batch:
         yield (
-            f"norms with batch statistics (full, norm, blocks; the last norm of a block in mobiletl) see the {chosen.micro_batch} images of a micro-batch; the accuracies that the "
-            "estimate rests on are of whole batches"
+            f"norms with batch statistics see the images of one micro-batch ({chosen.micro_batch}); the accuracies "
+            "that the estimate rests on are of whole batches"
         )
     if not scale.knows(chosen):
         yield f"nothing of known accuracy fits; {name(chosen)} is the cheapest, not the most accurate"
@@ -140,8 +147,6 @@ def notes(answer: Recommendation) -> Iterator[str]:
         )
         ends = "" if scale.name == "accuracy" else ", and last and full, which turn recovery into accuracy"
         yield f"to become sure, measure {name(chosen)} and {name(answer.rivals[0])} on your data{ends}"
-    if answer.unknown and scale.knows(chosen):
-        yield (
-            f"{len(answer.unknown)} candidates that fit have no known accuracy and were not considered: "
-            + ", ".join(name(candidate) for candidate in answer.unknown)
-        )
+    unknown = list(dict.fromkeys(candidate.label for candidate in answer.unknown))
+    if unknown and scale.knows(chosen):
+        yield f"{len(unknown)} ways that fit have no known accuracy and were not considered: {', '.join(unknown)}"

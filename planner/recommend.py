@@ -6,7 +6,8 @@ user's data where their evidence gives it to every candidate of known recovery, 
 
 Two candidates tie if each one's value lies in the other's interval: then which is more accurate is not known. Two
 estimates of the same origin (one curve, one table and network) err alike: their order is kept. A candidate of unknown
-accuracy is picked only where none of known accuracy fits.
+accuracy is picked only where none of known accuracy fits. Of those that differ in the micro-batch alone only the
+largest that fits counts: accuracies are observed with whole batches.
 """
 
 from __future__ import annotations
@@ -215,19 +216,20 @@ def choose(
     Errors: InfeasibleError if none fits.
     """
     limits = limits if isinstance(limits, Mapping) else {"memory": limits}
-    fits = [candidate for candidate in priced if keeps(candidate, limits)]
+    fits = _in_largest_passes(candidate for candidate in priced if keeps(candidate, limits))
     if not fits:
         raise _infeasible(priced, limits)
     scale = scale_of(priced)
     chosen = best(fits, scale)
     value, low = scale.value(chosen), scale.interval(chosen)[0]
-    inside = {id(candidate) for candidate in fits}
+    inside = {id(candidate) for candidate in priced if keeps(candidate, limits)}
     better = [c for c in priced if id(c) not in inside and scale.value(c) > value + TIE]
     on = [c for c in frontier(priced, objectives) if id(c) in inside]
     cheaper = sorted((c for c in on if scale.value(c) < value - TIE), key=lambda c: _order(c, scale))
     light = [c for c in fits if c.total_flops / c.batch <= 0.8 * chosen.total_flops / chosen.batch]
     safer = max(fits, key=lambda c: (np.nan_to_num(scale.interval(c)[0], nan=-np.inf), *(-n for n in _cost(c))))
-    rivals = [c for c in fits if c is not chosen and scale.knows(c) and scale.interval(c)[1] >= low]
+    same = (chosen.model, chosen.label)
+    rivals = [c for c in fits if (c.model, c.label) != same and scale.knows(c) and scale.interval(c)[1] >= low]
     models = list(dict.fromkeys(candidate.model for candidate in priced))
     per_model = [best(own, scale) for model in models if (own := [c for c in fits if c.model == model])]
     return Recommendation(
@@ -245,6 +247,16 @@ def choose(
         tuple(fits),
         tuple(priced),
     )
+
+
+def _in_largest_passes(fitting: Iterable[Candidate]) -> list[Candidate]:
+    """Return, of candidates that differ in their micro-batch alone, the one with the largest."""
+    largest: dict[tuple, Candidate] = {}
+    for c in fitting:
+        key = (c.model, c.label, c.batch, c.resolution, c.optimizer, c.frozen_dtype)
+        if key not in largest or c.micro_batch > largest[key].micro_batch:
+            largest[key] = c
+    return list(largest.values())
 
 
 def best(fitting: Sequence[Candidate], scale: Scale) -> Candidate:

@@ -46,7 +46,7 @@ def candidate_table(rows: list[tuple[str, Candidate]], several: bool, title: str
         table.add_column("", no_wrap=True)
     if several:
         table.add_column("model", overflow="fold", min_width=18)
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")
     for column in ("peak", "FLOPs", *(() if several else ("trained",))):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("recovery", no_wrap=True)

@@ -250,7 +250,10 @@ def test_unknown_is_not_picked_and_it_is_said(both):
     answer = choose(own, bias.peak_bytes)
     assert answer.chosen.method == "last"
     assert bias in answer.unknown
-    assert any("have no known accuracy and were not considered: norm, bias, tinytl-b" in note for note in answer.notes)
+    assert any(
+        "ways that fit have no known accuracy and were not considered: norm, bias, tinytl-b" in note
+        for note in answer.notes
+    )
 
 
 def test_only_unknown_ones_left_is_said(small):
