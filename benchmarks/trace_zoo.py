@@ -25,7 +25,8 @@ import timm
 import torch
 import torchvision
 
-from costmodel import CostModelError, UnknownOperationError, block_count, footprint, trace
+from costmodel import CostModelError, UnknownOperationError, block_count, footprint
+from costmodel.tracer import trace
 
 FAMILIES = (
     "mobilenetv4", "mobilenet", "efficientnet", "mnasnet", "fbnet", "ghostnet", "lcnet", "tinynet", "mixnet",

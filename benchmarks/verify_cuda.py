@@ -22,8 +22,9 @@ import sys
 import torch
 from verifying import RESULTS, TWELVE, Rows, build, settings, versions
 
-from costmodel import footprint, trace
+from costmodel import footprint
 from costmodel.measure import loss_of, peak_bytes, prepare, saved_bytes
+from costmodel.tracer import trace
 
 GOAL = 0.01
 BATCH = 32

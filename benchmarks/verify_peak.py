@@ -22,8 +22,9 @@ import time
 import torch
 from verifying import RESULTS, TWELVE, Rows, build, settings, versions
 
-from costmodel import footprint, trace
+from costmodel import footprint
 from costmodel.measure import loss_of, peak_bytes, prepare
+from costmodel.tracer import trace
 
 GOAL = 0.005
 BATCH = 8

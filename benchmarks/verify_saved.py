@@ -26,8 +26,9 @@ import torch
 import torchvision
 from verifying import RESULTS, Rows, build, settings, versions
 
-from costmodel import footprint, trace
+from costmodel import footprint
 from costmodel.measure import prepare, saved_bytes, step_flops
+from costmodel.tracer import trace
 
 TRANSFORMERS = ("vit", "swin", "maxvit")
 TIMM = (

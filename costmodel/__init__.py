@@ -3,7 +3,7 @@
     graph = trace("torchvision:mobilenet_v2")
     print(footprint(graph, method="mobiletl", blocks=5, batch=8))
 
-Only `trace`, `verify`, `apply` and `restore` load torch, when they are first asked for.
+Only `verify`, `apply`, `restore`, and `trace` of a network whose trace is not stored, load torch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .optimizers import OPTIMIZERS
 from .rules import RULES
 
 if TYPE_CHECKING:
-    from .tracer import trace
+    from .traces import trace
     from .trainable import apply, restore
     from .verification import verify
 
-_LAZY = {"trace": "tracer", "verify": "verification", "apply": "trainable", "restore": "trainable"}
+_LAZY = {"trace": "traces", "verify": "verification", "apply": "trainable", "restore": "trainable"}
 
 
 def __getattr__(name: str):

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import networkx
-
 from .graph import Layer, LayerGraph, Tensor
 
 CONVOLUTIONS = {"conv2d", "standardized_conv2d"}
@@ -203,6 +201,8 @@ def _parallel(graph: LayerGraph, layer: Layer) -> set[int]:
 
 def _residuals(graph: LayerGraph) -> list[tuple[str, int, int, set[int]]]:
     """Return the outermost regions between a fork and the sum that joins it."""
+    import networkx
+
     dominators = networkx.immediate_dominators(graph.digraph.subgraph(
         networkx.descendants(graph.digraph, -1) | {-1}), -1)  # fmt: skip
     regions: list[tuple[str, int, int, set[int]]] = []

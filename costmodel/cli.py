@@ -33,6 +33,7 @@ Model = Annotated[str, typer.Argument(help="Such as torchvision:mobilenet_v2.", 
 Resolution = Annotated[int, typer.Option(help="Height and width of the images in pixels.")]
 Classes = Annotated[int | None, typer.Option(help="Classes of a new head; default: the network's own.")]
 
+Fresh = Annotated[bool, typer.Option(help="Trace the network now, whatever is stored.")]
 Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
 Blocks = Annotated[int | None, typer.Option(help="Trained blocks, for methods that take a depth.")]
 Options = Annotated[
@@ -65,19 +66,25 @@ class _Grouping(StrEnum):
 
 
 def _print_frame(frame, title: str) -> None:
-    """Print a pandas frame as a table; columns of bytes and FLOPs are made readable."""
+    """Print a pandas frame as a table."""
+    _print_rows(list(frame.columns), frame.to_dict("records"), title)
+
+
+def _print_rows(names: list[str], rows: list[dict], title: str) -> None:
+    """Print rows as a table; columns of bytes and FLOPs are made readable."""
     from rich.console import Console
     from rich.table import Table
 
     from .units import format_bytes, format_count
 
     table = Table(title=title, title_justify="left")
-    for name in frame.columns:
-        number = frame[name].dtype.kind in "iuf"
+    for name in names:
+        number = all(isinstance(row[name], (int, float)) for row in rows)
         table.add_column(name.replace("_", " "), justify="right" if number else "left", overflow="fold")
-    for row in frame.itertuples(index=False):
+    for row in rows:
         cells = []
-        for name, value in zip(frame.columns, row, strict=True):
+        for name in names:
+            value = row[name]
             if name == "bytes" or name.endswith("_bytes"):
                 cells.append(format_bytes(value) if value else "-")
             elif name.endswith(("_flops", "parameters")):
@@ -108,6 +115,7 @@ def footprint(
     inplace_update: Annotated[bool, typer.Option(help="Update and free each gradient at once.")] = False,
     first_step: Annotated[bool, typer.Option(help="Price the step that makes the optimizer's state.")] = False,
     per: Annotated[_Grouping | None, typer.Option(help="Show rows by layer, block, operation or tensor.")] = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Memory and FLOPs of one training step of MODEL."""
@@ -115,7 +123,7 @@ def footprint(
     from . import trace
     from .reproduce import read_options
 
-    graph = trace(model, resolution, classes)
+    graph = trace(model, resolution, classes, fresh=fresh)
     answer = price(
         graph, method, blocks, batch, optimizer, accounting, options=read_options(option or ()),
         micro_batch=micro_batch, activation_dtype=activation_dtype, frozen_dtype=frozen_dtype,
@@ -142,14 +150,13 @@ def layers(
     model: Model,
     resolution: Resolution = 224,
     classes: Classes = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """The layers of MODEL, the block each belongs to, shapes and parameters (it trains nothing)."""
-    import pandas
-
     from . import parts, trace
 
-    graph = trace(model, resolution, classes)
+    graph = trace(model, resolution, classes, fresh=fresh)
     cut = parts(graph)
     rows = [
         {
@@ -166,7 +173,7 @@ def layers(
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    _print_frame(pandas.DataFrame(rows), f"{graph.model}: {len(graph.layers)} layers, {len(cut.blocks)} blocks")
+    _print_rows(list(rows[0]), rows, f"{graph.model}: {len(graph.layers)} layers, {len(cut.blocks)} blocks")
 
 
 @app.command()
@@ -242,16 +249,15 @@ def compare(
     resolution: Resolution = 224,
     classes: Classes = None,
     optimizer: OptimizerName = "sgd",
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """The same training in different books (what stock PyTorch keeps, what is needed): how much, where, and why."""
-    import pandas
-
     from . import block_count, trace
     from . import footprint as price
     from .compare import difference
 
-    graph = trace(model, resolution, classes)
+    graph = trace(model, resolution, classes, fresh=fresh)
     depth = min(blocks, block_count(graph))
     names = method or [name for name, entry in METHODS.items() if _applies(entry, graph, depth)]
     rows, causes = [], {}
@@ -273,7 +279,7 @@ def compare(
         return
     _print_caveat("eager")
     title = f"{graph.model}, batch {batch}, {resolution}x{resolution}, {optimizer} (kernels' working memory left out)"
-    _print_frame(pandas.DataFrame(rows), title)
+    _print_rows(list(rows[0]), rows, title)
     for name, entry in ACCOUNTINGS.items():
         if entry.leaves_out:
             print(f"{name}: {entry.source}; leaves out {entry.leaves_out}")
@@ -436,6 +442,46 @@ def _print_reproduction(results, tried) -> None:
         if result.published.reason:
             console.print(f"{result.published.network}, {result.published.value:g}: {result.published.reason}")
     console.print(other)
+
+
+@app.command("cache")
+def cache_command(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete every trace in it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The traces kept on this machine, so that a network is traced once; COSTMODEL_CACHE names another folder."""
+    from .traces import cache, shipped
+
+    deleted = cache.clear() if clear else 0
+    entries = [vars(entry) for entry in cache.entries()]
+    if as_json:
+        print(json.dumps({"folder": str(cache.folder()), "deleted": deleted, "entries": entries}, indent=2))
+        return
+    print(f"folder: {cache.folder()}" + ("" if cache.writable() else " (cannot be written: nothing is kept)"))
+    sizes = f"{shipped.RESOLUTIONS[0]} to {shipped.RESOLUTIONS[-1]} in steps of 32"
+    print(f"shipped with the package: {', '.join(shipped.NETWORKS)}, at resolutions {sizes}")
+    if clear:
+        print(f"deleted: {deleted}")
+    if entries:
+        from .units import format_bytes
+
+        outdated = sum(not entry["current"] for entry in entries)
+        size = format_bytes(sum(entry["file_bytes"] for entry in entries))
+        rows = [{**entry, "classes": entry["classes"] or "own", "current": "yes" if entry["current"] else "no"}
+                for entry in entries]  # fmt: skip
+        _print_rows(list(rows[0]), rows, f"{len(entries)} traces, {size}, {outdated} of other versions")
+    else:
+        print("no traces")
+
+
+@app.command(hidden=True)
+def ship() -> None:
+    """Trace the networks that come with the package, and write them into it."""
+    from .traces.shipped import ship
+    from .units import format_bytes
+
+    for name, size in ship():
+        print(f"{name}: {format_bytes(size)}")
 
 
 def main() -> None:

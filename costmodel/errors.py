@@ -34,6 +34,12 @@ class InfeasibleError(CostModelError):
     exit_code = 3
 
 
+def require_count(name: str, value: object) -> None:
+    """Raise InputError unless a value is a whole number of 1 or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} must be a whole number of 1 or more, not {value!r}")
+
+
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> InputError:
     """Return the error for a name that does not exist, with the nearest names that do."""
     allowed = sorted(allowed)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-import networkx
+from typing import TYPE_CHECKING, Any
 
 from .units import BYTES_PER_ELEMENT
+
+if TYPE_CHECKING:
+    import os
+
+    import networkx
 
 # Assumption: a batch that no real network has as another dimension's divisor by accident; `trace` checks that the size
 # of every batched tensor is a multiple of it.
@@ -156,6 +159,19 @@ class LayerGraph:
     notes: tuple[str, ...] = ()
     memo: dict = field(default_factory=dict, repr=False)
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it to a file. Errors: InputError if that fails."""
+        from .store import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> LayerGraph:
+        """Return the graph that `save` wrote. Errors: InputError if the file is no trace, damaged or outdated."""
+        from .store import load
+
+        return load(path)
+
     @cached_property
     def producer(self) -> dict[int, Layer]:
         """The layer that made each tensor, by the tensor's id."""
@@ -173,6 +189,8 @@ class LayerGraph:
     @cached_property
     def digraph(self) -> networkx.DiGraph:
         """The layers as nodes (by index; -1 is the network's input), the tensors between them as edges."""
+        import networkx
+
         graph = networkx.DiGraph()
         graph.add_node(-1, layer=None)
         for layer in self.layers:

@@ -74,6 +74,20 @@ LIBRARIES: dict[str, tuple[Callable[[], list[str]], Callable[..., nn.Module]]] =
 }
 
 
+def is_of_library(name: str) -> bool:
+    """Return whether a full name's network is built by the library's own code: others may add to its names."""
+    source, _, model = name.rpartition(":")
+    if source == "torchvision":
+        from torchvision import models
+
+        maker = models.get_model_builder(model)
+    elif source == "timm":
+        maker = _timm().model_entrypoint(model)
+    else:
+        return source in LIBRARIES
+    return maker.__module__.startswith(f"{source}.")
+
+
 def resolve(name: str) -> str:
     """Return the full name of a model: 'mobilenet_v2' -> 'torchvision:mobilenet_v2'.
 

@@ -18,6 +18,7 @@ from .blocks import block_count, parts
 from .errors import InputError
 from .footprint import Footprint, footprint
 from .graph import LayerGraph
+from .traces import trace
 from .units import scale_of
 
 SAVING, FLOPS_SAVING = "saving of block ", "FLOPs saving"
@@ -107,8 +108,6 @@ def published() -> tuple[Published, ...]:
 
 @cache
 def _traced(network: str, resolution: int, classes: int | None) -> LayerGraph:
-    from .tracer import trace
-
     return trace(network, resolution, classes)
 
 

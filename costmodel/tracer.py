@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .calls import CallTracker, argument_names, operation_name, tensors_in
-from .errors import InputError, ModelError
+from .errors import InputError, ModelError, require_count
 from .graph import TRACE_BATCH, Layer, LayerGraph, Storage, Tensor
 from .models import build, replace_head, resolve, to_meta
 
@@ -149,7 +149,7 @@ class _Recorder(CallTracker):
                     if isinstance(item, torch.Tensor):
                         inputs[f"{prefix}.{i}"] = self._read(item)
             else:
-                attributes[name] = given
+                attributes[name] = _plain(given)
         return inputs, attributes
 
     def _read(self, tensor: torch.Tensor) -> _Value:
@@ -163,6 +163,22 @@ class _Recorder(CallTracker):
             )
             self.notes.append(f"{self.place}: {note}")
         return value
+
+
+def _plain(value: Any) -> Any:
+    """Return an argument as a plain value; what is torch's own, such as a dtype, as text."""
+    if isinstance(value, (tuple, list)):
+        return (tuple if isinstance(value, tuple) else list)(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if value is None or value is Ellipsis:
+        return value
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, slice):
+        return slice(*(_plain(item) for item in (value.start, value.stop, value.step)))
+    return str(value)
 
 
 def _has_rows(tensor: torch.Tensor) -> bool:
@@ -209,7 +225,7 @@ class _Call:
 
 
 def trace(model: nn.Module | str, resolution: int = 224, classes: int | None = None) -> LayerGraph:
-    """Return the layer graph of a network.
+    """Return the layer graph of a network, traced now (`costmodel.trace` first looks for a stored one).
 
     model: a `torch.nn.Module` that takes images (N x channels x resolution x resolution), or a name that
         `costmodel.models.build` knows. A module is never changed: a copy without weights is traced, in train mode.
@@ -219,9 +235,9 @@ def trace(model: nn.Module | str, resolution: int = 224, classes: int | None = N
     Errors: ModelError if the network cannot be built, its forward fails, or it does what cannot be followed;
     InputError for a resolution below 1 or classes below 1.
     """
-    for name, value in (("resolution", resolution), ("classes", classes)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise InputError(f"{name} must be a whole number of 1 or more, not {value!r}")
+    require_count("resolution", resolution)
+    if classes is not None:
+        require_count("classes", classes)
     if isinstance(model, str):
         label, module = resolve(model), build(model, classes, device="meta")
     elif isinstance(model, nn.Module):

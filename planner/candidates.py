@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from costmodel import METHODS, InputError, LayerGraph, block_count, price
+from costmodel import METHODS, InputError, LayerGraph, block_count, price, trace
 
 from .accuracy import Estimate, Setting, estimate
 from .devices import Device
@@ -345,8 +345,6 @@ def trace_all(
 
     Errors: InputError if there is no model; those of `costmodel.trace`.
     """
-    from costmodel import trace  # which loads torch
-
     given = list(models) if isinstance(models, list | tuple) else [models]
     if not given:
         raise InputError("no model was given; name one or more, such as torchvision:mobilenet_v2")

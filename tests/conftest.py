@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import hypothesis
 import pytest
 import torch
@@ -10,6 +13,10 @@ from networks import TWELVE, short, traced
 # The same examples on every machine; the first trace of a network may take longer than an example may.
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("reproducible")
+
+# Traces of the tests' own, so that none made before is taken for today's; the programs that tests run inherit it.
+_CACHE = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+os.environ["COSTMODEL_CACHE"] = _CACHE.name
 
 # The tests' tensors are small: on a busy machine threads that wait for each other cost more than they bring.
 torch.set_num_threads(1)

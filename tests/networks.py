@@ -14,7 +14,8 @@ import torchvision
 from hypothesis import strategies as st
 from torch import nn
 
-from costmodel import ACCOUNTINGS, METHODS, LayerGraph, block_count, trace
+from costmodel import ACCOUNTINGS, METHODS, LayerGraph, block_count
+from costmodel.tracer import trace
 from costmodel.zoo import ZOO
 
 # The twelve networks of the project's tests and tables, and how many blocks each has.

@@ -20,7 +20,8 @@ from networks import (
 from networks import settings as every_setting
 from torch import nn
 
-from costmodel import METHODS, InputError, block_count, footprint, parts, trace
+from costmodel import METHODS, InputError, block_count, footprint, parts
+from costmodel.tracer import trace
 
 
 def test_known_number_of_blocks(name, graph):

@@ -10,7 +10,8 @@ import pytest
 from networks import traced
 
 import costmodel.cli
-from costmodel import ACCOUNTINGS, METHODS, OPTIMIZERS, CostModelError, footprint, parts, trace
+from costmodel import ACCOUNTINGS, METHODS, OPTIMIZERS, CostModelError, footprint, parts
+from costmodel.tracer import trace
 
 MODEL = "torchvision:mobilenet_v3_small"
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import costmodel
 from costmodel import InfeasibleError, InputError
+from costmodel.tracer import trace
 from planner import cli
 from planner.accuracy import Estimate
 from planner.candidates import candidates, to_frame
@@ -65,7 +66,7 @@ def test_frontier_refuses_what_is_no_table(costs):
 
 
 def test_every_method_and_depth_is_priced_as_footprint_prices_it(small):
-    graph = costmodel.trace(SMALL, resolution=96)
+    graph = trace(SMALL, resolution=96)
     count = costmodel.block_count(graph)
     expected = {
         (name, k)

@@ -16,9 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from costmodel import InputError, ModelError, UnknownOperationError, footprint, trace
+from costmodel import InputError, ModelError, UnknownOperationError, footprint
 from costmodel.graph import TRACE_BATCH
 from costmodel.models import resolve
+from costmodel.tracer import trace
 
 # --- many networks ----------------------------------------------------------------------------------------------------
 

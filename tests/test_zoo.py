@@ -10,9 +10,10 @@ import torch
 from networks import meta_model, traced
 from torch import nn
 
-from costmodel import footprint, trace
+from costmodel import footprint
 from costmodel.measure import step_flops
 from costmodel.models import LIBRARIES
+from costmodel.tracer import trace
 from costmodel.zoo import ZOO
 from costmodel.zoo.proxylessnas_mobile import STAGES
 

@@ -23,8 +23,6 @@ tinytl/tinytl/utils/memory_cost_profiler.py of mit-han-lab/tinyml, which takes 8
 
 from __future__ import annotations
 
-import networkx
-
 from ..assignment import Assignment
 from ..blocks import ACTIVATIONS, CONVOLUTIONS, NORMS, parts
 from ..gradients import Wanted
@@ -95,6 +93,8 @@ def skip_elements(graph: LayerGraph) -> dict[int, int]:
     A sum whose one term is computed from the other closes a skip connection; the layers between the two are inside.
     """
     if "skips" not in graph.memo:
+        import networkx
+
         around: dict[int, int] = {}
         for layer in graph.layers:
             terms = [tensor for tensor in layer.inputs.values() if tensor.kind == "activation"]

@@ -1,0 +1,42 @@
+"""What a trace depends on besides the network's name: the versions of the libraries, found without importing them."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+LIBRARIES = ("torch", "torchvision", "timm")
+_TRACING = ("graph.py", "store.py", "calls.py", "tracer.py", "models.py", "zoo/*.py")
+
+
+def installed(library: str) -> str | None:
+    """Return the version of an installed library; None if it is not installed."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def release(text: str) -> str:
+    """Return the part of a version that tells which code runs: '2.15.0+cpu' -> '2.15'."""
+    return ".".join(text.split("+")[0].split(".")[:2])
+
+
+@cache
+def tracer_version() -> str:
+    """Return a digest of the code that traces, so that what an older tracer saw is not taken for today's."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in _TRACING for path in package.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def environment() -> str:
+    """Return all of it on one line, such as 'torch 2.15.0, torchvision 0.29.2, timm none, python 3.13, ...'."""
+    libraries = [f"{library} {installed(library) or 'none'}" for library in LIBRARIES]
+    python = f"python {sys.version_info.major}.{sys.version_info.minor}"
+    return ", ".join([*libraries, python, f"tracer {tracer_version()}"])
