@@ -184,7 +184,7 @@ def training_step(
 ) -> TrainingStep:
     """Return a method (default: full) or a set of trained parameters, worked out; see `footprint` for the arguments."""
     books_of = find_accounting(accounting)
-    known = (training_step.__name__, method, blocks, accounting)
+    known = (training_step.__name__, method, type(blocks), blocks, accounting)  # True and 1 are equal
     memoised = trained is None and not options
     if memoised and known in graph.memo:
         return graph.memo[known]
