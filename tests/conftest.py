@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 
 import hypothesis
 import pytest
 import torch
 from networks import TWELVE, short, traced
+
+import costmodel.cli
 
 # The same examples on every machine; the first trace of a network may take longer than an example may.
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, print_blob=True)
@@ -38,3 +41,17 @@ def name(request) -> str:
 def graph(name):
     """Layer graph of each of the twelve networks in turn."""
     return traced(name)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command line in this process; return (exit code, standard output, standard error)."""
+
+    def run(*arguments: str, main=costmodel.cli.main) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        printed = capsys.readouterr()
+        return left.value.code or 0, printed.out, printed.err
+
+    return run

@@ -16,20 +16,6 @@ from costmodel.tracer import trace
 MODEL = "torchvision:mobilenet_v3_small"
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run `costmodel` with these arguments in this process; return (exit code, standard output, standard error)."""
-
-    def run(*arguments: str, main=costmodel.cli.main) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["costmodel", *arguments])
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        return left.value.code or 0, printed.out, printed.err
-
-    return run
-
-
 def outside(*arguments: str) -> subprocess.CompletedProcess:
     """Run a Python program in a process of its own."""
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 from networks import BLOCKS, TWELVE, short, traced
@@ -11,24 +10,9 @@ from torch import nn
 
 from costmodel import METHODS, footprint, trace
 from costmodel.accounting.eager import WHY
-from costmodel.cli import main
 from costmodel.compare import difference
 
 SMALL = "timm:mobilenetv2_050"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run `costmodel` with these arguments in this process; return (exit code, standard output, standard error)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["costmodel", *arguments])
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        return left.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 def two_books(graph, *arguments, **options):

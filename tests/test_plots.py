@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import get_args
 
@@ -28,20 +27,6 @@ STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 @pytest.fixture(scope="module")
 def priced():
     return candidates(MODEL, resolution=96)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command line in this process; return (exit code, standard output, standard error)."""
-
-    def run(main, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["command", *arguments])
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        return left.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 # --- memory over a step -----------------------------------------------------------------------------------------------
@@ -96,7 +81,7 @@ def test_plot_commands_write_every_kind_of_file(command, tmp_path, kind, drawn, 
     path = tmp_path / f"plot{suffix}"
     depths = [text.partition(" = ")[2] for text in drawn if "=" in text]
     given = ["--method", "full", "--method", "mobiletl", *(word for k in depths for word in ("--blocks", k))]
-    code, out, err = command(costmodel.cli.main, "plot", kind, MODEL, *given, "--resolution", "96", "--out", str(path))
+    code, out, err = command("plot", kind, MODEL, *given, "--resolution", "96", "--out", str(path))
     assert (code, out, err) == (0, f"wrote {path}\n", "")
     assert path.read_bytes().startswith(STARTS[suffix])
 
@@ -105,7 +90,7 @@ def test_plot_commands_write_every_kind_of_file(command, tmp_path, kind, drawn, 
 def test_without_a_method_a_breakdown_has_all_that_apply(command, tmp_path, monkeypatch, model):
     seen = []
     monkeypatch.setattr("costmodel.plots.draw_breakdown", lambda answers, path: seen.extend(answers))
-    code, _, err = command(costmodel.cli.main, "plot", "breakdown", model, "--out", str(tmp_path / "all.svg"))
+    code, _, err = command("plot", "breakdown", model, "--out", str(tmp_path / "all.svg"))
     assert (code, err) == (0, "")
     names, depth = [answer.method for answer in seen], min(5, block_count(traced(model)))
     assert names == [name for name in METHODS if name in names] and {"full", "last", "blocks"} <= set(names)
@@ -261,7 +246,7 @@ def test_another_kind_of_file_is_refused(name):
 )  # fmt: skip
 def test_a_mistake_is_one_line_before_anything_is_traced(command, tmp_path, monkeypatch, main, arguments, message):
     monkeypatch.chdir(tmp_path)
-    code, out, err = command(main, *arguments)
+    code, out, err = command(*arguments, main=main)
     assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith("error: ") and message in err
     assert not list(tmp_path.iterdir())
 

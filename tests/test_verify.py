@@ -13,7 +13,6 @@ import torch
 
 from costmodel import InputError, ModelError, verify
 from costmodel.accounting import eager
-from costmodel.cli import main
 from costmodel.verification import Check
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -24,20 +23,6 @@ avx512 = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512",
     reason="the working memory of convolutions is known for AVX-512 alone",
 )
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run `costmodel` with these arguments in this process; return (exit code, standard output, standard error)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["costmodel", *arguments])
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        return left.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------
