@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,6 +126,7 @@ def apply(
     resolution: int = 224,
     frozen_dtype: str = "float32",
     *,
+    options: Mapping[str, object] | None = None,
     trained: Trained | None = None,
 ) -> nn.Module:
     """Make a model ready to train by a method; return the same module, changed in place.
@@ -134,7 +135,7 @@ def apply(
     backward is what `footprint(..., accounting="lean")` says. Parameters and state-dict keys stay; eval mode is
     untouched. `restore` undoes it.
 
-    method, blocks, trained: as in `footprint`. resolution: of the images it will see (or any at
+    method, blocks, options, trained: as in `footprint`. resolution: of the images it will see (or any at
     which its calls are the same). frozen_dtype: float32 or float16, how frozen
     weights are stored.
 
@@ -148,7 +149,7 @@ def apply(
         raise InputError(f"frozen_dtype {frozen_dtype!r} {hint}; allowed: {', '.join(_TORCH_DTYPES)}")
     if method is not None and not find_method(method).has_layers:
         raise InputError(f"method {method!r} can be priced only: no torch layers of this package train so")
-    method, graph, assignment = assign(trace(model, resolution), method, blocks, trained)
+    method, graph, assignment = assign(trace(model, resolution), method, blocks, trained, options)
     facts, wanted = wanted_gradients(graph, assignment)
     books = LEAN.keep(graph, assignment, facts, wanted)
     computed, derived = _derivations(graph, wanted)

@@ -352,6 +352,15 @@ def test_errors_say_what_to_do():
         restore(build("timm:tinynet_e"))
 
 
+@pytest.mark.parametrize("n", [1, 4])
+def test_options_of_a_method_are_applied(n):
+    name = "timm:tinynet_e"
+    model = apply(build(name), "last-convs", resolution=RESOLUTION, options={"convolutions": n}).train()
+    plan = footprint(traced(name, RESOLUTION), "last-convs", batch=BATCH, options={"convolutions": n})
+    assert {k for k, parameter in model.named_parameters() if parameter.requires_grad} == plan.assignment.trained
+    assert saved_bytes(model, images()) == plan.saved_bytes
+
+
 def test_tinytl_warns_that_the_function_changes():
     with pytest.warns(UserWarning, match="group_norm in place of batch_norm"):
         apply(build("timm:tinynet_e"), "tinytl-b", resolution=RESOLUTION)

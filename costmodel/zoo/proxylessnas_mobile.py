@@ -1,7 +1,8 @@
 """ProxylessNAS-Mobile: the backbone of TinyTL's and MobileTL's main tables.
 
 Source: Cai, Zhu, Han: ProxylessNAS, ICLR 2019 (arXiv 1812.00332), Figure 4 (mobile). 4,080,512 parameters with 1000
-classes, 319.2 M multiply-accumulates at 224 x 224; the test compares it with pytorchcv's independent definition.
+classes, 319.2 M multiply-accumulates at 224 x 224 without the classifier (320.4 M with 1000 classes); the test compares
+it with pytorchcv's independent definition.
 """
 
 from __future__ import annotations
