@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .accounting import accounting as find_accounting
+from .errors import unknown
 from .graph import LayerGraph
 from .optimizers import Optimizer
 from .optimizers import optimizer as find_optimizer
-from .step import TrainingStep, training_step
+from .step import FROZEN_BYTES, TrainingStep, training_step
 from .timeline import CATEGORIES, update_working
 from .traffic import update_bytes
 
@@ -102,6 +103,9 @@ def price(
     Errors: those of `footprint`.
     """
     books = find_accounting(accounting)
+    for frozen_dtype in frozen_dtypes:
+        if frozen_dtype not in FROZEN_BYTES:
+            raise unknown("dtype of frozen weights", frozen_dtype, FROZEN_BYTES)
     updates = [find_optimizer(name) for name in optimizers]
     batch, micro = np.array(batches, np.int64).reshape(-1, 2).T
     passes = np.minimum(batch // micro, 2)

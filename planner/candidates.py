@@ -252,7 +252,7 @@ class _Table:
             },
         }
         for field in fields(Estimate):
-            name = "recovery" if field.name == "value" else f"recovery_{field.name}"
+            name = _column(field.name)
             values = [getattr(each, field.name) for each in flat]
             numeric = all(value is None or isinstance(value, float) for value in values)
             frame[name] = np.array(values, float)[guess] if numeric else texts(values, guess)
@@ -356,6 +356,11 @@ def trace_all(
     return list({(graph.model, graph.resolution): graph for graph in graphs}.values())
 
 
+def _column(field: str) -> str:
+    """Return what a field of an estimate is called in a frame."""
+    return "recovery" if field == "value" else field if field.startswith("accuracy_") else f"recovery_{field}"
+
+
 def write_frame(frame: pandas.DataFrame, path: str | Path) -> None:
     """Write a frame to a .csv or .parquet file.
 
@@ -386,8 +391,7 @@ def to_frame(priced: Sequence[Candidate]) -> pandas.DataFrame:
         row = candidate.to_dict()
         parts, guess = row.pop("memory_bytes"), row.pop("recovery")
         row.update({f"{part}_bytes": size for part, size in parts.items()})
-        row["recovery"] = guess.pop("value")
-        row.update({key if key.startswith("accuracy_") else f"recovery_{key}": part for key, part in guess.items()})
+        row.update({_column(key): part for key, part in guess.items()})
         rows.append(row)
     frame = pandas.DataFrame(rows)
     numbers = ["recovery", "recovery_low", "recovery_high"]

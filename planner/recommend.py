@@ -239,7 +239,7 @@ def choose(
         min(better, key=lambda c: (c.peak_bytes, _order(c, scale)), default=None),
         best(better, scale) if better else None,
         tuple(cheaper[:CHEAPER_SHOWN]),
-        best(light, scale) if light and scale.knows(best(light, scale)) else None,
+        best(light, scale) if light and (best(light, scale).recovery.value or 0) > 0 else None,
         safer if scale.knows(chosen) and scale.interval(safer)[0] > low + TIE else None,
         tuple(sorted(rivals, key=lambda c: (-scale.interval(c)[1], _order(c, scale)))),
         tuple(per_model) if len(models) > 1 else (),

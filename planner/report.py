@@ -16,7 +16,7 @@ from costmodel.units import format_bytes, format_count
 from .devices import Device, device, device_names
 from .objectives import seconds_text
 from .reasons import namer, short_names
-from .recommend import Recommendation, Scale, where
+from .recommend import Recommendation, Scale, scale_of, where
 from .validation import LeftOut, summaries
 
 if TYPE_CHECKING:
@@ -29,6 +29,17 @@ def console() -> Console:
     if not terminal.is_terminal:  # a pipe or file has no width of its own
         terminal.width = 120
     return terminal
+
+
+def _expected(candidate: Candidate, by_accuracy: bool) -> tuple[str, str]:
+    """Return the expected accuracy or recovery with its interval, and its kind."""
+    guess = candidate.recovery
+    if not by_accuracy:
+        return _recovery(candidate), guess.kind
+    if guess.accuracy_percent is None:
+        return "unknown", "unknown"
+    ends = f"({guess.accuracy_low_percent:.1f} to {guess.accuracy_high_percent:.1f})"
+    return f"{guess.accuracy_percent:.1f} % {ends}", guess.accuracy_kind
 
 
 def _recovery(candidate: Candidate) -> str:
@@ -49,7 +60,8 @@ def candidate_table(rows: list[tuple[str, Candidate]], several: bool, title: str
     table.add_column("method", overflow="fold")
     for column in ("peak", "FLOPs", *(() if several else ("trained",))):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("recovery", no_wrap=True)
+    by_accuracy = scale_of(candidate for _, candidate in rows).name == "accuracy"
+    table.add_column("accuracy" if by_accuracy else "recovery", no_wrap=True)
     table.add_column("basis", no_wrap=True)
     for label, candidate in rows:
         table.add_row(
@@ -59,8 +71,7 @@ def candidate_table(rows: list[tuple[str, Candidate]], several: bool, title: str
             format_bytes(candidate.peak_bytes),
             format_count(candidate.total_flops),
             *(() if several else (format_count(candidate.trained_parameters),)),
-            _recovery(candidate),
-            candidate.recovery.kind,
+            *_expected(candidate, by_accuracy),
         )
     return table
 
