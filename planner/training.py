@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +35,9 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 class Memory:
     """The memory of one step at the run's batch, predicted and measured.
 
-    `saved_bytes`: kept for backward. `peak_bytes`: of the whole step. `above_start_bytes`: of that peak, what comes on
-    top of the memory that is taken when a step starts; that is what a profiler sees.
+    saved_bytes: kept for backward. peak_bytes: of the whole step, with the working memory of this machine's kernels
+    (which a candidate's peak leaves out). above_start_bytes: of that peak, what comes on top of the memory that is
+    taken when a step starts; that is what a profiler sees.
     """
 
     peak_bytes: int
@@ -110,33 +111,34 @@ def fine_tune(
         torch.manual_seed(seed)
         network = apply(copy.deepcopy(model), method, blocks, resolution)
         start = time.perf_counter()
-        loader = DataLoader(train, batch, shuffle=True, drop_last=True)
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        update = _OPTIMIZERS[optimizer](trained, lr=learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(update, epochs * len(loader))
         history: list[tuple[int, float]] = []
         stopped = False
-        for epoch in range(1, epochs + 1):
-            network.train()
-            for images, labels in loader:
-                nn.functional.cross_entropy(network(images), labels).backward()
-                update.step()
-                update.zero_grad(set_to_none=True)
-                schedule.step()
+        for epoch in train_epochs(network, train, epochs, learning_rate, batch, optimizer):
             if epoch % evaluate_every == 0 or epoch == epochs:
                 history.append((epoch, accuracy_percent(network, test)))
                 stopped = report is not None and bool(report(*history[-1]))
                 if stopped:
                     break
-    return Run(
-        tuple(history),
-        epoch,
-        epoch * len(loader),
-        stopped,
-        len(test),
-        time.perf_counter() - start,
-        memory,
-    )
+        seconds = time.perf_counter() - start
+    return Run(tuple(history), epoch, epoch * (len(train) // batch), stopped, len(test), seconds, memory)
+
+
+def train_epochs(
+    network: nn.Module, train: Data, epochs: int, learning_rate: float, batch: int, optimizer: str
+) -> Iterator[int]:
+    """Train what asks for gradients, in place; yield each epoch's number when it is done."""
+    loader = DataLoader(_data_set(train), batch, shuffle=True, drop_last=True)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    update = _OPTIMIZERS[optimizer](trained, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(update, epochs * len(loader))
+    for epoch in range(1, epochs + 1):
+        network.train()
+        for images, labels in loader:
+            nn.functional.cross_entropy(network(images), labels).backward()
+            update.step()
+            update.zero_grad(set_to_none=True)
+            schedule.step()
+        yield epoch
 
 
 def measure_memory(

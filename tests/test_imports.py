@@ -25,7 +25,8 @@ ORDER = (
     {"graph"},
     {"assignment", "calls"},
     {"rules", "blocks", "rewrite", "derivation"},
-    {"gradients", "workspaces", "layers"},
+    {"gradients", "workspaces"},
+    {"layers"},
     {"methods", "accounting"},
     {"timeline", "traffic", "zoo"},
     {"step", "models"},
@@ -163,7 +164,7 @@ def test_planner_uses_what_costmodel_shows(path):
         if first in ("torch", "torchvision", "timm"):
             assert unit(path, PLANNER) in PLANNER_TORCH, module
         if first == "matplotlib":
-            assert unit(path, PLANNER) == "plots", "only plots.py draws"
+            assert unit(path, PLANNER) in ("plots", "tasks"), "only plots.py draws; tasks.py reads matplotlib's fonts"
 
 
 @pytest.mark.parametrize("package", [COSTMODEL, PLANNER], ids=["costmodel", "planner"])
