@@ -34,16 +34,19 @@ class Recipe:
 
     def made_of(self, *ingredients: torch.Tensor) -> torch.Tensor:
         """Return the tensor, made again from others in place of its ingredients, in their order."""
-        made: dict[int, Any] = {id(old): new for old, new in zip(self.ingredients(), ingredients, strict=True)}
+        return self._made({id(old): new for old, new in zip(self.ingredients(), ingredients, strict=True)})
 
-        def make(value: Any) -> Any:
-            if isinstance(value, Recipe) and id(value) not in made:
-                args, kwargs = tree_map(make, (value.args, value.kwargs))
-                result = value.function(*args, **kwargs)
-                made[id(value)] = result if value.part is None else result[value.part]
-            return made.get(id(value), value)
+    def _made(self, made: dict[int, Any]) -> torch.Tensor:
+        """Return the tensor, given what is made already; no function may refer to itself and keep `made` alive."""
 
-        return make(self)
+        def found(value: Any) -> Any:
+            return value._made(made) if isinstance(value, Recipe) else made.get(id(value), value)
+
+        if id(self) not in made:
+            args, kwargs = tree_map(found, (self.args, self.kwargs))
+            result = self.function(*args, **kwargs)
+            made[id(self)] = result if self.part is None else result[self.part]
+        return made[id(self)]
 
 
 class Derivations:

@@ -165,10 +165,11 @@ class TrainingStep:
         found = {}
         for layer in self.graph.layers:
             roles = self.wanted.get(layer.index, ())
+            packs = any(key[-1] == "mask" for key in self.books.by_layer.get(layer.index, ()))
             if np.ndim(micro_batch):
-                both = tuple(np.array([workspace(layer, roles, int(b), float_bytes) for b in micro_batch]).T)
+                both = tuple(np.array([workspace(layer, roles, int(b), float_bytes, packs) for b in micro_batch]).T)
             else:
-                both = workspace(layer, roles, micro_batch, float_bytes)
+                both = workspace(layer, roles, micro_batch, float_bytes, packs)
             found[layer.index] = both
         return found
 

@@ -83,17 +83,17 @@ class _Replacing(CallTracker):
         if call in self.plan.derived and self.network.training:
             return self.derivations.run(function, args, kwargs)
         replacement, entry = self.replacements.get(call), self.plan.entries.get(call)
-        if replacement is None and entry is None:
+        block = self.plan.joints.get(call)
+        if replacement is None and entry is None and block is None:
             return function(*args, **kwargs)
         arguments = {**dict(zip(argument_names(function), args, strict=False)), **kwargs}
         recipe = self.derivations.recipe(arguments.get("weight"))
         if recipe is not None:
             arguments |= {"weight": recipe.ingredients(), "compute": recipe.made_of}
         if entry is not None:
-            role, block = entry
-            self.block_inputs[block] = arguments[role]
+            role, entered = entry
+            self.block_inputs[entered] = arguments[role]
         result = function(*args, **kwargs) if replacement is None else replacement(arguments)
-        block = self.plan.joints.get(call)
         if block is None:
             return result
         return self.network.get_submodule(f"{LITE_RESIDUAL}.{block}")(self.block_inputs.pop(block), result)
@@ -106,7 +106,7 @@ class Applied:
         """Run the network's own forward."""
         plan = self.__dict__[_ATTRIBUTE]
         replacements = plan.replacements if self.training else plan.in_eval
-        if not replacements:
+        if not replacements and not plan.joints:
             return super().forward(*args, **kwargs)
         with _Replacing(self, plan, replacements):
             return super().forward(*args, **kwargs)

@@ -5,8 +5,11 @@ AVX-512 and more than one thread. They copy their arguments to a layout in which
 a result in that layout and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py;
 PyTorch 2.15, oneDNN). Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight
 gradient of a depthwise convolution with a kernel of 5 or more copies nothing. Where only the bias trains, the weight's
-gradient is computed all the same, and dropped. `layers`: the same under this package's own layers, which compute the
-input gradient of a frozen pointwise convolution as a matrix product, and the gradient of a bias alone as a sum.
+gradient is computed all the same, and dropped. A batch norm's backward allocates the input's gradient twice.
+`layers`: the same under this package's own layers, which compute the input gradient of a frozen pointwise convolution
+as a matrix product, the gradient of a bias alone as a sum, and the input gradient of a batch norm whose scale and
+statistics are frozen in one go (Assumption: one whose scale does not train has frozen statistics, if it is not of a
+weight). An activation that packs a mask does so a piece at a time (`mask_piece`).
 Scratchpads of a few kilobytes for reductions over threads are not counted.
 """
 
@@ -19,14 +22,25 @@ from .blocks import CONVOLUTIONS, is_depthwise
 from .errors import unknown
 from .graph import Layer, Tensor
 
-# layer, roles whose gradient is wanted, batch, bytes of one number -> bytes in forward, bytes in backward
-Workspace = Callable[[Layer, tuple[str, ...], int, int], tuple[int, int]]
+# layer, roles whose gradient is wanted, batch, bytes of one number, whether it packs a mask
+# -> bytes in forward, bytes in backward
+Workspace = Callable[[Layer, tuple[str, ...], int, int, bool], tuple[int, int]]
 
 _CHANNEL_BLOCK = 16
 _UNCOPIED_IMAGE_CHANNELS = 3
 
+# Elements whose mask is packed at a time, and the most pieces that a tensor is cut into on a CPU: every piece waits for
+# all threads a few times, which takes long where other programs want the cores. Assumption: a piece of floats (1 MiB)
+# stays in the cache of a CPU's core.
+PIECE, PIECES = 1 << 18, 8
 
-def _none(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
+
+def mask_piece(elements: int) -> int:
+    """Return how many of a tensor's elements are worked on at a time on a CPU, a multiple of 8."""
+    return max(PIECE, -(-elements // (8 * PIECES)) * 8)
+
+
+def _none(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, packs: bool) -> tuple[int, int]:
     return 0, 0
 
 
@@ -34,7 +48,9 @@ def _padded(channels: int) -> int:
     return -(-channels // _CHANNEL_BLOCK) * _CHANNEL_BLOCK
 
 
-def _onednn(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
+def _onednn(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, packs: bool) -> tuple[int, int]:
+    if layer.op == "batch_norm":
+        return 0, layer.input.bytes(batch, float_bytes) if "input" in wanted else 0
     if layer.op not in CONVOLUTIONS or not layer.input.batched or layer.inputs["weight"].batched:
         return 0, 0
     x, y, weight = layer.inputs["input"], layer.output, layer.inputs["weight"]
@@ -61,10 +77,16 @@ def _onednn(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int)
     return forward, backward
 
 
-def _layers(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
+def _layers(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, packs: bool) -> tuple[int, int]:
     if "weight" not in wanted:
+        if layer.op == "batch_norm" and layer.output.batched:
+            return 0, 0
         wanted = tuple(role for role in wanted if role != "bias")  # which is a sum there
-    forward, backward = _onednn(layer, wanted, batch, float_bytes)
+    if packs:  # a byte for each bit, and in place a copy of the piece; NumPy unpacks them in memory of its own
+        elements = batch * layer.output.elements
+        piece = min(elements, mask_piece(elements))
+        return piece + (float_bytes * piece if layer.inplace else 0), 0
+    forward, backward = _onednn(layer, wanted, batch, float_bytes, packs)
     pointwise = layer.op in CONVOLUTIONS and set(layer.inputs["weight"].shape[2:]) == {1}
     return forward, 0 if pointwise and "weight" not in wanted else backward
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from costmodel import workspaces
 from costmodel.errors import InputError
 from costmodel.layers import (
     LAYERS,
@@ -27,7 +28,6 @@ from costmodel.layers import (
     standardize,
     standardized_conv2d,
 )
-from costmodel.layers import masks as masks_module
 from costmodel.layers.activations import MASKED
 from costmodel.measure import peak_bytes
 
@@ -384,7 +384,7 @@ def test_nothing_is_kept_where_no_gradient_is_wanted(case):
 # 16 elements or one image at a time: masks and indices are put together from many pieces.
 @pytest.mark.parametrize("case", [case for case in CASES if case.exact], ids=str)
 def test_pieces_fit_together(case, monkeypatch):
-    monkeypatch.setattr(masks_module, "CPU_CHUNK", 16)
+    monkeypatch.setattr(workspaces, "PIECE", 16)
     for layout in ("channels_last", "sliced"):
         _assert_equal(case, torch.float32, layout, "dense")
 
@@ -459,7 +459,7 @@ def test_masked_takes_the_functions_own_arguments():
 def test_masked_results_do_not_depend_on_where_the_tensor_is_cut(monkeypatch):
     # Vectorised functions round differently at the end of a piece.
     x = torch.randn(100_003, requires_grad=True)
-    monkeypatch.setattr(masks_module, "CPU_CHUNK", 37_008)
+    monkeypatch.setattr(workspaces, "PIECE", 37_008)
     for name in MASKED:
         assert torch.equal(masked(name, x), getattr(F, name)(x.detach())), name
 
@@ -557,7 +557,7 @@ def test_a_convolution_makes_no_copy_of_the_input_it_did_not_keep(name, layout):
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_an_activation_needs_one_chunk_of_temporary_memory(inplace):
-    chunk = masks_module.CPU_CHUNK
+    chunk = workspaces.PIECE
     x = torch.randn(3 * chunk + 5, requires_grad=True) * 1
     floats, packed = 4 * x.numel(), _bits(x.numel())
     # One byte per element of a chunk; in place a float as well, else the result. A few bytes for alignment.
@@ -566,7 +566,7 @@ def test_an_activation_needs_one_chunk_of_temporary_memory(inplace):
 
 
 def test_an_activations_backward_allocates_the_gradient_only():
-    x = torch.randn(3 * masks_module.CPU_CHUNK + 5, requires_grad=True)
+    x = torch.randn(3 * workspaces.PIECE + 5, requires_grad=True)
     y = LAYERS["relu6"](x)
     gradient = torch.ones_like(y)
     assert peak_bytes(lambda: torch.autograd.grad(y, x, gradient)) < 4 * x.numel() + 256

@@ -19,12 +19,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..workspaces import mask_piece
 from .packing import flat, pack, packed_bytes, unpack
 
-# Elements worked on at a time, and the most pieces that a tensor is cut into on a CPU: every piece waits for all
-# threads a few times, which takes long where other programs want the cores. Assumption: a chunk of floats (1 MiB)
-# stays in the cache of a CPU's core; a GPU needs more at a time to be busy.
-CPU_CHUNK, CPU_PIECES, GPU_CHUNK = 1 << 18, 8, 1 << 24
+GPU_PIECE = 1 << 24  # elements worked on at a time: a GPU needs more of them to be busy
 
 Backward = Callable[[Tensor, Tensor, Tensor], object]
 
@@ -48,9 +46,7 @@ class OneBit:
 
 def chunk_size(tensor: Tensor) -> int:
     """Return the number of elements to work on at a time, a multiple of 8."""
-    if tensor.device.type != "cpu":
-        return GPU_CHUNK
-    return max(CPU_CHUNK, -(-tensor.numel() // (8 * CPU_PIECES)) * 8)
+    return mask_piece(tensor.numel()) if tensor.device.type == "cpu" else GPU_PIECE
 
 
 def walk(source: Tensor, out: Tensor, packed: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
