@@ -171,8 +171,6 @@ REMAINDER = (
     "Outside the model, because no layer's shape tells:",
     "",
     "- 8 to 64 bytes: scalars, such as the number that the loss is divided by.",
-    "- Up to 0.02 %: the backward of the batch norm before the global pool takes one more copy of its gradient, as "
-    "large as the one before it; the peak is the same but for two numbers per channel.",
     "- The bias's own copy where a convolution's bias trains: a number per channel.",
     "- Adam inside backward: which of two gradients of one layer comes first. The model lets both be there at once.",
     "- At a lower resolution more: a depthwise convolution with a kernel of 5 or more takes a scratchpad of about "
