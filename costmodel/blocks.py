@@ -9,6 +9,7 @@ and the sum that joins it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from .graph import Layer, LayerGraph, Tensor
@@ -69,8 +70,13 @@ class Parts:
             return "head"
         if layer.index in self.stem:
             return "stem"
-        found = next((block for block in self.blocks if layer in block), None)
+        found = self.block_of(layer)
         return f"block {found.index}" if found else "tail"
+
+    def block_of(self, layer: Layer) -> Block | None:
+        """Return the block that a layer belongs to, if any; blocks stand in execution order."""
+        at = bisect_right(self.blocks, layer.index, key=lambda block: block.first) - 1
+        return self.blocks[at] if at >= 0 and layer in self.blocks[at] else None
 
 
 def parts(graph: LayerGraph) -> Parts:

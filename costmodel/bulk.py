@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from .accounting import accounting as find_accounting
 from .errors import unknown
 from .graph import LayerGraph
-from .optimizers import Optimizer
+from .optimizers import OPTIMIZERS, Optimizer
 from .optimizers import optimizer as find_optimizer
 from .step import FROZEN_BYTES, TrainingStep, training_step
 from .timeline import CATEGORIES, update_working
@@ -27,10 +28,22 @@ from .traffic import update_bytes
 _PERIOD = 8
 _BASIS = np.array([*range(1, _PERIOD + 1), 2 * _PERIOD])
 _STATELESS = Optimizer("none", 0, 0, 0, 0)
+_AT_THE_PEAK = tuple(f"{name}_bytes" for name in CATEGORIES)
+_OF_MOMENTS = (*_AT_THE_PEAK, "peak_bytes", "place", "saved_bytes", "moved_bytes")
+_PRICES = (*_OF_MOMENTS, "trained_parameters", "converted", "forward_flops", "backward_flops", "total_flops")
 
 Numbers = NDArray[np.int64]
 Way = tuple[str, int | None]  # a method and its depth
 Place = tuple[str, str]  # a phase and a layer
+
+
+class Update(NamedTuple):
+    """What an optimizer adds: its state, its temporary memory at most and with which parameter, what it moves."""
+
+    state: int
+    working: int
+    name: str
+    moved: int
 
 
 @dataclass(frozen=True)
@@ -38,14 +51,14 @@ class Lines:
     """The moments that can be the peak, in order of time: `bytes` [moments, categories, batches], and their places.
 
     Without the optimizer; the last moment is the update. saved_bytes and pass_bytes (moved by one pass): [batches].
-    trained_bytes: by parameter.
+    updates: by optimizer, what it adds.
     """
 
     bytes: Numbers
     places: tuple[Place, ...]
     saved_bytes: Numbers
     pass_bytes: Numbers
-    trained_bytes: dict[str, int]
+    updates: dict[str, Update]
 
 
 def _lines(step: TrainingStep, batches: Numbers, frozen_dtype: str, passes: int) -> Lines:
@@ -71,8 +84,13 @@ def _lines(step: TrainingStep, batches: Numbers, frozen_dtype: str, passes: int)
         tuple((moments[index].phase, moments[index].layer) for index in keep),
         np.broadcast_to(step.saved_bytes(batches), batches.shape),
         np.broadcast_to(step.pass_bytes(batches, frozen_dtype=frozen_dtype), batches.shape),
-        sizes.trained,
+        {optimizer.name: _update(sizes.trained, optimizer) for optimizer in OPTIMIZERS.values()},
     )
+
+
+def _update(trained: dict[str, int], optimizer: Optimizer) -> Update:
+    name, working = max(update_working(trained, optimizer), key=lambda each: each[1])
+    return Update(sum(map(optimizer.state_bytes, trained.values())), working, name, update_bytes(trained, optimizer))
 
 
 def _known_lines(graph: LayerGraph, step: TrainingStep, batches: Numbers, frozen_dtype: str, passes: int) -> Lines:
@@ -115,37 +133,30 @@ def price(
         basis, column = np.unique(micro, return_inverse=True)
         periods = np.zeros_like(micro)
     whole = books.timeline is None
+    alike = [(int(count), np.flatnonzero(passes == count)) for count in np.unique(passes)]
     places: dict[Place, int] = {}
-    parts = []
+    shape = (len(ways), len(frozen_dtypes), len(batch), len(updates))
+    indices = dict(zip(("way", "frozen_dtype", "batches", "optimizer"), np.indices(shape), strict=True))
+    columns = indices | {name: np.empty(shape, np.int64) for name in _PRICES}
     for number, (method, blocks) in enumerate(ways):
         step = training_step(graph, method, blocks, accounting)
-        converted = any(layer.in_place_of for layer in step.graph.layers)
-        constant = {"way": number, "trained_parameters": step.trained_parameters, "converted": int(converted)}
         flops = step.flops(batch, batch // micro)
         backward = flops["backward_input"] + flops["backward_weight"]
-        constant |= {
-            "forward_flops": flops["forward"], "backward_flops": backward,
+        for name, value in {
+            "trained_parameters": step.trained_parameters,
+            "converted": step.is_converted,
+            "forward_flops": flops["forward"],
+            "backward_flops": backward,
             "total_flops": flops["forward"] + backward + flops["recompute"],
-        }  # fmt: skip
+        }.items():
+            columns[name][number] = value[:, None] if np.ndim(value) else value
         for dtype, frozen_dtype in enumerate(frozen_dtypes):
-            for count in np.unique(passes):
-                mine = np.flatnonzero(passes == count)
-                lines = _known_lines(graph, step, basis, frozen_dtype, int(count))
-                parts.append(
-                    {
-                        "frozen_dtype": dtype,
-                        **_peaks(
-                            lines, column[mine], periods[mine], batch[mine] // micro[mine], updates, places, whole
-                        ),
-                    }
-                    | {"batches": mine[:, None], "optimizer": np.arange(len(updates))}
-                    | {k: v[mine, None] if np.ndim(v) else v for k, v in constant.items()}
-                )
-    columns = {
-        name: np.concatenate([np.broadcast_to(part[name], part["peak_bytes"].shape).ravel() for part in parts])
-        for name in parts[0]
-    }
-    return columns, tuple(places)
+            for count, mine in alike:
+                lines = _known_lines(graph, step, basis, frozen_dtype, count)
+                found = _peaks(lines, column[mine], periods[mine], batch[mine] // micro[mine], updates, places, whole)
+                for name, value in found.items():
+                    columns[name][number, dtype, mine] = value
+    return {name: values.ravel() for name, values in columns.items()}, tuple(places)
 
 
 def _peaks(
@@ -159,32 +170,33 @@ def _peaks(
 ) -> dict[str, Numbers]:
     """Return the peak, its parts and its place, each [batches, optimizers]; new places are added to `places`."""
 
+    grow = periods.any()
+
     def at(values: Numbers) -> Numbers:
         found = values[..., column]
-        return found + periods * (values[..., -1] - values[..., -2])[..., None] if periods.any() else found
+        return found + periods * (values[..., -1] - values[..., -2])[..., None] if grow else found
 
     moments = at(lines.bytes)
     totals, every = moments.sum(axis=1), np.arange(len(column))
-    found: dict[str, list[Numbers]] = {}
-    for update in updates:
-        state, (name, working) = 0, ("", 0)
-        ids = [places.setdefault(place, len(places)) for place in lines.places]
+    saved, moved = at(lines.saved_bytes), passes * at(lines.pass_bytes)
+    ids = np.array([places.setdefault(place, len(places)) for place in lines.places])
+    found = {name: np.empty((len(column), len(updates)), np.int64) for name in _OF_MOMENTS}
+    for number, optimizer in enumerate(updates):
+        update, those = lines.updates[optimizer.name], totals
+        if not whole:
+            update = Update(0, 0, "", update.moved)
+        if update.working:
+            those = totals.copy()
+            those[-1] += update.working
         if whole:
-            state = sum(map(update.state_bytes, lines.trained_bytes.values()))
-            name, working = max(update_working(lines.trained_bytes, update), key=lambda each: each[1])
-            ids[-1] = places.setdefault(("update", name), len(places))
-        those = totals.copy()
-        those[-1] += working
+            ids[-1] = places.setdefault(("update", update.name), len(places))
         peak = those.argmax(axis=0)
-        rows = dict(zip((f"{name}_bytes" for name in CATEGORIES), moments[peak, :, every].T, strict=True))
-        rows["optimizer_bytes"] = rows["optimizer_bytes"] + state
-        rows["transient_bytes"] = rows["transient_bytes"] + working * (peak == len(those) - 1)
-        rows |= {
-            "peak_bytes": those[peak, every] + state,
-            "place": np.array(ids)[peak],
-            "saved_bytes": at(lines.saved_bytes),
-            "moved_bytes": passes * at(lines.pass_bytes) + update_bytes(lines.trained_bytes, update),
-        }
-        for key, value in rows.items():
-            found.setdefault(key, []).append(value)
-    return {key: np.stack(values, axis=1) for key, values in found.items()}
+        for name, values in zip(_AT_THE_PEAK, moments[peak, :, every].T, strict=True):
+            found[name][:, number] = values
+        found["optimizer_bytes"][:, number] += update.state
+        found["transient_bytes"][:, number] += update.working * (peak == len(those) - 1)
+        found["peak_bytes"][:, number] = those[peak, every] + update.state
+        found["place"][:, number] = ids[peak]
+        found["saved_bytes"][:, number] = saved
+        found["moved_bytes"][:, number] = moved + update.moved
+    return found

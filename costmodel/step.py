@@ -50,6 +50,11 @@ class TrainingStep:
         return sum(part.get(name, self.graph.parameters[name].elements) for name in self.assignment.trained)
 
     @cached_property
+    def is_converted(self) -> bool:
+        """Whether the method puts other operations into the network than it was pre-trained with."""
+        return any(layer.in_place_of for layer in self.graph.layers)
+
+    @cached_property
     def _flops(self) -> dict[bool, dict[str, int]]:
         """FLOPs by kind: of each image (True), and of each pass whatever its batch (False)."""
         kinds = (

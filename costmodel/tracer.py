@@ -22,6 +22,7 @@ from .calls import CallTracker, argument_names, operation_name, tensors_in
 from .errors import InputError, ModelError, require_count
 from .graph import TRACE_BATCH, Layer, LayerGraph, Storage, Tensor
 from .models import build, replace_head, resolve, to_meta
+from .quick import QuickCalls
 
 # What depends on its argument's shape alone.
 _FACTORIES = {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like",
@@ -36,6 +37,7 @@ class _Recorder(CallTracker):
     def __init__(self, module: nn.Module):
         super().__init__(module)
         self.calls: list[_Call] = []
+        self.run = QuickCalls()
         self.known: dict[int, _Value] = {}  # id of a live torch tensor -> its current value
         self.stores: dict[int, _Store] = {}
         self.notes: list[str] = []
@@ -71,7 +73,7 @@ class _Recorder(CallTracker):
             if unasked:
                 self.refuse(_AUTOGRAD_FUNCTION)
             self.gradients_on = args[0]
-        result = function(*args, **kwargs)
+        result = self.run(function, args, kwargs)
         if isinstance(result, torch.Tensor):
             outputs = (result,)
         elif isinstance(result, (tuple, list)):

@@ -24,7 +24,7 @@ ORDER = (
     {"graph"},
     {"store"},
     {"assignment", "calls"},
-    {"rules", "blocks", "rewrite", "derivation"},
+    {"rules", "blocks", "rewrite", "derivation", "quick"},
     {"gradients", "workspaces"},
     {"layers"},
     {"methods", "accounting"},
@@ -38,7 +38,9 @@ ORDER = (
     {"__init__", "cli_support"},
     {"cli"},
 )
-TORCH = {"calls", "derivation", "layers", "zoo", "models", "tracer", "measure", "trainable", "verification"}
+TORCH = {
+    "calls", "derivation", "quick", "layers", "zoo", "models", "tracer", "measure", "trainable", "verification",
+}  # fmt: skip
 PLANNER_TORCH = {"measure", "training", "tasks"}
 # What `planner` may use beside the names that `costmodel` shows.
 OPEN_MODULES = {"errors", "units", "cli_support", "drawing"}

@@ -59,14 +59,22 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted:
 
 def _groups(choices: list[Choice]) -> list[list[Choice]]:
     """Return the choices in groups: those in different groups name no tensor in common."""
-    groups: list[tuple[set[Key], list[Choice]]] = []
-    for choice in choices:
-        named = {dense_key(item.tensor) for alternative in choice[2] for item in alternative if isinstance(item, Dense)}
-        touched = [group for group in groups if group[0] & named]
-        groups = [group for group in groups if group not in touched]
-        keys = named.union(*(keys for keys, _ in touched))
-        groups.append((keys, [*(other for _, others in touched for other in others), choice]))
-    return [choices for _, choices in groups]
+    names: list[set[Key]] = []
+    group_of: dict[Key, list[int]] = {}  # a group is a list of places in `choices`, the latest last
+    for place, (_, _, alternatives) in enumerate(choices):
+        named = {
+            dense_key(item.tensor) for alternative in alternatives for item in alternative if isinstance(item, Dense)
+        }
+        names.append(named | {("choice", place)})
+        touched = {group[-1]: group for key in named if (group := group_of.get(key))}
+        group, *others = [touched[last] for last in sorted(touched)] or [[]]
+        for other in others:
+            group += other
+            group_of |= {key: group for member in other for key in names[member]}
+        group.append(place)
+        group_of |= dict.fromkeys(names[place], group)
+    groups = {group[-1]: group for group in group_of.values()}
+    return [[choices[place] for place in groups[last]] for last in sorted(groups)]
 
 
 def _cheapest(ledger: Ledger, group: list[Choice]) -> tuple[Alternative, ...]:

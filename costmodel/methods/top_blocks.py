@@ -22,11 +22,14 @@ def _blocks(graph: LayerGraph, blocks: int) -> Training:
 
 def _mobiletl(graph: LayerGraph, blocks: int) -> Training:
     _, plain = _blocks(graph, blocks)
-    tuned = parts(graph).blocks[-blocks:]
+    cut = parts(graph)
+    tuned = cut.blocks[-blocks:]
     inner = [
         layer
         for layer in norm_layers(graph)
-        if any(layer in block and layer.index not in block.closing_norms for block in tuned)
+        if layer.index >= tuned[0].first
+        and (block := cut.block_of(layer)) is not None
+        and layer.index not in block.closing_norms
     ]
     masked = {
         layer.index: Storage("mask", 1, layer.op in _EXACT_IN_ONE_BIT, MASK_THRESHOLD)
