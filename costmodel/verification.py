@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Verification:
 
 
 def verify(
-    model: str,
+    model: str | torch.nn.Module,
     method: str = "full",
     blocks: int | None = None,
     batch: int = 8,
@@ -79,7 +80,7 @@ def verify(
 ) -> Verification:
     """Build the model, train it for real steps on this machine, and compare with the prediction.
 
-    progress: called with what is being done.
+    model: as in `trace`; of a module a copy trains. progress: called with what is being done.
 
     Errors: InputError for an accounting that no torch model realises, ModelError if the model cannot train so.
     """
@@ -92,7 +93,7 @@ def verify(
     kernels = "none" if device != "cpu" else "onednn" if accounting == EAGER.name else "layers"
     predicted = footprint(graph, method, blocks, batch, optimizer, accounting, kernels=kernels)
     progress("building the network")
-    network = _network(graph, classes, predicted, resolution).to(device)
+    network = _network(model, graph, classes, predicted, resolution).to(device)
     image = graph.input.shape[1:]
     images = torch.randn(batch, *image, device=device)
     try:
@@ -104,7 +105,7 @@ def verify(
         peak = _second_step_peak(network, images, optimizer, device)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
-            f"{model} cannot be trained with batch {batch}: {' '.join(str(error).split())[:300]}"
+            f"{graph.model} cannot be trained with batch {batch}: {' '.join(str(error).split())[:300]}"
         ) from error
     checks = (
         Check("saved for backward", "bytes", predicted.saved_bytes, sum(by_module.values()), 0),
@@ -118,9 +119,11 @@ def verify(
     return Verification(predicted, checks, tuple(_differences(predicted, by_module)))
 
 
-def _network(graph: LayerGraph, classes: int | None, predicted: Footprint, resolution: int) -> torch.nn.Module:
+def _network(
+    model: str | torch.nn.Module, graph: LayerGraph, classes: int | None, predicted: Footprint, resolution: int
+) -> torch.nn.Module:
     """Return the torch model that keeps the books: stock PyTorch, or with this package's layers."""
-    network = build(graph.model, classes)
+    network = build(graph.model, classes) if isinstance(model, str) else copy.deepcopy(model)
     if graph.classes != (classes or graph.classes):
         raise ModelError(f"{graph.model} cannot be built with {classes} classes")
     if predicted.accounting == EAGER.name:

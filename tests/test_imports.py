@@ -38,7 +38,7 @@ ORDER = (
     {"cli"},
 )
 TORCH = {"calls", "derivation", "layers", "zoo", "models", "tracer", "measure", "trainable", "verification"}
-PLANNER_TORCH = {"measure"}
+PLANNER_TORCH = {"measure", "training", "tasks"}
 # What `planner` may use beside the names that `costmodel` shows.
 OPEN_MODULES = {"errors", "units", "cli_support", "drawing"}
 
