@@ -396,4 +396,6 @@ def measure_command(
     if as_json:
         print(json.dumps(outcome.to_dict(), indent=2))
     else:
-        _console().print(*tables(outcome), sep="\n")
+        console = _console()
+        for part in tables(outcome):
+            console.print(part)

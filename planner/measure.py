@@ -294,7 +294,7 @@ class _Worker:
             self.succeeded = True
             self.watch.ends(trial, run.accuracy_percent, run.stopped)
             if not run.memory.agrees:
-                self.watch.notes(f"{candidate.label}: memory is not as predicted: {run.memory}")
+                self.watch.notes(f"{candidate.label}: its memory is not as predicted")
         else:
             self.watch.notes(f"trial {claim.number} was given up by another worker; its result does not count")
 

@@ -93,21 +93,17 @@ def tables(outcome: Outcome) -> Iterator[RenderableType]:
     for note in outcome.notes:
         yield Text(f"note: {note}")
     yield Text(f"ended: {outcome.ended}")
-    before, after = outcome.before.chosen, outcome.after.chosen
+    then = "" if outcome.changed else ", as before the runs"
+    yield Text(f"recommended{then}: {_promise(outcome.after)}", "bold")
     if outcome.changed:
-        yield Text(f"recommended now: {_promise(outcome.after)}, {format_bytes(after.peak_bytes)}", "bold")
-        yield Text(f"before the runs: {_promise(outcome.before)}, {format_bytes(before.peak_bytes)}")
-    else:
-        yield Text(
-            f"recommended, as before the runs: {_promise(outcome.after)}, {format_bytes(after.peak_bytes)}", "bold"
-        )
+        yield Text(f"recommended before the runs: {_promise(outcome.before)}")
 
 
 def _runs(outcome: Outcome) -> Table:
     """Return the table of what was measured, the most accurate first."""
     table = Table(title="measured", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("method", no_wrap=True)
-    for name in ("runs", "accuracy", "90 % interval", "peak", "measured", "memory", "time"):
+    for name in ("runs", "accuracy", "90 % interval", "peak predicted", "measured", "memory", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     candidates = {(c.method, c.blocks): c for c in outcome.after.candidates}
     groups: dict[tuple[str, int | None], list[Finished]] = {}
@@ -145,4 +141,4 @@ def _promise(answer: Recommendation) -> str:
     chosen: Candidate = answer.chosen
     value = answer.scale.text(answer.scale.value(chosen))
     kind = chosen.recovery.accuracy_kind if answer.scale.name == "accuracy" else chosen.recovery.kind
-    return f"{chosen.label} ({answer.scale.name} {value}, {kind})"
+    return f"{chosen.label}, {answer.scale.name} {value} ({kind}), peak {format_bytes(chosen.peak_bytes)}"
