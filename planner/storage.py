@@ -29,7 +29,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from .evidence import Row
-from .evidence.database import COUNTED, SETTINGS, StorageError, connect, errors, row, shown, url_of
+from .evidence.database import COUNTED, SETTINGS, StorageError, connect, errors, row, shown
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -187,7 +187,7 @@ class Store:
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]
         self.name = f"{settings['model']} on {settings['dataset']} {digest}"
         with errors(location):
-            self.storage = _set_up(url_of(location), heartbeat_seconds, grace_seconds)
+            self.storage = _set_up(location, heartbeat_seconds, grace_seconds)
             self.study = optuna.create_study(
                 storage=self.storage,
                 sampler=optuna.samplers.RandomSampler(),  # draws nothing: every trial comes with its configuration
@@ -252,11 +252,11 @@ class Store:
             self.storage.record_heartbeat(trial_id)
 
 
-def _set_up(url: str, heartbeat_seconds: int, grace_seconds: int) -> optuna.storages.RDBStorage:
+def _set_up(location: str, heartbeat_seconds: int, grace_seconds: int) -> optuna.storages.RDBStorage:
     """Return the storage, its tables made if there are none."""
     for attempt in range(_ATTEMPTS):
         try:
-            storage = connect(url, heartbeat_interval=heartbeat_seconds, grace_period=grace_seconds)
+            storage = connect(location, create=True, heartbeat_interval=heartbeat_seconds, grace_period=grace_seconds)
             break
         except (OperationalError, ProgrammingError, IntegrityError) as error:
             # Optuna looks whether a table is there and then makes it: another worker may make it in between.
@@ -264,7 +264,7 @@ def _set_up(url: str, heartbeat_seconds: int, grace_seconds: int) -> optuna.stor
             if attempt == _ATTEMPTS - 1 or not raced:
                 raise
             time.sleep(0.1 + random.random() * attempt / 2)
-    if url.startswith("sqlite"):
+    if storage.engine.dialect.name == "sqlite":
         # What reads and then writes must not have another process write in between; PostgreSQL locks the row.
         # Source: SQLAlchemy, SQLite dialect, on transaction control of the driver.
         @sqlalchemy.event.listens_for(storage.engine, "begin")

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import optuna
-import sqlalchemy
-from optuna.trial import TrialState
-from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
-
 from costmodel.errors import InputError
 
 from . import Row
+
+try:
+    import optuna
+    import sqlalchemy
+    from optuna.trial import TrialState
+    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+except ImportError as error:
+    raise InputError("a database of runs needs Optuna: pip install 'finetune-planner[measure]'") from error
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -48,7 +51,7 @@ def url_of(location: str) -> str:
     kind = location.partition("://")[0]
     if kind.partition("+")[0] not in ("sqlite", "postgresql"):
         raise InputError(f"cannot keep runs in {kind!r}; allowed: sqlite:///runs.db, postgresql://user@host/database")
-    return location
+    return location.replace("postgresql://", "postgresql+psycopg://", 1)  # SQLAlchemy's own choice changed with 2.1
 
 
 def shown(location: str) -> str:
@@ -68,9 +71,7 @@ def errors(location: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise StorageError(
-            f"{shown(location)} needs the driver {error.name or 'psycopg2'}: pip install 'finetune-planner[postgresql]'"
-        ) from error
+        raise StorageError(f"{shown(location)} needs a driver: pip install 'finetune-planner[postgresql]'") from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         if isinstance(error, NoSuchModuleError):
             raise StorageError(f"{shown(location)} is no database that can be used here: {error}") from error
@@ -79,16 +80,28 @@ def errors(location: str) -> Iterator[None]:
         raise StorageError(f"the database {shown(location)} cannot be used: {said}") from error
 
 
-def connect(url: str, **options) -> optuna.storages.RDBStorage:
-    """Return Optuna's storage at a URL; options: as `RDBStorage` takes them."""
-    is_sqlite = url.startswith("sqlite")
-    arguments = {"timeout": _SQLITE_WAIT_SECONDS} if is_sqlite else {}
+def connect(location: str, *, create: bool, **options) -> optuna.storages.RDBStorage:
+    """Return Optuna's storage; options: as `RDBStorage` takes them. create: whether it may be new, and is written to.
+
+    Errors: StorageError if it cannot be used.
+    """
+    url, arguments = url_of(location), {}
+    if url.startswith("sqlite"):
+        path = Path(sqlalchemy.make_url(url).database or "")
+        try:
+            if create:
+                path.touch()  # a file that is lost later must not come back empty: SQLite only opens what is there
+            with path.open("rb"):
+                pass
+        except OSError as error:
+            raise StorageError(f"cannot {'write' if create else 'read'} {path}: {error.strerror}") from error
+        url = f"sqlite:///file:{quote(str(path))}?mode={'rw' if create else 'ro'}&uri=true"
+        arguments = {"timeout": _SQLITE_WAIT_SECONDS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.RDBStorage(
-            url, engine_kwargs={"connect_args": arguments, "pool_pre_ping": not is_sqlite}, **options
+        return optuna.storages.RDBStorage(
+            url, {"connect_args": arguments, "pool_pre_ping": True}, skip_table_creation=not create, **options
         )
-    return storage
 
 
 def measured(location: str) -> tuple[Row, ...]:
@@ -96,14 +109,8 @@ def measured(location: str) -> tuple[Row, ...]:
 
     Errors: StorageError if it cannot be read; InputError if it holds no finished runs.
     """
-    url = url_of(location)
-    if url.startswith("sqlite"):
-        path = Path(sqlalchemy.make_url(url).database or "")
-        if not path.is_file():
-            raise InputError(f"cannot read {path}: no such file")
-        url = f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true"  # nothing is written to it
     with errors(location):
-        storage = connect(url, skip_table_creation=True)
+        storage = connect(location, create=False)
         studies = []
         for study in storage.get_all_studies():
             if SETTINGS in study.user_attrs:
