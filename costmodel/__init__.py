@@ -3,7 +3,8 @@
     graph = trace("torchvision:mobilenet_v2")
     print(footprint(graph, method="mobiletl", blocks=5, batch=8))
 
-Only `verify`, `apply`, `restore`, and `trace` of a network whose trace is not stored, load torch.
+Only `build`, `replace_head`, `verify`, `apply`, `restore`, and `trace` of a network whose trace is not stored, load
+torch.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from .optimizers import OPTIMIZERS
 from .rules import RULES
 
 if TYPE_CHECKING:
+    from .models import build, replace_head
     from .traces import trace
     from .trainable import apply, restore
     from .verification import verify
 
-_LAZY = {"trace": "traces", "verify": "verification", "apply": "trainable", "restore": "trainable"}
+_LAZY = {
+    "build": "models", "replace_head": "models", "trace": "traces", "verify": "verification", "apply": "trainable",
+    "restore": "trainable",
+}  # fmt: skip
 
 
 def __getattr__(name: str):
@@ -54,9 +59,11 @@ __all__ = [
     "UnknownOperationError",
     "apply",
     "block_count",
+    "build",
     "footprint",
     "parts",
     "price",
+    "replace_head",
     "restore",
     "trace",
     "verify",

@@ -324,3 +324,80 @@ def evidence_check_command(
         show_left_out(found)
     if summaries(found)[-1].coverage < WANTED_COVERAGE:
         raise typer.Exit(1)
+
+
+# --- measure ----------------------------------------------------------------------------------------------------------
+
+
+@app.command("measure")
+def measure_command(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Such as torchvision:mobilenet_v2.", show_default=False)
+    ],
+    data: Annotated[
+        str, typer.Option(help="A folder of images, one subfolder per class, or train/ and test/ of such.")
+    ],
+    weights: Annotated[str | None, typer.Option(help="DEFAULT (the library's own), a file, or random.")] = None,
+    ram: Annotated[str | None, typer.Option(help="Memory for the training itself, such as 64MB or 61MiB.")] = None,
+    device: DeviceName = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Most runs of all workers together; default: until decided.")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(help="Start no further run after so many hours.")] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of a run.")] = 10,
+    seeds: Annotated[int, typer.Option(help="Most runs of one candidate, each with its seed.")] = 3,
+    resolution: Annotated[int, typer.Option(help="Height and width of the images in pixels.")] = 224,
+    batch: Annotated[int, typer.Option(help="Images per update.")] = 8,
+    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "sgd",
+    lr: Annotated[
+        float, typer.Option(help="Learning rate of the first step; it falls to 0 along a half cosine.")
+    ] = 0.01,
+    storage: Annotated[
+        str, typer.Option(help="Where runs are kept: a SQLite file, or postgresql://user@host/database.")
+    ] = "sqlite:///runs.db",
+    strict: Annotated[
+        bool, typer.Option(help="Refuse images that cannot be read, and classes with one image.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune the candidates that could be the best on your images, until it is known which one is.
+
+    A rerun goes on where the last one stopped; several at once, with one --storage, share the runs. Then `planner
+    recommend MODEL --ram ... --evidence runs.db` uses what was measured.
+    """
+    import signal
+    import threading
+
+    target = _device(device)
+    ram_bytes = None if ram is None else parse_bytes(ram)
+    if target is not None:
+        ram_bytes = min(ram_bytes or target.training_ram_bytes, target.training_ram_bytes)
+    if ram_bytes is None:
+        raise InputError("no limit was given; give --ram 64MB, or --device raspberry-pi-zero-2w")
+    from .evidence.database import shown
+    from .measure import Recipe, measure
+    from .measure_view import Bars, tables
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a worker that is asked to stop leaves its run
+    try:
+        with Bars() as watch:
+            outcome = measure(
+                model, data, {"memory": ram_bytes}, weights=weights,
+                recipe=Recipe(epochs, lr, batch, resolution, optimizer), trials=trials, hours=hours, seeds=seeds,
+                storage=storage, strict=strict, watch=watch,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print(
+            f"stopped; finished runs are kept in {shown(storage)}, and the same command goes on with the next one",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(outcome.to_dict(), indent=2))
+    else:
+        from .report import console
+
+        out = console()
+        for part in tables(outcome):
+            out.print(part)

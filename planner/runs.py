@@ -7,14 +7,15 @@ A measured accuracy is the mean of its runs. Its interval holds a further run, t
 - the sampling error of a test set of `test_images` images (Wilson's interval). Left out if it is not given.
 
 Both are added in squares; if neither is known, low and high are the value itself, and the text says that the width is
-not known.
+not known. Runs that were stopped early count only where there is no other of the method and depth: the value is what
+they had reached, and high is no less than what they could still have reached.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from costmodel.errors import InputError, unknown
@@ -50,20 +51,20 @@ def data_set(own: Sequence[Row], dataset: str | None = None) -> str | None:
     return dataset or (names[0] if names else None)
 
 
-def measured_runs(own: Sequence[Row], dataset: str | None, setting: Setting) -> dict[Key, Measured]:
-    """Return the user's runs of this network on the data set, by method and depth.
+def concerns(row: Row, setting: Setting) -> bool:
+    """Whether a row is of this network; one that states no resolution or batch counts for every one."""
+    return (
+        row.model in (setting.model, setting.name)
+        and row.resolution in (None, setting.resolution)
+        and row.batch in (None, setting.batch)
+    )
 
-    A row that states no resolution or batch counts for every one.
-    """
+
+def measured_runs(own: Sequence[Row], dataset: str | None, setting: Setting) -> dict[Key, Measured]:
+    """Return the user's runs of this network on the data set, by method and depth."""
     grouped: dict[Key, list[Row]] = {}
     for row in own:
-        same = (
-            row.dataset == dataset
-            and row.model in (setting.model, setting.name)
-            and row.resolution in (None, setting.resolution)
-            and row.batch in (None, setting.batch)
-        )
-        if not same or row.top1_percent is None:
+        if row.dataset != dataset or row.top1_percent is None or not concerns(row, setting):
             continue
         if row.method in ("blocks", "mobiletl") and not 1 <= (row.trained_blocks or 0) <= setting.block_count:
             raise InputError(
@@ -71,7 +72,10 @@ def measured_runs(own: Sequence[Row], dataset: str | None, setting: Setting) -> 
                 f"{setting.block_count} blocks"
             )
         grouped.setdefault((row.method, row.trained_blocks), []).append(row)
-    samples = {key: [row.top1_percent for row in group] for key, group in grouped.items()}
+    grouped = {key: [row for row in group if row.reachable_percent is None] or group for key, group in grouped.items()}
+    samples = {
+        key: [row.top1_percent for row in group] for key, group in grouped.items() if group[0].reachable_percent is None
+    }
     freedom = sum(len(values) - 1 for values in samples.values())
     squares = sum((value - fmean(values)) ** 2 for values in samples.values() for value in values)
     deviation = math.sqrt(squares / freedom) if freedom else None
@@ -91,6 +95,10 @@ def _measured(group: Sequence[Row], deviation: float | None, freedom: int) -> Me
         said.append(f"the sampling error of {images} test images")
     spread = f"90 %, from {' and '.join(said)}" if said else "width not known: no repeated runs, no test_images"
     accuracy = combine(lambda *terms: math.fsum(terms), *parts).within(0.0, 100.0)
+    reachable = max((row.reachable_percent for row in group if row.reachable_percent is not None), default=None)
+    if reachable is not None:
+        accuracy = replace(accuracy, high=max(accuracy.high, reachable))
+        spread += f"; stopped early, when {reachable:.1f} % was the most that it could still reach"
     return Measured(accuracy, n, images, ", ".join(sorted({row.source for row in group})), spread)
 
 

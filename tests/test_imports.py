@@ -41,7 +41,7 @@ ORDER = (
 TORCH = {
     "calls", "derivation", "quick", "layers", "zoo", "models", "tracer", "measure", "trainable", "verification",
 }  # fmt: skip
-PLANNER_TORCH = {"measure", "training", "tasks"}
+PLANNER_TORCH = {"measure", "training", "tasks", "images", "weights"}
 # What `planner` may use beside the names that `costmodel` shows.
 OPEN_MODULES = {"errors", "units", "cli_support", "drawing"}
 
@@ -134,7 +134,7 @@ def test_imports_run_downwards(path):
     if own == "graph":  # its methods `save` and `load` are the store's functions
         below |= {"store"}
     if own == "__init__":  # what it shows when first asked for is named in a table, not imported
-        below |= {"traces", "trainable", "verification"}
+        below |= {"models", "traces", "trainable", "verification"}
     assert costmodel_units(path, COSTMODEL) - {own} <= below
 
 

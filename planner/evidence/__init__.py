@@ -1,8 +1,8 @@
-"""Observed accuracies: the published ones that come with the package, and the user's own from a CSV file.
+"""Observed accuracies: the published ones that come with the package, and the user's own.
 
-Both have the same columns. A row needs `model`, `method`, `dataset` and `top1_percent`, and `trained_blocks` if the
-method has a depth; every other column may be left out. A file with a bad row is refused whole, with the file, line,
-column and value in one line.
+The user's own are in a CSV file, or in the database of `planner measure`. All have the same columns. A row needs
+`model`, `method`, `dataset` and `top1_percent`, and `trained_blocks` if the method has a depth; every other column may
+be left out. A file with a bad row is refused whole, with the file, line, column and value in one line.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Row(BaseModel):
     `top1_percent` is the accuracy; `points_below_full` stands in its place where a source only states the distance to
     training everything, in percentage points. `trained_blocks` (or layers) is empty for methods without a depth,
     `resolution` and `batch` where they are not stated. `seed` tells repeated runs apart. `test_images`: how many images
-    the accuracy was measured on. `source`: the file's name if empty. `memory_mb` is the source's own figure, counted by
-    its own `memory_convention`: a record, not used here. `file` and `line` are the row's place.
+    the accuracy was measured on. `reachable_percent`: of a run that was stopped early, the most that it could still
+    have reached. `source`: the file's name if empty. `memory_mb` is the source's own figure, counted by its own
+    `memory_convention`: a record, not used here. `file` and `line` are the row's place.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +51,7 @@ class Row(BaseModel):
     batch: Positive | None = None
     seed: int | None = None
     test_images: Positive | None = None
+    reachable_percent: Points | None = None
     source: Name
     locator: str = ""
     memory_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -74,11 +76,16 @@ _NEEDED = ("model", "method", "dataset")
 
 
 def load(path: str | Path) -> tuple[Row, ...]:
-    """Return the rows of the user's own CSV file.
+    """Return the rows of the user's own CSV file, or of a database of `planner measure` (runs.db, postgresql://...).
 
     Errors: InputError if the file cannot be read, lacks a column that is needed, has an unknown one, or has a bad or
-    repeated row: among them a method that this package does not know, and one without the depth that it needs.
+    repeated row: among them a method that this package does not know, and one without the depth that it needs; for a
+    database that cannot be read or holds no finished runs.
     """
+    if "://" in str(path) or Path(path).suffix in (".db", ".sqlite", ".sqlite3"):
+        from .database import measured  # which loads optuna
+
+        return measured(str(path))
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:

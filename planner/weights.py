@@ -1,0 +1,145 @@
+"""Where a network's weights come from before it is fine-tuned: its library's own, a file, or random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from costmodel import LayerGraph, ModelError, build, parts, replace_head
+from costmodel.errors import InputError
+
+from .images import IMAGENET, Normalisation
+
+DEFAULT, RANDOM = "DEFAULT", "random"
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # what checkpoints keep a state dict under
+_PREFIX = "module."  # of torch.nn.DataParallel
+State = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a network starts from. label: what tells it from others. state: None for the builder's own."""
+
+    label: str
+    state: State | None
+    normalisation: Normalisation = IMAGENET
+
+
+def load_weights(model: str, given: str | None) -> Weights:
+    """Return the weights of a model (its full name): DEFAULT, a file, or random; None for what a .py file builds.
+
+    Errors: InputError if nothing is given for a model of a library, if DEFAULT cannot be loaded, or a file is none.
+    """
+    source = model.rpartition(":")[0]
+    if given is None:
+        if source.endswith(".py"):
+            return Weights("its own", None)
+        raise InputError(f"give --weights for {model}: {DEFAULT}, a file of a state dict, or {RANDOM}")
+    if given == RANDOM:
+        return Weights(RANDOM, None)
+    if given != DEFAULT:
+        return _from_file(Path(given))
+    if source not in ("torchvision", "timm"):
+        raise InputError(
+            f"{model} has no {DEFAULT} weights: only torchvision's and timm's have; give a file or {RANDOM}"
+        )
+    return (_torchvision if source == "torchvision" else _timm)(model.rpartition(":")[2])
+
+
+def _torchvision(name: str) -> Weights:
+    from torchvision import models
+
+    weights = models.get_model_weights(name).DEFAULT
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network; a download that broke off
+        raise _not_loaded(f"torchvision:{name}", error) from error
+    shown = weights.transforms()
+    return Weights(f"torchvision {weights.name}", state, (tuple(shown.mean), tuple(shown.std)))
+
+
+def _timm(name: str) -> Weights:
+    import timm
+
+    if not timm.is_model_pretrained(name):
+        raise InputError(f"timm has no weights for {name}; give a file or {RANDOM}")
+    try:
+        network = timm.create_model(name, pretrained=True)
+    except Exception as error:  # the hub's client has errors of its own, which depend on its version
+        raise _not_loaded(f"timm:{name}", error) from error
+    config = network.pretrained_cfg
+    label = f"timm {config.get('architecture', name)}.{config.get('tag', '')}".rstrip(".")
+    return Weights(label, network.state_dict(), (tuple(config["mean"]), tuple(config["std"])))
+
+
+def _not_loaded(model: str, error: Exception) -> InputError:
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+    return InputError(
+        f"cannot load the {DEFAULT} weights of {model} ({said}); without a network, save them on a machine that has "
+        "one with torch.save(model.state_dict(), 'weights.pth'), and give --weights weights.pth"
+    )
+
+
+def _from_file(path: Path) -> Weights:
+    try:
+        content = path.read_bytes()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read the weights {path}: {error.strerror or error}") from error
+    except Exception as error:  # the unpickler raises of every kind
+        raise InputError(
+            f"{path} is no file of weights alone; save it with torch.save(model.state_dict(), {path.name!r})"
+        ) from error
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), state)
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no state dict; save it with torch.save(model.state_dict(), {path.name!r})")
+    state = {key.removeprefix(_PREFIX): value for key, value in state.items()}
+    return Weights(f"{path.name} {hashlib.sha256(content).hexdigest()[:8]}", state)
+
+
+def make_network(graph: LayerGraph, weights: Weights, seed: int) -> tuple[nn.Module, str | None]:
+    """Return the network of a trace with its weights, and a note if its head starts from random numbers.
+
+    Errors: InputError for weights of another network, by the first name that differs; those of `costmodel.build`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(graph.model, graph.classes)
+        if not _is_traced(network, graph):
+            replace_head(network, graph, graph.classes)  # its builder knows nothing of classes
+    if not _is_traced(network, graph):
+        raise ModelError(f"{graph.model} cannot be built with {graph.classes} classes")
+    if weights.state is None:
+        return network, None
+    own, state = network.state_dict(), dict(weights.state)
+    head = [name for name in own if name.rpartition(".")[0] == graph.layers[parts(graph).head].module]
+    note = None
+    if any(name in state and state[name].shape != own[name].shape for name in head):
+        old = next(state[name].shape[0] for name in head if name in state)
+        note = f"the weights' head has {old} classes, the data {graph.classes}: it starts anew"
+        state = {name: value for name, value in state.items() if name not in head}
+    wrong = [f"has {name!r}, which the network has not" for name in state if name not in own]
+    wrong += [
+        f"has {name!r} as {tuple(value.shape)}, the network as {tuple(own[name].shape)}"
+        for name, value in state.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    optional = {name for name in own if name.endswith("num_batches_tracked")} | set(head if note else ())
+    wrong += [f"lacks {name!r}" for name in own if name not in state and name not in optional]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise InputError(f"the weights {weights.label} are not those of {graph.model}: the file {wrong[0]}{more}")
+    network.load_state_dict({name: value.clone() for name, value in state.items()}, strict=False)
+    return network, note
+
+
+def _is_traced(network: nn.Module, graph: LayerGraph) -> bool:
+    """Whether a network has the parameters of a trace."""
+    own = {name: tuple(each.shape) for name, each in network.named_parameters()}
+    return all(own.get(name) == tuple(tensor.shape) for name, tensor in graph.parameters.items())
