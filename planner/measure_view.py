@@ -36,15 +36,17 @@ class Bars(Watch):
         self.tasks: dict[str, int] = {}
 
     def __enter__(self) -> Bars:
-        """Show the bars."""
-        self.progress.start()
+        """Show the bars, once there is one."""
         return self
 
     def __exit__(self, *_) -> None:
         """Leave them as they are."""
-        self.progress.stop()
+        if self.tasks:
+            self.progress.stop()
 
     def _set(self, bar: str, text: str, done: float, total: float, anew: bool = False) -> None:
+        if not self.tasks:
+            self.progress.start()
         if bar not in self.tasks:
             self.tasks[bar] = self.progress.add_task(text, total=total)
         elif anew:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +58,8 @@ def _torchvision(name: str) -> Weights:
 
     weights = models.get_model_weights(name).DEFAULT
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
+        with redirect_stdout(sys.stderr):  # the loader names what it downloads
+            state = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network; a download that broke off
         raise _not_loaded(f"torchvision:{name}", error) from error
     shown = weights.transforms()
