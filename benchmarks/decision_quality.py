@@ -1,0 +1,484 @@
+"""Are the planner's recommendations right? Every method at every depth fine-tuned, then decisions replayed on that.
+
+    OMP_NUM_THREADS=1 python benchmarks/decision_quality.py grid      # the runs; goes on where it was stopped
+    python benchmarks/decision_quality.py replay --date 2026-11-20    # the decisions: tables and a plot
+
+The task is `planner.tasks.glyphs_to_digits`. `grid` writes `results/decision_quality_runs.csv`, one line per run with
+its memory predicted and measured, and from it the evidence `results/decision_quality_grid.csv`. Every run: 20 epochs of
+Adam, batch 8. The learning rate is that of four which, with another seed, gave the best accuracy on 100 further
+labelled images of the first half of the data, for each network and method (for `blocks` and `mobiletl` at 3 blocks).
+
+`replay` takes for each of 12 budgets what the planner recommends, before and after runs of the grid that `measure`
+would choose, and compares with the best of the grid under the same budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import math
+import platform
+import statistics
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from costmodel import LayerGraph, block_count, trace
+from planner.campaign import next_trial
+from planner.candidates import Candidate, axes, price_all
+from planner.evidence import COLUMNS, Row, load
+from planner.intervals import student_t
+from planner.recommend import choose
+from planner.tasks import NETWORKS, RESOLUTION, digits, glyphs_to_digits
+from planner.training import fine_tune
+
+RESULTS = Path(__file__).parent / "results"
+RUNS, GRID = RESULTS / "decision_quality_runs.csv", RESULTS / "decision_quality_grid.csv"
+PLOT = Path(__file__).parents[1] / "docs" / "decision_quality.png"
+
+MAIN = "mobilenet_v2"
+DEPTHS = (1, 2, 3, 5, 8, None)  # None: all blocks
+WITHOUT_DEPTH = ("full", "last", "norm", "bias", "tinytl-b", "tinytl-l", "tinytl-lb")
+FROZEN_CONVOLUTIONS = ("last", "norm", "bias", "tinytl-b", "tinytl-l", "tinytl-lb")
+SEEDS, EPOCHS, BATCH, OPTIMIZER = (0, 1, 2), 20, 8, "adam"
+RATES, RATE_SEED, RATE_DEPTH, RATE_IMAGES_PER_CLASS = (0.001, 0.003, 0.01, 0.03), 100, 3, 10
+BUDGETS, SHARE = 12, 0.25
+
+
+# --- the grid ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run. purpose: 'grid', or 'rate' for those that choose the learning rate."""
+
+    purpose: str
+    network: str
+    images_per_class: int
+    method: str
+    blocks: int | None
+    seed: int
+    learning_rate: float
+    accuracy_percent: float
+    test_images: int
+    steps: int
+    seconds: float
+    saved_bytes: int
+    measured_saved_bytes: int
+    above_start_bytes: int
+    measured_above_start_bytes: int
+    agrees: bool
+
+    @property
+    def key(self) -> tuple:
+        """What is run once."""
+        rate = self.learning_rate if self.purpose == "rate" else None
+        return self.purpose, self.network, self.images_per_class, self.method, self.blocks, self.seed, rate
+
+
+@cache
+def graph_of(network: str) -> LayerGraph:
+    return replace(trace(NETWORKS[network](10), RESOLUTION), model=f"tasks:{network}_0.35")
+
+
+def ways(network: str) -> list[tuple[str, int | None]]:
+    """Return the methods and depths of a network's grid.
+
+    On the network with standardised weights only what leaves the convolutions alone.
+    """
+    if "group_norm" in network:
+        return [(method, None) for method in FROZEN_CONVOLUTIONS]
+    count = block_count(graph_of(network))
+    depths = [count if depth is None else depth for depth in DEPTHS]
+    found = [(method, None) for method in WITHOUT_DEPTH if "v3" not in network or not method.startswith("tinytl")]
+    return found + [(method, k) for method in ("blocks", "mobiletl") for k in depths]
+
+
+def read_lines() -> list[Line]:
+    if not RUNS.exists():
+        return []
+    kinds = {"blocks": lambda text: int(text) if text else None, "agrees": lambda text: text == "True"}
+    kinds |= {name: int for name in ("images_per_class", "seed", "test_images", "steps")}
+    kinds |= {field.name: int for field in fields(Line) if field.name.endswith("_bytes")}
+    kinds |= {name: float for name in ("learning_rate", "accuracy_percent", "seconds")}
+    with RUNS.open() as file:
+        return [
+            Line(**{name: kinds.get(name, str)(text) for name, text in row.items()}) for row in csv.DictReader(file)
+        ]
+
+
+def write_line(line: Line) -> None:
+    new = not RUNS.exists()
+    with RUNS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Line)], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(asdict(line))
+
+
+def run(
+    purpose: str, network: str, images_per_class: int, method: str, blocks: int | None, seed: int, rate: float
+) -> Line:
+    task = glyphs_to_digits(network, images_per_class, seed, progress=print)
+    test = task.test if purpose == "grid" else further_images()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TinyTL on a network of batch norm: that is what is measured
+        found = fine_tune(
+            task.model, task.train, test, method=method, blocks=blocks, epochs=EPOCHS, learning_rate=rate, batch=BATCH,
+            optimizer=OPTIMIZER, seed=seed, resolution=RESOLUTION, evaluate_every=EPOCHS,
+        )  # fmt: skip
+    memory = found.memory
+    return Line(
+        purpose, network, images_per_class, method, blocks, seed, rate, round(found.accuracy_percent, 3),
+        found.test_images, found.steps, round(found.seconds, 1), memory.saved_bytes, memory.measured_saved_bytes,
+        memory.above_start_bytes, memory.measured_above_start_bytes, memory.agrees,
+    )  # fmt: skip
+
+
+def further_images() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return labelled digits of the first half that no run trains on (they come after the first 20 of each class)."""
+    images, labels = digits()
+    half = labels[: len(labels) // 2]
+    chosen = [torch.nonzero(half == digit).flatten()[20 : 20 + RATE_IMAGES_PER_CLASS] for digit in range(10)]
+    return images[torch.cat(chosen)], labels[torch.cat(chosen)]
+
+
+def grid(networks: Sequence[str], images_per_class: int) -> None:
+    lines = read_lines()
+    done = {line.key for line in lines}
+
+    def once(*what) -> None:
+        key = (*what[:-1], what[-1] if what[0] == "rate" else None)
+        if key in done:
+            return
+        line = run(*what)
+        write_line(line)
+        lines.append(line)
+        done.add(key)
+        print(f"{line.network} {line.method} {line.blocks} seed {line.seed} rate {line.learning_rate}: "
+              f"{line.accuracy_percent:.1f} % in {line.seconds} s, memory agrees: {line.agrees}", flush=True)  # fmt: skip
+
+    for network in networks:
+        methods = dict.fromkeys(method for method, _ in ways(network))
+        for method, rate in itertools.product(methods, RATES):
+            depth = RATE_DEPTH if method in ("blocks", "mobiletl") else None
+            once("rate", network, images_per_class, method, depth, RATE_SEED, rate)
+        for seed, (method, blocks) in itertools.product(SEEDS, ways(network)):
+            once("grid", network, images_per_class, method, blocks, seed, best_rate(lines, network, method))
+    write_evidence(lines)
+
+
+def best_rate(lines: Sequence[Line], network: str, method: str) -> float:
+    tried = [line for line in lines if (line.purpose, line.network, line.method) == ("rate", network, method)]
+    return max(tried, key=lambda line: (line.accuracy_percent, -line.learning_rate)).learning_rate
+
+
+def write_evidence(lines: Sequence[Line]) -> None:
+    packages = ("torch", "torchvision", "scikit-learn", "matplotlib", "pillow")
+    source = f"benchmarks/decision_quality.py grid; {', '.join(f'{name} {version(name)}' for name in packages)}"
+    with GRID.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for line in lines:
+            if line.purpose == "grid":
+                writer.writerow({
+                    "model": graph_of(line.network).model, "method": line.method, "trained_blocks": line.blocks,
+                    "dataset": f"digits, {line.images_per_class} per class", "top1_percent": line.accuracy_percent,
+                    "resolution": RESOLUTION, "batch": BATCH, "seed": line.seed, "test_images": line.test_images,
+                    "source": source,
+                    "locator": f"{OPTIMIZER}, learning rate {line.learning_rate}, {EPOCHS} epochs, {line.steps} steps",
+                    "memory_mb": line.measured_above_start_bytes / 1e6,
+                    "memory_convention": "peak above a step's start",
+                })  # fmt: skip
+
+
+# --- the decisions ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The grid of one network: its rows by way and seed, and its ways priced."""
+
+    graph: LayerGraph
+    ways: tuple[tuple[str, int | None], ...]
+    rows: dict[tuple[str, int | None, int], Row]
+    flops_per_step: dict[tuple[str, int | None], int]
+    dataset: str
+
+    @classmethod
+    def of(cls, network: str, dataset: str) -> Truth:
+        graph, mine = graph_of(network), tuple(ways(network))
+        rows = {
+            (row.method, row.trained_blocks, row.seed): row
+            for row in load(GRID)
+            if (row.model, row.dataset) == (graph.model, dataset)
+        }
+        missing = set(itertools.product(mine, SEEDS)) - {((method, k), seed) for method, k, seed in rows}
+        if missing:
+            raise SystemExit(f"{len(missing)} runs of {network} are missing; run `grid` first")
+        priced = price_all([graph], _space(mine, (), None))
+        return cls(graph, mine, rows, {(c.method, c.blocks): c.total_flops for c in priced}, dataset)
+
+    def priced(self, rows: Sequence[Row] = ()) -> list[Candidate]:
+        return price_all([self.graph], _space(self.ways, rows, self.dataset if rows else None))
+
+    def accuracy(self, way: tuple[str, int | None], seeds: Sequence[int] = SEEDS) -> float:
+        return statistics.fmean(self.rows[*way, seed].top1_percent for seed in seeds)
+
+
+def _space(mine: Sequence[tuple[str, int | None]], rows: Sequence[Row], dataset: str | None):
+    depths = sorted({k for _, k in mine if k is not None}) or [1]
+    return axes(list(dict.fromkeys(method for method, _ in mine)), depths, batch=BATCH, optimizer=OPTIMIZER,
+                evidence=rows, dataset=dataset)  # fmt: skip
+
+
+def way(candidate: Candidate) -> tuple[str, int | None]:
+    return candidate.method, candidate.blocks
+
+
+def measured_pick(truth: Truth, budget: int, most_flops: float, order: Sequence[int]) -> tuple[Candidate, int]:
+    """Return the pick after the runs that `measure` would choose, for at most so many FLOPs, and their number.
+
+    order: the grid's seeds, in the order in which a candidate's runs use them.
+    """
+    rows: list[Row] = []
+    limits, spent = {"memory": budget}, 0
+    while True:
+        priced = truth.priced(rows)
+        trial = next_trial(priced, rows, limits, len(order))
+        cost = 0 if trial is None else truth.flops_per_step[way(trial.candidate)]
+        if trial is None or spent + cost > most_flops:
+            return choose(priced, limits).chosen, len(rows)
+        spent += cost
+        rows.append(replace_seed(truth.rows[*way(trial.candidate), order[trial.seed]], trial.seed))
+
+
+def replace_seed(row: Row, seed: int) -> Row:
+    return row.model_copy(update={"seed": seed})
+
+
+POLICIES = {
+    "random": "any that fits, with the same chance",
+    "memory alone": "the largest that fits",
+    "prior": "recommended before anything is measured",
+    "measured, 1/4 of the runs that fit": "recommended after a quarter of the compute of all runs that fit",
+    "measured, 1/4 of the grid": "recommended after a quarter of the compute of the whole grid",
+}
+Regrets = dict[str, list[list[float]]]  # by policy: for each order of the seeds, for each budget
+
+
+def regrets(truth: Truth, budgets: Sequence[int], unseen: bool = False) -> tuple[Regrets, dict[str, float]]:
+    """Return each policy's regret in points, and the mean number of runs of those that measure.
+
+    The best and the pick are judged by their mean over all seeds; if `unseen`, by the last seed of the order, which
+    was not among those that could be measured.
+    """
+    found: Regrets = {policy: [] for policy in POLICIES}
+    counts: dict[str, list[int]] = {}
+    priced = truth.priced()
+    for first in SEEDS:
+        order = [*SEEDS[first:], *SEEDS[:first]]
+        judged, usable = ([order[-1]], order[:-1]) if unseen else (SEEDS, order)
+        table: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+        for budget in budgets:
+            fitting = [candidate for candidate in priced if candidate.peak_bytes <= budget]
+            reached = [truth.accuracy(way(candidate), judged) for candidate in fitting]
+            picks = {
+                "memory alone": max(fitting, key=lambda c: c.peak_bytes),
+                "prior": choose(priced, {"memory": budget}).chosen,
+            }
+            of_grid, of_fitting = (
+                SHARE * len(SEEDS) * sum(truth.flops_per_step[one] for one in those)
+                for those in (truth.ways, [way(candidate) for candidate in fitting])
+            )
+            for policy, most in zip(list(POLICIES)[3:], (of_fitting, of_grid), strict=True):
+                picks[policy], count = measured_pick(truth, budget, most, usable)
+                counts.setdefault(policy, []).append(count)
+            table["random"].append(max(reached) - statistics.fmean(reached))
+            for policy, pick in picks.items():
+                table[policy].append(max(reached) - truth.accuracy(way(pick), judged))
+        for policy, values in table.items():
+            found[policy].append(values)
+    return found, {policy: statistics.fmean(values) for policy, values in counts.items()}
+
+
+def budgets_of(truth: Truth) -> list[int]:
+    """Return budgets in equal ratios, from where two candidates fit to where all do."""
+    peaks = sorted(candidate.peak_bytes for candidate in truth.priced())
+    return [math.ceil(budget) for budget in np.geomspace(peaks[1], peaks[-1], BUDGETS)]
+
+
+def mean_difference(truth: Truth) -> tuple[list[tuple[int, float, float]], tuple[float, float]]:
+    """Return for each depth k, and over all, the points by which mobiletl is above blocks, and half its 90 % interval.
+
+    Runs of one seed share head and order of images: mean +- t s / sqrt(n) of their differences, s pooled over depths.
+    """
+    depths = [k for method, k in truth.ways if method == "mobiletl"]
+    table = np.array([
+        [truth.rows["mobiletl", k, s].top1_percent - truth.rows["blocks", k, s].top1_percent for s in SEEDS]
+        for k in depths
+    ])  # fmt: skip
+    freedom = len(depths) * (len(SEEDS) - 1)
+    deviation = math.sqrt(((table - table.mean(1, keepdims=True)) ** 2).sum() / freedom)
+    half = student_t(freedom) * deviation / math.sqrt(len(SEEDS))
+    overall = table.mean(0)  # one number per seed
+    half_overall = student_t(len(SEEDS) - 1) * overall.std(ddof=1) / math.sqrt(len(SEEDS))
+    return [(k, row.mean(), half) for k, row in zip(depths, table, strict=True)], (overall.mean(), half_overall)
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:.2f}"
+
+
+def runs_table(lines: Sequence[Line], network: str, images_per_class: int) -> Iterator[str]:
+    peaks = {way(c): c.peak_bytes for c in price_all([graph_of(network)], _space(ways(network), (), None))}
+    yield "| method | blocks | top-1 % over 3 seeds: mean (spread) | learning rate | planned peak, MB | "\
+          "measured: peak above start | kept for backward |"  # fmt: skip
+    yield "|---|---|---|---|---|---|---|"
+    for method, blocks in ways(network):
+        mine = [
+            line
+            for line in lines
+            if (line.purpose, line.network, line.images_per_class, line.method, line.blocks)
+            == ("grid", network, images_per_class, method, blocks)
+        ]
+        values = [line.accuracy_percent for line in mine]
+        yield (
+            f"| `{method}` | {blocks or ''} | {statistics.fmean(values):.1f} ({statistics.stdev(values):.1f}) "
+            f"| {mine[0].learning_rate:g} | {megabytes(peaks[method, blocks])} "
+            f"| {megabytes(mine[0].measured_above_start_bytes)} | {megabytes(mine[0].measured_saved_bytes)} |"
+        )
+
+
+def regrets_table(found: Regrets, counts: dict[str, float]) -> Iterator[str]:
+    yield "| choice | mean regret, points | spread over seeds | largest | runs per budget |"
+    yield "|---|---|---|---|---|"
+    for policy, values in found.items():
+        means = [statistics.fmean(row) for row in values]
+        runs = f"{counts[policy]:.1f}" if policy in counts else ""
+        yield (
+            f"| {policy}: {POLICIES[policy]} | {statistics.fmean(means):.2f} | {statistics.stdev(means):.2f} "
+            f"| {max(max(row) for row in values):.2f} | {runs} |"
+        )
+
+
+def budgets_table(found: Regrets, budgets: Sequence[int]) -> Iterator[str]:
+    yield "| budget, MB | " + " | ".join(POLICIES) + " |"
+    yield "|---" * (1 + len(POLICIES)) + "|"
+    for index, budget in enumerate(budgets):
+        cells = [f"{statistics.fmean(row[index] for row in found[policy]):.2f}" for policy in POLICIES]
+        yield f"| {megabytes(budget)} | {' | '.join(cells)} |"
+
+
+def draw(truth: Truth, found: Regrets, budgets: Sequence[int]) -> None:
+    from matplotlib.figure import Figure
+
+    from costmodel.drawing import BLACK, BLUE, GREY, ORANGE, VERMILLION, plot_path, save
+    from planner.plots import style
+
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    drawn: dict[str, list[tuple[float, float, float]]] = {}
+    for candidate in truth.priced():
+        values = [truth.rows[*way(candidate), seed].top1_percent for seed in SEEDS]
+        drawn.setdefault(candidate.method, []).append(
+            (candidate.peak_bytes / 1e6, statistics.fmean(values), statistics.stdev(values))
+        )
+    for method, points in drawn.items():
+        colour, marker = style(method)
+        x, y, spread = zip(*sorted(points), strict=True)
+        left.errorbar(x, y, spread, color=colour, marker=marker, linestyle="-" if len(x) > 1 else "", linewidth=1,
+                      elinewidth=0.8, label=method)  # fmt: skip
+    left.set(xscale="log", xlabel="peak memory of a step, MB", ylabel="top-1 accuracy on digits, %")
+    left.set_title("fine-tuned: mean and deviation of 3 seeds", fontsize=10)
+    left.legend(fontsize=8, ncols=2)
+    looks = zip(POLICIES, (GREY, ORANGE, BLACK, BLUE, VERMILLION), (":", "-.", "--", "-", "-"), "ovDsP", strict=True)
+    for policy, colour, line, marker in looks:
+        mean = np.mean(found[policy], axis=0)
+        right.plot(np.array(budgets) / 1e6, mean, line, color=colour, marker=marker, markersize=4, label=policy)
+    right.set(xscale="log", xlabel="memory budget, MB", ylabel="regret, points")
+    right.set_title("lost against the best of the grid that fits", fontsize=10)
+    right.legend(fontsize=8)
+    for axis in (left, right):
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="x", which="both", labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    save(figure, plot_path(PLOT))
+
+
+def replay(date: str) -> None:
+    lines = [line for line in read_lines() if line.purpose == "grid"]
+    settings = list(dict.fromkeys((line.network, line.images_per_class) for line in lines))
+    apart = max(abs(line.above_start_bytes / line.measured_above_start_bytes - 1) for line in lines)
+    exact = sum(line.saved_bytes == line.measured_saved_bytes for line in lines)
+    text = [
+        "# Decisions on a real task",
+        "",
+        f"{date}; torch {version('torch')}, Python {platform.python_version()}, one thread. Written by `python "
+        "benchmarks/decision_quality.py`, which says what is measured; the runs stand in `decision_quality_runs.csv`, "
+        "the same as evidence in `decision_quality_grid.csv`.",
+        "",
+        f"**Memory.** {len(lines)} runs: bytes kept for backward are as predicted in {exact}; the peak above a step's "
+        f"start differs by at most {100 * apart:.3f} %. Together they took "
+        f"{sum(line.seconds for line in lines) / 60:.0f} minutes of one core.",
+    ]
+    for network, images_per_class in settings:
+        dataset = f"digits, {images_per_class} per class"
+        truth = Truth.of(network, dataset)
+        text += ["", f"## {network}, {images_per_class} labelled digits per class", ""]
+        text += [
+            "A step of 8 images. The planned peak is the planner's (`lean`, no working memory of kernels); spread is "
+            "the standard deviation.", "", *runs_table(lines, network, images_per_class),
+        ]  # fmt: skip
+        if "group_norm" in network:
+            continue
+        by_depth, (overall, half) = mean_difference(truth)
+        text += [
+            "", "`mobiletl` against `blocks` at the same depth, points of accuracy with 90 % interval over seeds "
+            f"(not over choices of the {10 * images_per_class} images): "
+            + "; ".join(f"k = {k}: {mean:+.1f} ± {width:.1f}" for k, mean, width in by_depth)
+            + f"; mean over depths {overall:+.2f} ± {half:.2f}.",
+        ]  # fmt: skip
+        budgets = budgets_of(truth)
+        found, counts = regrets(truth, budgets)
+        text += [
+            "", f"Regret: accuracy lost against the best of the grid under the same budget; {BUDGETS} budgets from "
+            f"{megabytes(budgets[0])} to {megabytes(budgets[-1])} MB, each accuracy the mean of 3 seeds. The spread is "
+            "over three campaigns that take the seeds in different orders.", "", *regrets_table(found, counts),
+            "", "The same with two seeds to measure, judged by the third, which no campaign has seen. One run is a "
+            "noisy judge: even the best on average would show a regret.", "",
+            *regrets_table(*regrets(truth, budgets, unseen=True)),
+            "", "By budget, mean over the orders:", "", *budgets_table(found, budgets),
+        ]  # fmt: skip
+        if (network, images_per_class) == settings[0]:
+            draw(truth, found, budgets)
+    (RESULTS / "decision_quality.md").write_text("\n".join(text) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("part", choices=["grid", "replay"])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[MAIN])
+    parser.add_argument("--images-per-class", type=int, default=5)
+    parser.add_argument("--date", default="")
+    options = parser.parse_args()
+    if options.part == "grid":
+        grid(options.networks, options.images_per_class)
+    else:
+        replay(options.date)
+
+
+if __name__ == "__main__":
+    main()
