@@ -115,6 +115,23 @@ class TrainingStep:
 
         kernels: whose working memory counts, a name in `costmodel.workspaces` (default: the accounting's own).
         """
+        float_bytes = ACTIVATION_BYTES[activation_dtype]
+        precisions = (activation_dtype, frozen_dtype)
+        if precisions not in self._of_precisions:
+            self._of_precisions[precisions] = self._weights(activation_dtype, frozen_dtype)
+        weights, buffers, copied = self._of_precisions[precisions]
+        working = self._working(
+            micro_batch, float_bytes, find_accounting(self.accounting).kernels if kernels is None else kernels
+        )
+        return Sizes(micro_batch, float_bytes, weights, buffers, self.trained_bytes, copied, working)
+
+    @cached_property
+    def _of_precisions(self) -> dict[tuple[str, str], tuple[int, int, dict[int, int]]]:
+        """What `_weights` said, by its arguments."""
+        return {}
+
+    def _weights(self, activation_dtype: str, frozen_dtype: str) -> tuple[int, int, dict[int, int]]:
+        """Return the bytes of all weights, of all buffers, and of each layer's copy of its weights to compute with."""
         graph, float_bytes = self.graph, ACTIVATION_BYTES[activation_dtype]
         stored = self.stored_bytes(frozen_dtype)
         reduced = {name for name, tensor in graph.parameters.items() if stored[name] != tensor.bytes(1)}
@@ -132,12 +149,7 @@ class TrainingStep:
             )  # fmt: skip
             if size:
                 copied[layer.index] = size
-        buffers = sum(tensor.bytes(1) for tensor in graph.buffers.values())
-        working = self._working(
-            micro_batch, float_bytes, find_accounting(self.accounting).kernels if kernels is None else kernels
-        )
-        weights = sum(stored.values())
-        return Sizes(micro_batch, float_bytes, weights, buffers, self.trained_bytes, copied, working)
+        return sum(stored.values()), sum(tensor.bytes(1) for tensor in graph.buffers.values()), copied
 
     def moments(
         self,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,7 @@ CATEGORIES = ("weights", "buffers", "input", "saved_activations", "gradients", "
 _WEIGHTS, _BUFFERS, _INPUT, _SAVED, _GRADIENTS, _OPTIMIZER, _TRANSIENT = range(len(CATEGORIES))
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """Memory at one point of the step: bytes by category, while `layer` ran in `phase`."""
 
     phase: str
