@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from .accounting import Books
+from .accounting import Books, Saved
 from .gradients import Wanted
 from .graph import Layer, LayerGraph, Tensor
 from .optimizers import Optimizer
@@ -47,37 +47,51 @@ def pass_bytes(
     one activation. micro_batch may be a numpy integer array; so is the answer then.
     """
 
-    def size(tensors: Iterable[Tensor]) -> int:
-        total = 0
+    each = once = packed = 0  # of every image, of every pass, and of bits that are packed over the whole batch
+
+    def move(tensors: Iterable[Tensor]) -> None:
+        nonlocal each, once
         for tensor in tensors:
             if tensor.kind == "parameter":
-                total = total + stored[tensor.name]
+                once += stored[tensor.name]
+            elif tensor.batched:
+                each += tensor.bytes(1, float_bytes)
             else:
-                total = total + tensor.bytes(micro_batch, float_bytes if tensor.batched else 4)
-        return total
+                once += tensor.bytes(1)
 
-    def forward(layer: Layer) -> int:
-        return 0 if layer.is_view else size(layer.inputs.values()) + size(layer.outputs)
+    def move_saved(saved: Saved) -> None:
+        nonlocal each, once, packed
+        size, odd_bits = divmod(saved.total_bits(1, float_bytes), 8)
+        if odd_bits:
+            packed = packed + saved.bytes(micro_batch, float_bytes)
+        elif saved.batched:
+            each += size
+        else:
+            once += size
 
-    total = 0
+    def forward(layer: Layer) -> None:
+        if not layer.is_view:
+            move(layer.inputs.values())
+            move(layer.outputs)
+
     for layer in graph.layers:
-        total = total + forward(layer)
+        forward(layer)
     for index in books.recomputed:
-        total = total + forward(graph.layers[index])
+        forward(graph.layers[index])
     for saved in books.saved.values():
         if saved.storage is None:
-            total = total + saved.bytes(micro_batch, float_bytes)
+            move_saved(saved)
     for index, roles in wanted.items():
         layer = graph.layers[index]
         passed = facts[index].passes_gradient if len(layer.outputs) == 1 else ()
         computed = [layer.inputs[role] for role in roles if role not in passed]
         if not computed:
             continue
-        total = total + size(layer.outputs)
+        move(layer.outputs)
         for key in books.by_layer.get(index, ()):
-            total = total + books.saved[key].bytes(micro_batch, float_bytes)
+            move_saved(books.saved[key])
         if any(tensor.kind != "parameter" for tensor in computed):
-            total = total + size(layer.parameters.values())
-        for tensor in computed:
-            total = total + (trained[tensor.name] if tensor.kind == "parameter" else size((tensor,)))
-    return total
+            move(layer.parameters.values())
+        once += sum(trained[tensor.name] for tensor in computed if tensor.kind == "parameter")
+        move(tensor for tensor in computed if tensor.kind != "parameter")
+    return each * micro_batch + once + packed
