@@ -323,8 +323,8 @@ def report(rounds: Sequence[dict[str, float]], answers: dict[str, str], memory: 
     lines += [
         "",
         f"Convolutions and matrix products of the forward pass are {of_macs(macs)}. Stock PyTorch keeps {kept:,} B for "
-        "this step, says this project (`eager`), and so do the hooks on a CPU; on the meta device they count statistics "
-        "of frozen batch norms that no kernel keeps. MemTracker, too, knows nothing of what kernels need beside.",
+        "this step, says this project (`eager`), and so do the hooks on a CPU; on the meta device they also count "
+        "statistics of frozen batch norms, which no kernel keeps. MemTracker leaves out what kernels need beside.",
     ]
     return "\n".join(lines) + "\n"
 
