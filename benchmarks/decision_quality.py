@@ -1,202 +1,36 @@
-"""Are the planner's recommendations right? Every method at every depth fine-tuned, then decisions replayed on that.
+"""Are the planner's recommendations right? Decisions replayed on the grid of `decision_grid.py`.
 
-    OMP_NUM_THREADS=1 python benchmarks/decision_quality.py grid      # the runs; goes on where it was stopped
-    python benchmarks/decision_quality.py replay --date 2026-11-20    # the decisions: tables and a plot
+    python benchmarks/decision_quality.py --date 2026-11-20
 
-The task is `planner.tasks.glyphs_to_digits`. `grid` writes `results/decision_quality_runs.csv`, one line per run with
-its memory predicted and measured, and from it the evidence `results/decision_quality_grid.csv`. Every run: 20 epochs of
-Adam, batch 8. The learning rate is that of four which, with another seed, gave the best accuracy on 100 further
-labelled images of the first half of the data, for each network and method (for `blocks` and `mobiletl` at 3 blocks).
-
-`replay` takes for each of 12 budgets what the planner recommends, before and after runs of the grid that `measure`
-would choose, and compares with the best of the grid under the same budget.
+For each of 12 budgets: what the planner recommends, before and after those runs of the grid that `planner measure`
+would choose, against the best of the grid under the same budget. Writes `results/decision_quality.md` and
+`docs/decision_quality.png`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import math
 import platform
 import statistics
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
+from decision_grid import BATCH, GRID, OPTIMIZER, RESULTS, SEEDS, Line, graph_of, read_lines, ways
 
-from costmodel import LayerGraph, block_count, trace
+from costmodel import LayerGraph
 from planner.campaign import next_trial
 from planner.candidates import Candidate, axes, price_all
-from planner.evidence import COLUMNS, Row, load
+from planner.evidence import Row, load
 from planner.intervals import student_t
 from planner.recommend import choose
-from planner.tasks import NETWORKS, RESOLUTION, digits, glyphs_to_digits
-from planner.training import fine_tune
 
-RESULTS = Path(__file__).parent / "results"
-RUNS, GRID = RESULTS / "decision_quality_runs.csv", RESULTS / "decision_quality_grid.csv"
 PLOT = Path(__file__).parents[1] / "docs" / "decision_quality.png"
-
-MAIN = "mobilenet_v2"
-DEPTHS = (1, 2, 3, 5, 8, None)  # None: all blocks
-WITHOUT_DEPTH = ("full", "last", "norm", "bias", "tinytl-b", "tinytl-l", "tinytl-lb")
-FROZEN_CONVOLUTIONS = ("last", "norm", "bias", "tinytl-b", "tinytl-l", "tinytl-lb")
-SEEDS, EPOCHS, BATCH, OPTIMIZER = (0, 1, 2), 20, 8, "adam"
-RATES, RATE_SEED, RATE_DEPTH, RATE_IMAGES_PER_CLASS = (0.001, 0.003, 0.01, 0.03), 100, 3, 10
 BUDGETS, SHARE = 12, 0.25
-
-
-# --- the grid ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Line:
-    """One run. purpose: 'grid', or 'rate' for those that choose the learning rate."""
-
-    purpose: str
-    network: str
-    images_per_class: int
-    method: str
-    blocks: int | None
-    seed: int
-    learning_rate: float
-    accuracy_percent: float
-    test_images: int
-    steps: int
-    seconds: float
-    saved_bytes: int
-    measured_saved_bytes: int
-    above_start_bytes: int
-    measured_above_start_bytes: int
-    agrees: bool
-
-    @property
-    def key(self) -> tuple:
-        """What is run once."""
-        rate = self.learning_rate if self.purpose == "rate" else None
-        return self.purpose, self.network, self.images_per_class, self.method, self.blocks, self.seed, rate
-
-
-@cache
-def graph_of(network: str) -> LayerGraph:
-    return replace(trace(NETWORKS[network](10), RESOLUTION), model=f"tasks:{network}_0.35")
-
-
-def ways(network: str) -> list[tuple[str, int | None]]:
-    """Return the methods and depths of a network's grid.
-
-    On the network with standardised weights only what leaves the convolutions alone.
-    """
-    if "group_norm" in network:
-        return [(method, None) for method in FROZEN_CONVOLUTIONS]
-    count = block_count(graph_of(network))
-    depths = [count if depth is None else depth for depth in DEPTHS]
-    found = [(method, None) for method in WITHOUT_DEPTH if "v3" not in network or not method.startswith("tinytl")]
-    return found + [(method, k) for method in ("blocks", "mobiletl") for k in depths]
-
-
-def read_lines() -> list[Line]:
-    if not RUNS.exists():
-        return []
-    kinds = {"blocks": lambda text: int(text) if text else None, "agrees": lambda text: text == "True"}
-    kinds |= {name: int for name in ("images_per_class", "seed", "test_images", "steps")}
-    kinds |= {field.name: int for field in fields(Line) if field.name.endswith("_bytes")}
-    kinds |= {name: float for name in ("learning_rate", "accuracy_percent", "seconds")}
-    with RUNS.open() as file:
-        return [
-            Line(**{name: kinds.get(name, str)(text) for name, text in row.items()}) for row in csv.DictReader(file)
-        ]
-
-
-def write_line(line: Line) -> None:
-    new = not RUNS.exists()
-    with RUNS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Line)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(asdict(line))
-
-
-def run(
-    purpose: str, network: str, images_per_class: int, method: str, blocks: int | None, seed: int, rate: float
-) -> Line:
-    task = glyphs_to_digits(network, images_per_class, seed, progress=print)
-    test = task.test if purpose == "grid" else further_images()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TinyTL on a network of batch norm: that is what is measured
-        found = fine_tune(
-            task.model, task.train, test, method=method, blocks=blocks, epochs=EPOCHS, learning_rate=rate, batch=BATCH,
-            optimizer=OPTIMIZER, seed=seed, resolution=RESOLUTION, evaluate_every=EPOCHS,
-        )  # fmt: skip
-    memory = found.memory
-    return Line(
-        purpose, network, images_per_class, method, blocks, seed, rate, round(found.accuracy_percent, 3),
-        found.test_images, found.steps, round(found.seconds, 1), memory.saved_bytes, memory.measured_saved_bytes,
-        memory.above_start_bytes, memory.measured_above_start_bytes, memory.agrees,
-    )  # fmt: skip
-
-
-def further_images() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return labelled digits of the first half that no run trains on (they come after the first 20 of each class)."""
-    images, labels = digits()
-    half = labels[: len(labels) // 2]
-    chosen = [torch.nonzero(half == digit).flatten()[20 : 20 + RATE_IMAGES_PER_CLASS] for digit in range(10)]
-    return images[torch.cat(chosen)], labels[torch.cat(chosen)]
-
-
-def grid(networks: Sequence[str], images_per_class: int) -> None:
-    lines = read_lines()
-    done = {line.key for line in lines}
-
-    def once(*what) -> None:
-        key = (*what[:-1], what[-1] if what[0] == "rate" else None)
-        if key in done:
-            return
-        line = run(*what)
-        write_line(line)
-        lines.append(line)
-        done.add(key)
-        print(f"{line.network} {line.method} {line.blocks} seed {line.seed} rate {line.learning_rate}: "
-              f"{line.accuracy_percent:.1f} % in {line.seconds} s, memory agrees: {line.agrees}", flush=True)  # fmt: skip
-
-    for network in networks:
-        methods = dict.fromkeys(method for method, _ in ways(network))
-        for method, rate in itertools.product(methods, RATES):
-            depth = RATE_DEPTH if method in ("blocks", "mobiletl") else None
-            once("rate", network, images_per_class, method, depth, RATE_SEED, rate)
-        for seed, (method, blocks) in itertools.product(SEEDS, ways(network)):
-            once("grid", network, images_per_class, method, blocks, seed, best_rate(lines, network, method))
-    write_evidence(lines)
-
-
-def best_rate(lines: Sequence[Line], network: str, method: str) -> float:
-    tried = [line for line in lines if (line.purpose, line.network, line.method) == ("rate", network, method)]
-    return max(tried, key=lambda line: (line.accuracy_percent, -line.learning_rate)).learning_rate
-
-
-def write_evidence(lines: Sequence[Line]) -> None:
-    packages = ("torch", "torchvision", "scikit-learn", "matplotlib", "pillow")
-    source = f"benchmarks/decision_quality.py grid; {', '.join(f'{name} {version(name)}' for name in packages)}"
-    with GRID.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for line in lines:
-            if line.purpose == "grid":
-                writer.writerow({
-                    "model": graph_of(line.network).model, "method": line.method, "trained_blocks": line.blocks,
-                    "dataset": f"digits, {line.images_per_class} per class", "top1_percent": line.accuracy_percent,
-                    "resolution": RESOLUTION, "batch": BATCH, "seed": line.seed, "test_images": line.test_images,
-                    "source": source,
-                    "locator": f"{OPTIMIZER}, learning rate {line.learning_rate}, {EPOCHS} epochs, {line.steps} steps",
-                    "memory_mb": line.measured_above_start_bytes / 1e6,
-                    "memory_convention": "peak above a step's start",
-                })  # fmt: skip
 
 
 # --- the decisions ----------------------------------------------------------------------------------------------------
@@ -214,6 +48,7 @@ class Truth:
 
     @classmethod
     def of(cls, network: str, dataset: str) -> Truth:
+        """Return the grid of a network on a data set."""
         graph, mine = graph_of(network), tuple(ways(network))
         rows = {
             (row.method, row.trained_blocks, row.seed): row
@@ -227,9 +62,11 @@ class Truth:
         return cls(graph, mine, rows, {(c.method, c.blocks): c.total_flops for c in priced}, dataset)
 
     def priced(self, rows: Sequence[Row] = ()) -> list[Candidate]:
+        """Return the ways priced, with what to expect of them given some rows."""
         return price_all([self.graph], _space(self.ways, rows, self.dataset if rows else None))
 
     def accuracy(self, way: tuple[str, int | None], seeds: Sequence[int] = SEEDS) -> float:
+        """Return the mean accuracy of a way."""
         return statistics.fmean(self.rows[*way, seed].top1_percent for seed in seeds)
 
 
@@ -469,15 +306,8 @@ def replay(date: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("part", choices=["grid", "replay"])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[MAIN])
-    parser.add_argument("--images-per-class", type=int, default=5)
-    parser.add_argument("--date", default="")
-    options = parser.parse_args()
-    if options.part == "grid":
-        grid(options.networks, options.images_per_class)
-    else:
-        replay(options.date)
+    parser.add_argument("--date", required=True)
+    replay(parser.parse_args().date)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ AVX-512 and more than one thread. They copy their arguments to a layout in which
 a result in that layout and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py;
 PyTorch 2.15, oneDNN). Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight
 gradient of a depthwise convolution with a kernel of 5 or more copies nothing. Where only the bias trains, the weight's
-gradient is computed all the same, and dropped. A batch norm's backward allocates the input's gradient twice.
+gradient is computed all the same, and dropped. A batch norm's backward allocates the input's gradient twice, a
+product's the gradient of a factor that is broadcast (a squeeze-excite gate) at the size of the product.
 `layers`: the same under this package's own layers, which compute the input gradient of a frozen pointwise convolution
 as a matrix product, the gradient of a bias alone as a sum, and the input gradient of a batch norm whose scale and
 statistics are frozen in one go (Assumption: one whose scale does not train has frozen statistics, if it is not of a
@@ -51,6 +52,10 @@ def _padded(channels: int) -> int:
 def _onednn(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, packs: bool) -> tuple[int, int]:
     if layer.op == "batch_norm":
         return 0, layer.input.bytes(batch, float_bytes) if "input" in wanted else 0
+    if layer.op == "mul":
+        whole = layer.output.elements
+        broadcast = any(layer.inputs[role].elements < whole for role in wanted)
+        return 0, layer.output.bytes(batch, float_bytes) if broadcast else 0
     if layer.op not in CONVOLUTIONS or not layer.input.batched or layer.inputs["weight"].batched:
         return 0, 0
     x, y, weight = layer.inputs["input"], layer.output, layer.inputs["weight"]

@@ -47,13 +47,11 @@ def mobilenet_v2(classes: int = 10, **more) -> nn.Module:
     """Return torchvision's MobileNetV2 at width 0.35, its strides fitted to 32 x 32: the last maps are 4 x 4."""
     from torchvision.models import MobileNetV2
 
-    # expansion, channels, blocks, stride; torchvision's has a stride of 2 in the sixth row too
+    # expansion, channels, blocks, stride; torchvision's has a stride of 2 in the second and the sixth row too
     setting = [
-        [1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 1], [6, 320, 1, 1],
+        [1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 1], [6, 320, 1, 1],
     ]  # fmt: skip
-    network = MobileNetV2(classes, 0.35, setting, **more)
-    network.features[0][0].stride = (1, 1)
-    return network
+    return MobileNetV2(classes, 0.35, setting, **more)
 
 
 def mobilenet_v3_small(classes: int = 10) -> nn.Module:
@@ -61,8 +59,8 @@ def mobilenet_v3_small(classes: int = 10) -> nn.Module:
     from torchvision.models import mobilenet_v3_small
 
     network = mobilenet_v3_small(num_classes=classes, width_mult=0.35)
-    network.features[0][0].stride = (1, 1)
-    network.features[1].block[0][0].stride = (1, 1)
+    for block, layer in ((1, 0), (9, 1)):
+        network.features[block].block[layer][0].stride = (1, 1)
     return network
 
 
@@ -120,7 +118,7 @@ def _glyphs() -> tuple[torch.Tensor, torch.Tensor]:
 def letters(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `count` distorted letters (N x 3 x 32 x 32) and their classes.
 
-    Each is rotated, sheared, scaled and bent, its stroke thickened or not, and shown at 8 to 16 pixels across.
+    Each is rotated, sheared, scaled and bent, its stroke thickened or not.
     """
     glyphs, classes = _glyphs()
     draw = torch.Generator().manual_seed(seed)
@@ -141,11 +139,6 @@ def letters(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     images = F.grid_sample(glyphs[which], where + bend.permute(0, 2, 3, 1), align_corners=False)
     thick = torch.rand(count, generator=draw) < 0.5
     images[thick] = F.max_pool2d(images[thick], 3, 1, 1)
-    pixels = torch.randint(8, 17, (count,), generator=draw)
-    for across in range(8, 17):
-        chosen = pixels == across
-        if chosen.any():
-            images[chosen] = _upsampled(F.adaptive_avg_pool2d(images[chosen], across))
     return _normalised(images), classes[which]
 
 

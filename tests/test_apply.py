@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from torch import nn
 
 import costmodel
 from costmodel import METHODS, InputError, ModelError, apply, footprint, restore
+from costmodel.derivation import Derivations
 from costmodel.layers import standardize
 from costmodel.measure import loss_of, peak_bytes, prepare, saved_bytes
 
@@ -410,3 +413,20 @@ def test_the_example_trains(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "loss" in done.stdout
     assert (tmp_path / "weights.pt").exists()
+
+
+def test_a_weight_made_again_is_freed_at_once():
+    """Not when the garbage collector comes by: weights of all layers would be alive together."""
+    derivations, weight = Derivations(), torch.ones(3)
+    doubled = derivations.run(torch.mul, (weight, 2), {})
+    total = derivations.run(torch.add, (doubled, 1), {})
+    recipe = derivations.recipe(total)
+    gc.disable()
+    try:
+        made = recipe.made_of(weight)
+        assert torch.equal(made, torch.full((3,), 3.0))
+        alive = weakref.ref(made)
+        del made
+        assert alive() is None
+    finally:
+        gc.enable()
