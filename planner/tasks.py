@@ -37,7 +37,7 @@ _FONTS = (
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
     *("cmr10", "cmb10", "cmss10", "cmtt10", "cmti10", "cmmi10"),
 )
-_VERSION = 1  # of the rendering, the networks and the pre-training: another one asks for another cache file
+_VERSION = 2  # of the rendering, the networks and the pre-training: another one asks for another cache file
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_networks_trace_and_train_small(name):
     graph = trace(network, RESOLUTION)
     assert block_count(graph) == (11 if "v3" in name else 17)
     maps = [layer.output.shape[2:] for layer in graph.layers if layer.op == "conv2d" and len(layer.output.shape) == 4]
-    assert max(maps) == (32, 32)
+    assert max(maps) == (16, 16)
     assert (4, 4) in maps
     assert min(edge for shape in maps for edge in shape if edge > 1) == 4
     assert NETWORKS[name](10).state_dict().keys() == network.state_dict().keys()
