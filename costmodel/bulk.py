@@ -28,9 +28,10 @@ from .traffic import update_bytes
 _PERIOD = 8
 _BASIS = np.array([*range(1, _PERIOD + 1), 2 * _PERIOD])
 _STATELESS = Optimizer("none", 0, 0, 0, 0)
-_AT_THE_PEAK = tuple(f"{name}_bytes" for name in CATEGORIES)
-_OF_MOMENTS = (*_AT_THE_PEAK, "peak_bytes", "place", "saved_bytes", "moved_bytes")
+_OPTIMIZER, _TRANSIENT = CATEGORIES.index("optimizer"), CATEGORIES.index("transient")
+_OF_MOMENTS = (*(f"{name}_bytes" for name in CATEGORIES), "peak_bytes", "place", "saved_bytes", "moved_bytes")
 _PRICES = (*_OF_MOMENTS, "trained_parameters", "converted", "forward_flops", "backward_flops", "total_flops")
+_COLUMNS = ("way", "frozen_dtype", "batches", "optimizer", *_PRICES)
 
 Numbers = NDArray[np.int64]
 Way = tuple[str, int | None]  # a method and its depth
@@ -133,30 +134,29 @@ def price(
         basis, column = np.unique(micro, return_inverse=True)
         periods = np.zeros_like(micro)
     whole = books.timeline is None
-    alike = [(int(count), np.flatnonzero(passes == count)) for count in np.unique(passes)]
+    alike = [(count, passes == count) for count in sorted(set(passes.tolist()))]
+    if len(alike) == 1:
+        alike = [(alike[0][0], slice(None))]
     places: dict[Place, int] = {}
     shape = (len(ways), len(frozen_dtypes), len(batch), len(updates))
-    indices = dict(zip(("way", "frozen_dtype", "batches", "optimizer"), np.indices(shape), strict=True))
-    columns = indices | {name: np.empty(shape, np.int64) for name in _PRICES}
+    prices = np.empty((len(_PRICES), *shape), np.int64)
     for number, (method, blocks) in enumerate(ways):
         step = training_step(graph, method, blocks, accounting)
         flops = step.flops(batch, batch // micro)
         backward = flops["backward_input"] + flops["backward_weight"]
-        for name, value in {
-            "trained_parameters": step.trained_parameters,
-            "converted": step.is_converted,
-            "forward_flops": flops["forward"],
-            "backward_flops": backward,
-            "total_flops": flops["forward"] + backward + flops["recompute"],
-        }.items():
-            columns[name][number] = value[:, None] if np.ndim(value) else value
+        of_the_way = (
+            step.trained_parameters, step.is_converted, flops["forward"], backward,
+            flops["forward"] + backward + flops["recompute"],
+        )  # fmt: skip
+        for row, value in enumerate(of_the_way, len(_OF_MOMENTS)):
+            prices[row, number] = value[:, None] if np.ndim(value) else value
         for dtype, frozen_dtype in enumerate(frozen_dtypes):
             for count, mine in alike:
                 lines = _known_lines(graph, step, basis, frozen_dtype, count)
                 found = _peaks(lines, column[mine], periods[mine], batch[mine] // micro[mine], updates, places, whole)
-                for name, value in found.items():
-                    columns[name][number, dtype, mine] = value
-    return {name: values.ravel() for name, values in columns.items()}, tuple(places)
+                prices[: len(_OF_MOMENTS), number, dtype, mine] = found
+    columns = (*np.indices(shape), *prices)
+    return {name: values.ravel() for name, values in zip(_COLUMNS, columns, strict=True)}, tuple(places)
 
 
 def _peaks(
@@ -167,9 +167,8 @@ def _peaks(
     updates: Sequence[Optimizer],
     places: dict[Place, int],
     whole: bool,
-) -> dict[str, Numbers]:
-    """Return the peak, its parts and its place, each [batches, optimizers]; new places are added to `places`."""
-
+) -> Numbers:
+    """Return the columns of `_OF_MOMENTS`: [columns, batches, optimizers]; new places are added to `places`."""
     grow = periods.any()
 
     def at(values: Numbers) -> Numbers:
@@ -180,7 +179,7 @@ def _peaks(
     totals, every = moments.sum(axis=1), np.arange(len(column))
     saved, moved = at(lines.saved_bytes), passes * at(lines.pass_bytes)
     ids = np.array([places.setdefault(place, len(places)) for place in lines.places])
-    found = {name: np.empty((len(column), len(updates)), np.int64) for name in _OF_MOMENTS}
+    found = np.empty((len(_OF_MOMENTS), len(column), len(updates)), np.int64)
     for number, optimizer in enumerate(updates):
         update, those = lines.updates[optimizer.name], totals
         if not whole:
@@ -191,12 +190,11 @@ def _peaks(
         if whole:
             ids[-1] = places.setdefault(("update", update.name), len(places))
         peak = those.argmax(axis=0)
-        for name, values in zip(_AT_THE_PEAK, moments[peak, :, every].T, strict=True):
-            found[name][:, number] = values
-        found["optimizer_bytes"][:, number] += update.state
-        found["transient_bytes"][:, number] += update.working * (peak == len(those) - 1)
-        found["peak_bytes"][:, number] = those[peak, every] + update.state
-        found["place"][:, number] = ids[peak]
-        found["saved_bytes"][:, number] = saved
-        found["moved_bytes"][:, number] = moved + update.moved
+        parts = moments[peak, :, every].T
+        parts[_OPTIMIZER] += update.state
+        parts[_TRANSIENT] += update.working * (peak == len(those) - 1)
+        found[: len(CATEGORIES), :, number] = parts
+        rest = (those[peak, every] + update.state, ids[peak], saved, moved + update.moved)
+        for row, values in enumerate(rest, len(CATEGORIES)):
+            found[row, :, number] = values
     return found
