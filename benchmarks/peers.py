@@ -377,6 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--date", required=True, help="the day of the run")
     parser.add_argument("--machine", required=True, help="such as '2-core x86-64 virtual machine'")
+    parser.add_argument("--note", default="", help="what a reader should know of this run")
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -388,7 +389,7 @@ def main() -> None:
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     heading = (
         f"{given.date}; {versions}; {given.machine}, one thread. {NAME} at {RESOLUTION} x {RESOLUTION}; medians of "
-        f"{given.rounds} rounds. Written by `python benchmarks/peers.py`."
+        f"{given.rounds} rounds. {given.note} Written by `python benchmarks/peers.py`."
     )
     text = report(rounds, answers, memory, heading)
     print(text)
