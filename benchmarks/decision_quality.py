@@ -315,9 +315,10 @@ def replay(date: str) -> None:
         text += [
             "", f"Regret: accuracy lost against the best of the grid under the same budget; {BUDGETS} budgets from "
             f"{megabytes(budgets[0])} to {megabytes(budgets[-1])} MB, each accuracy the mean of 3 seeds. The spread is "
-            "over three campaigns that take the seeds in different orders (0 where the order has no say). TinyTL is left "
-            "out of the first two: this network was not pre-trained for it. `recommend` takes the cheapest of those that "
-            "tie, whose intervals hold each other's values; the last row shows what that costs in accuracy.", "", *regrets_table(found, counts),
+            "over three campaigns that take the seeds in different orders (0 where the order has no say). TinyTL is "
+            "left out of the first two: this network was not pre-trained for it. `recommend` takes the cheapest of "
+            "those that tie, whose intervals hold each other's values; the last row shows what that costs in accuracy.",
+            "", *regrets_table(found, counts),
             "", "The same with two seeds to measure, judged by the third, which no campaign has seen. One run is a "
             "noisy judge: even the best on average would show a regret.", "",
             *regrets_table(*regrets(truth, budgets, unseen=True)),
