@@ -283,15 +283,15 @@ def replay(date: str) -> None:
         "benchmarks/decision_quality.py`, which says what is measured; the runs stand in `decision_quality_runs.csv`, "
         "the same as evidence in `decision_quality_grid.csv`.",
         "",
-        "Two choices were made after a first grid had been tested, and so are not blind: letters are not pixelated (with "
-        "that, training the last layer was as good as training everything), and each depth has a learning rate of its "
-        "own (with one per method, `mobiletl` of all blocks fell to 70.4 %).",
+        "Three choices were made after a first grid had been tested, and so are not blind: letters are not pixelated, "
+        "and the first maps are 16 x 16 (before, training the last layer was as good as training everything); each "
+        "depth has a learning rate of its own (with one per method, `mobiletl` of all blocks fell to 70.4 %).",
         "",
         f"**Memory.** {len(lines)} runs: bytes kept for backward are as predicted in {exact}; the peak above a step's "
         f"start is within 1 % in {len(lines) - len(off)} (at most {100 * apart:.4f} % off)"
         + (
             f", and not in {len(off)}: {exceptions}: the copies that oneDNN makes of a weight are predicted, and with "
-            "one thread PyTorch takes another convolution there"
+            "one thread PyTorch takes another convolution there; with two it is exact"
             if off
             else ""
         )
