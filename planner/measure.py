@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import shlex
 import sys
@@ -26,6 +25,7 @@ from .candidates import Candidate, axes, price_all
 from .evidence import Row
 from .evidence.database import COUNTED, StorageError, shown
 from .images import DataSet, list_folder, read_folder
+from .plan import parameters_digest
 from .recommend import Recommendation, choose
 from .storage import Claim, Store, key_of
 from .training import fine_tune
@@ -160,7 +160,8 @@ def measure(
     _, head_note = make_network(graph, start, 0)  # weights that do not fit are refused before anything is read
     settings = {
         "model": graph.model, "dataset": folder.name, "data": folder.digest, "weights": start.label,
-        "parameters": _digest(graph), **asdict(recipe),
+        "parameters": parameters_digest((name, tensor.shape) for name, tensor in graph.parameters.items())[:8],
+        **asdict(recipe),
     }  # fmt: skip
     ways = campaign.space(()).ways(graph)
     store = Store(storage, settings, {method for method, _ in ways}, block_count(graph), **storage_options)
@@ -307,11 +308,6 @@ def _why(priced: Sequence[Candidate], rows: Sequence[Row], campaign: _Campaign) 
         f"every candidate that could still win has its {campaign.seeds} runs; {len(decision.rivals)} cannot be told "
         "from the pick with these test images and seeds"
     )
-
-
-def _digest(graph: LayerGraph) -> str:
-    told = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(graph.parameters.items()))
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
 def _finished(trial) -> Finished:

@@ -74,7 +74,7 @@ class Plan(BaseModel):
         return cls(
             **same,
             made_with=version("finetune-planner"),
-            parameters=_digest((name, tensor.shape) for name, tensor in graph.parameters.items()),
+            parameters=parameters_digest((name, tensor.shape) for name, tensor in graph.parameters.items()),
             parameter_count=graph.parameter_count,
             expected=Expected(
                 recovery=guess.value,
@@ -119,7 +119,7 @@ class Plan(BaseModel):
         Errors: InputError, with the reason, if the plan was made for another network, or can be priced only.
         """
         given = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        if _digest(given.items()) != self.parameters:
+        if parameters_digest(given.items()) != self.parameters:
             count = sum(parameter.numel() for parameter in model.parameters())
             raise InputError(
                 f"the plan is for {self.model} with {self.classes} classes, {self.parameter_count:,} parameters; the "
@@ -133,6 +133,7 @@ class Plan(BaseModel):
         return apply(model, self.method, self.blocks, self.resolution, self.frozen_dtype)
 
 
-def _digest(parameters: Iterable[tuple[str, Any]]) -> str:
+def parameters_digest(parameters: Iterable[tuple[str, Any]]) -> str:
+    """Return what tells networks apart by the names and shapes of their parameters, in their order by name."""
     text = "\n".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in sorted(parameters))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -8,7 +8,7 @@ from costmodel.units import format_bytes, format_count
 
 from .candidates import Candidate
 from .objectives import OBJECTIVES, keeps
-from .recommend import TIE, Recommendation, best, where
+from .recommend import MOST_BATCH, TIE, Recommendation, best, where
 
 ACROSS_MODELS = (
     "recovery is relative to each network's own full fine-tuning: networks are compared by how much of its own "
@@ -124,7 +124,7 @@ def reasons(answer: Recommendation) -> Iterator[str]:
     if answer.largest_batch is not None:
         yield (
             f"the largest batch that fits in {format_bytes(answer.ram_bytes)} this way, in one pass, is "
-            f"{answer.largest_batch}" + (" (no larger one was tried)" if answer.largest_batch >= 4096 else "")
+            f"{answer.largest_batch}" + (" (no larger one was tried)" if answer.largest_batch >= MOST_BATCH else "")
         )
 
 

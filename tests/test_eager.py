@@ -126,6 +126,7 @@ def test_what_the_forward_pass_drops_is_not_saved():
 seen_operations: set[tuple[str, bool]] = set()
 
 
+@pytest.mark.xdist_group("random networks")
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @settings(max_examples=500)
 @given(random_networks(), st.sampled_from([2, 3]), st.data())
@@ -159,6 +160,7 @@ def test_methods_on_random_networks(network: RandomNetwork, method):
     seen_operations.update((layer.op, layer.inplace) for layer in graph.layers)
 
 
+@pytest.mark.xdist_group("random networks")
 def test_random_networks_hold_every_operation():
     """Runs after the random networks: what they never drew would be untested."""
     drawn = {op for op, _ in seen_operations}
