@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from costmodel import LayerGraph, block_count, trace
-from planner.evidence import COLUMNS
+from planner.evidence import COLUMNS, pack
 from planner.tasks import NETWORKS, RESOLUTION, digits, glyphs_to_digits
 from planner.training import fine_tune
 
@@ -60,6 +60,7 @@ class Line:
     above_start_bytes: int
     measured_above_start_bytes: int
     agrees: bool
+    correct: str  # as `planner.evidence.pack` writes it
 
     @property
     def key(self) -> tuple:
@@ -124,6 +125,7 @@ def run(
         purpose, network, images_per_class, method, blocks, seed, rate, round(found.accuracy_percent, 3),
         found.test_images, found.steps, round(found.seconds, 1), memory.saved_bytes, memory.measured_saved_bytes,
         memory.above_start_bytes, memory.measured_above_start_bytes, memory.agrees,
+        pack(found.correct),
     )  # fmt: skip
 
 
@@ -184,6 +186,7 @@ def write_evidence(lines: Sequence[Line]) -> None:
                     "model": graph_of(line.network).model, "method": line.method, "trained_blocks": line.blocks,
                     "dataset": f"digits, {line.images_per_class} per class", "top1_percent": line.accuracy_percent,
                     "resolution": RESOLUTION, "batch": BATCH, "seed": line.seed, "test_images": line.test_images,
+                    "correct": line.correct,
                     "source": source,
                     "locator": f"{OPTIMIZER}, learning rate {line.learning_rate}, {EPOCHS} epochs, {line.steps} steps",
                     "memory_mb": line.measured_above_start_bytes / 1e6,

@@ -23,7 +23,7 @@ from torch import nn
 
 from costmodel.errors import InputError, unknown
 
-from .training import accuracy_percent, train_epochs
+from .training import classify, train_epochs
 
 RESOLUTION = 32
 # Letters whose upper and lower case look alike are one class: the 15 merges of EMNIST's "balanced" split.
@@ -239,7 +239,8 @@ def _pretrain(
         progress(f"pre-training {network} on {rendered} letters")
         for epoch in train_epochs(model, train, epochs, 3e-3, 64, "adam"):
             progress(f"pre-training {network}: epoch {epoch} of {epochs}")
-        progress(f"pre-trained {network}: {accuracy_percent(model, test):.1f} % of {len(test[0])} new letters right")
+        right = sum(classify(model, test))
+        progress(f"pre-trained {network}: {right} of {len(test[0])} new letters right")
     return model.state_dict()
 
 

@@ -61,15 +61,15 @@ class Run:
     """What a fine-tuning run came to.
 
     history: (epoch, accuracy in percent) of each evaluation; epochs count from 1. epochs, steps: those that were run.
-    stopped: whether `report` ended it early. seconds: training and testing, without the memory check. memory: None if
-    it was not checked.
+    stopped: whether `report` ended it early. correct: of each test image, whether the last evaluation had it right.
+    seconds: training and testing, without the memory check. memory: None if it was not checked.
     """
 
     history: tuple[tuple[int, float], ...]
     epochs: int
     steps: int
     stopped: bool
-    test_images: int
+    correct: tuple[bool, ...]
     seconds: float
     memory: Memory | None
 
@@ -77,6 +77,11 @@ class Run:
     def accuracy_percent(self) -> float:
         """The last accuracy that was measured."""
         return self.history[-1][1]
+
+    @property
+    def test_images(self) -> int:
+        """How many images it was measured on."""
+        return len(self.correct)
 
 
 def fine_tune(
@@ -115,12 +120,13 @@ def fine_tune(
         stopped = False
         for epoch in train_epochs(network, train, epochs, learning_rate, batch, optimizer):
             if epoch % evaluate_every == 0 or epoch == epochs:
-                history.append((epoch, accuracy_percent(network, test)))
+                correct = classify(network, test)
+                history.append((epoch, 100 * sum(correct) / len(correct)))
                 stopped = report is not None and bool(report(*history[-1]))
                 if stopped:
                     break
         seconds = time.perf_counter() - start
-    return Run(tuple(history), epoch, epoch * (len(train) // batch), stopped, len(test), seconds, memory)
+    return Run(tuple(history), epoch, epoch * (len(train) // batch), stopped, correct, seconds, memory)
 
 
 def train_epochs(
@@ -151,12 +157,11 @@ def measure_memory(
 
 
 @torch.no_grad()
-def accuracy_percent(network: nn.Module, test: Data) -> float:
-    """Return how many images the network, set to eval mode, classifies right, in percent."""
+def classify(network: nn.Module, test: Data) -> tuple[bool, ...]:
+    """Return of each image whether the network, set to eval mode, classifies it right."""
     network.eval()
-    test = _data_set(test)
-    right = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in DataLoader(test, _TEST_BATCH))
-    return 100 * right / len(test)
+    batches = DataLoader(_data_set(test), _TEST_BATCH)
+    return tuple(right for images, labels in batches for right in (network(images).argmax(1) == labels).tolist())
 
 
 def _data_set(data: Data) -> Dataset:

@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from costmodel import METHODS
@@ -28,14 +29,31 @@ Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Positive = Annotated[int, Field(gt=0)]
 
 
+_ROUNDED_POINTS = 0.06  # an accuracy may be given to one decimal
+
+
+def pack(correct: Sequence[bool]) -> str:
+    """Return which images were classified right, in their order, as hexadecimal digits: the first is the highest bit."""
+    return np.packbits(np.asarray(correct, bool)).tobytes().hex()
+
+
+def unpack(text: str, count: int) -> np.ndarray:
+    """Return the first `count` outcomes (bool) that `pack` wrote. Errors: ValueError if it is of another number."""
+    data = bytes.fromhex(text)
+    if len(data) != -(-count // 8):
+        raise ValueError(f"{len(data)} bytes are not the outcomes of {count} test images, which are {-(-count // 8)}")
+    return np.unpackbits(np.frombuffer(data, np.uint8), count=count).astype(bool)
+
+
 class Row(BaseModel):
     """One observed accuracy: a method on a network and a data set.
 
     `top1_percent` is the accuracy; `points_below_full` stands in its place where a source only states the distance to
     training everything, in percentage points. `trained_blocks` (or layers) is empty for methods without a depth,
     `resolution` and `batch` where they are not stated. `seed` tells repeated runs apart. `test_images`: how many images
-    the accuracy was measured on. `reachable_percent`: of a run that was stopped early, the most that it could still
-    have reached. `source`: the file's name if empty. `memory_mb` is the source's own figure, counted by its own
+    the accuracy was measured on. `correct`: which of them were classified right, as `pack` writes it; runs on the same
+    images are then compared image by image. `reachable_percent`: of a run that was stopped early, the most that it
+    could still have reached. `source`: the file's name if empty. `memory_mb` is the source's own figure, counted by its own
     `memory_convention`: a record, not used here. `file` and `line` are the row's place.
     """
 
@@ -51,6 +69,7 @@ class Row(BaseModel):
     batch: Positive | None = None
     seed: int | None = None
     test_images: Positive | None = None
+    correct: str = ""
     reachable_percent: Points | None = None
     source: Name
     locator: str = ""
@@ -63,6 +82,16 @@ class Row(BaseModel):
     def _has_accuracy(self) -> Self:
         if (self.top1_percent is None) == (self.points_below_full is None):
             raise ValueError("a row needs one of top1_percent and points_below_full, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _images_make_accuracy(self) -> Self:
+        if self.correct:
+            if self.test_images is None or self.top1_percent is None:
+                raise ValueError("it needs test_images and top1_percent beside it")
+            share = 100 * unpack(self.correct, self.test_images).mean()
+            if abs(share - self.top1_percent) > _ROUNDED_POINTS:
+                raise ValueError(f"it says {share:.4g} % right, top1_percent says {self.top1_percent:g}")
         return self
 
     @property
