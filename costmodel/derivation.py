@@ -12,8 +12,6 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .graph import Layer, LayerGraph
-
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
@@ -74,17 +72,3 @@ class Derivations:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
-
-
-def derivation(graph: LayerGraph, layer: Layer) -> list[Layer]:
-    """Return the layers that compute a convolution's weight from parameters; none where its weight is a parameter."""
-    weight = layer.inputs["weight"]
-    if weight.kind != "derived" or weight.storage.id in graph.resident_storages:
-        return []
-    found, open_tensors = {}, [weight]
-    while open_tensors:
-        producer = graph.producer.get(open_tensors.pop().id)
-        if producer is not None and producer.index not in found:
-            found[producer.index] = producer
-            open_tensors += producer.inputs.values()
-    return list(found.values())

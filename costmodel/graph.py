@@ -217,6 +217,18 @@ class LayerGraph:
         """Storages that training holds in any case: those of parameters and buffers."""
         return frozenset(tensor.storage.id for tensor in (*self.parameters.values(), *self.buffers.values()))
 
+    def derivation(self, tensor: Tensor) -> list[Layer]:
+        """Return the layers that compute a tensor from parameters; none where it is a parameter, or a view of one."""
+        if tensor.kind != "derived" or tensor.storage.id in self.resident_storages:
+            return []
+        found, open_tensors = {}, [tensor]
+        while open_tensors:
+            producer = self.producer.get(open_tensors.pop().id)
+            if producer is not None and producer.index not in found:
+                found[producer.index] = producer
+                open_tensors += producer.inputs.values()
+        return list(found.values())
+
     @property
     def parameter_count(self) -> int:
         """The number of parameters."""

@@ -20,7 +20,7 @@ from .accounting import Books
 from .gradients import Wanted
 from .graph import Layer, LayerGraph, Tensor
 from .optimizers import Optimizer
-from .rules import Facts
+from .rules import Dense, Facts
 
 CATEGORIES = ("weights", "buffers", "input", "saved_activations", "gradients", "optimizer", "transient")
 _WEIGHTS, _BUFFERS, _INPUT, _SAVED, _GRADIENTS, _OPTIMIZER, _TRANSIENT = range(len(CATEGORIES))
@@ -78,6 +78,18 @@ class _Simulation:
         self.live: dict[int, int] = {}  # activations in memory: storage -> bytes
         self.gradients: dict[str, int] = {}
         self.missing_state: dict[str, int] = {}  # optimizer state that the first update allocates
+        self.within = self._within()
+
+    def _within(self) -> dict[int, list[int]]:
+        """Return by layer the layers that make its weight in its own backward, those that come first there first."""
+        again, found = set(self.books.recomputed), {}
+        for index in self.wanted if again else ():
+            weight = self.graph.layers[index].inputs.get("weight")
+            if index not in again and weight is not None and len(self.graph.consumers[weight.id]) == 1:
+                chain = sorted((layer.index for layer in self.graph.derivation(weight)), reverse=True)
+                if chain and again.issuperset(chain):
+                    found[index] = chain
+        return found
 
     def mark(self, phase: str, layer: str, extra: int = 0) -> None:
         """Note the memory now, with `extra` bytes of working memory."""
@@ -129,44 +141,63 @@ class _Simulation:
         return pending
 
     def backward(self, pending: dict[int, _Gradient], fused_update: Optimizer | None) -> None:
-        now, sizes, books = self.now, self.sizes, self.books
-        last_use = {key: min(saved.uses) for key, saved in books.saved.items()}
+        last_use = {key: min(saved.uses) for key, saved in self.books.saved.items()}
+        inner = {index for chain in self.within.values() for index in chain}
         for index in reversed(self.wanted):
-            layer, facts = self.graph.layers[index], self.facts[index]
-            given = [pending.pop(tensor.id) for tensor in layer.outputs if tensor.id in pending]
-            made: list[tuple[Tensor, _Gradient]] = []
-            updated: list[str] = []
-            added = 0
-            for role in self.wanted[index]:
-                tensor = layer.inputs[role]
-                if tensor.kind == "parameter":
-                    added += self.parameter_gradient(tensor)
-                    updated.append(tensor.name)
-                elif role in facts.passes_gradient and len(given) == 1:
-                    given[0].readers += 1
-                    made.append((tensor, given[0]))
-                else:
-                    gradient = _Gradient(tensor.bytes(sizes.batch, sizes.float_bytes))
-                    now[_TRANSIENT] += gradient.bytes
-                    made.append((tensor, gradient))
-            working = sizes.copied.get(index, 0) + sizes.kernels.get(index, (0, 0))[1]
-            self.mark("backward", layer.name, added + working + self.recomputed_bytes(layer))
-            for gradient in given:
-                self.release(gradient)
-            for key in books.by_layer.get(index, ()):
-                if last_use[key] == index:
-                    saved = books.saved[key]
-                    if saved.storage is None:
-                        now[_SAVED] -= saved.bytes(sizes.batch, sizes.float_bytes)
-                    elif saved.storage.id in self.live:
-                        now[_SAVED] -= self.live.pop(saved.storage.id)
+            if index not in inner:
+                self.node(index, pending, last_use, fused_update)
+
+    def node(self, index: int, pending: dict[int, _Gradient], last_use: dict, fused_update: Optimizer | None) -> None:
+        """Run the backward of one layer, and within it that of the layers that make its weight again."""
+        now, sizes, books = self.now, self.sizes, self.books
+        layer, facts = self.graph.layers[index], self.facts[index]
+        given = [pending.pop(tensor.id) for tensor in layer.outputs if tensor.id in pending]
+        made: list[tuple[Tensor, _Gradient]] = []
+        updated: list[str] = []
+        added = 0
+        if making := self.making_bytes(layer):
+            self.mark("backward", layer.name, making)
+        for role in self.wanted[index]:
+            tensor = layer.inputs[role]
+            if tensor.kind == "parameter":
+                added += self.parameter_gradient(tensor)
+                updated.append(tensor.name)
+            elif role in facts.passes_gradient and len(given) == 1:
+                given[0].readers += 1
+                made.append((tensor, given[0]))
+            else:
+                gradient = _Gradient(tensor.bytes(sizes.batch, sizes.float_bytes))
+                now[_TRANSIENT] += gradient.bytes
+                made.append((tensor, gradient))
+        again = self.recomputed_bytes(layer)
+        working = sizes.copied.get(index, 0) + sizes.kernels.get(index, (0, 0))[1]
+        self.mark("backward", layer.name, added + working + again)
+        chain = self.within.get(index, ())
+        if chain:
             for tensor, gradient in made:
-                self.collect(pending, tensor, gradient, layer.name)
-            if fused_update is not None:
-                for name in updated:
-                    now[_OPTIMIZER] += self.missing_state.pop(name, 0)
-                    self.mark("update", name, fused_update.temporary_per_parameter * sizes.trained[name])
-                    now[_GRADIENTS] -= self.gradients.pop(name, 0)
+                if tensor.kind == "derived":
+                    pending[tensor.id] = gradient
+            made = [(tensor, gradient) for tensor, gradient in made if tensor.kind != "derived"]
+            now[_TRANSIENT] += again
+            for one in chain:
+                self.node(one, pending, last_use, fused_update)
+            now[_TRANSIENT] -= again
+        for gradient in given:
+            self.release(gradient)
+        for key in books.by_layer.get(index, ()):
+            if last_use[key] == index:
+                saved = books.saved[key]
+                if saved.storage is None:
+                    now[_SAVED] -= saved.bytes(sizes.batch, sizes.float_bytes)
+                elif saved.storage.id in self.live:
+                    now[_SAVED] -= self.live.pop(saved.storage.id)
+        for tensor, gradient in made:
+            self.collect(pending, tensor, gradient, layer.name)
+        if fused_update is not None:
+            for name in updated:
+                now[_OPTIMIZER] += self.missing_state.pop(name, 0)
+                self.mark("update", name, fused_update.temporary_per_parameter * sizes.trained[name])
+                now[_GRADIENTS] -= self.gradients.pop(name, 0)
 
     def parameter_gradient(self, tensor: Tensor) -> int:
         """Allocate a parameter's gradient; return the working memory if it is added to one that is there."""
@@ -201,15 +232,35 @@ class _Simulation:
             self.release(gradient)
             pending[tensor.id] = total
 
+    def making_bytes(self, layer: Layer) -> int:
+        """Return the bytes of all that is made when the layer's weight is computed from parameters again."""
+        weight = layer.inputs.get("weight")
+        made = {
+            tensor.storage.id: tensor.bytes(1)
+            for inner in (self.graph.derivation(weight) if weight is not None else ())
+            for tensor in inner.outputs
+        }
+        return sum(size for id_, size in made.items() if id_ not in self.graph.resident_storages | self.kept)
+
     def recomputed_bytes(self, layer: Layer) -> int:
-        """Return the bytes of the layer's arguments that are computed from parameters again."""
-        return sum(
-            tensor.bytes(1)
-            for tensor in layer.inputs.values()
+        """Return the bytes of the layer's arguments that are computed from parameters again, and of what that keeps."""
+        within = [self.graph.layers[index] for index in self.within.get(layer.index, ())]
+        needed = [
+            item.tensor
+            for inner in within
+            for role in self.wanted[inner.index]
+            for item in self.facts[inner.index].needs[role][0]
+            if isinstance(item, Dense)
+        ]
+        again = {
+            tensor.storage.id: tensor.bytes(1)
+            for tensor in (*layer.inputs.values(), *needed)
             if tensor.kind == "derived"
             and tensor.storage.id not in self.graph.resident_storages
             and tensor.storage.id not in self.kept
-        )
+            and layer.output.kind != "derived"
+        }
+        return sum(again.values())
 
     def leave(self) -> None:
         """Drop what the program's variables still hold when the pass is over."""

@@ -22,7 +22,7 @@ from .accounting.books import Books, dense_key
 from .accounting.lean import LEAN
 from .assignment import Assignment
 from .calls import CallTracker, argument_names
-from .derivation import Derivations, derivation
+from .derivation import Derivations
 from .errors import InputError, ModelError
 from .gradients import Wanted, wanted_gradients
 from .graph import ADDED, Layer, LayerGraph
@@ -89,7 +89,7 @@ class _Replacing(CallTracker):
         arguments = {**dict(zip(argument_names(function), args, strict=False)), **kwargs}
         recipe = self.derivations.recipe(arguments.get("weight"))
         if recipe is not None:
-            arguments |= {"weight": recipe.ingredients(), "compute": recipe.made_of}
+            arguments |= {"weight": recipe.ingredients(), "compute": recipe.made_of, "made": arguments["weight"]}
         if entry is not None:
             role, entered = entry
             self.block_inputs[entered] = arguments[role]
@@ -230,7 +230,9 @@ def _derivations(graph: LayerGraph, wanted: Wanted) -> tuple[set[int], set[int]]
     Errors: ModelError where something else than a convolution reads what they compute.
     """
     chains = {
-        index: derivation(graph, graph.layers[index]) for index in wanted if graph.layers[index].op in _CONVOLUTIONS
+        index: graph.derivation(graph.layers[index].inputs["weight"])
+        for index in wanted
+        if graph.layers[index].op in _CONVOLUTIONS
     }
     derived = {layer.index for chain in chains.values() for layer in chain}
     for index in wanted.keys() - derived:

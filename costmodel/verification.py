@@ -90,7 +90,11 @@ def verify(
         raise InputError("this machine has no CUDA device; leave out --device cuda")
     progress("tracing")
     graph = trace(model, resolution, classes)
-    kernels = "none" if device != "cpu" else "onednn" if accounting == EAGER.name else "layers"
+    kernels = "onednn" if accounting == EAGER.name else "layers"
+    if torch.get_num_threads() == 1:
+        kernels += ", 1 thread"
+    if device != "cpu":
+        kernels = "none"
     predicted = footprint(graph, method, blocks, batch, optimizer, accounting, kernels=kernels)
     progress("building the network")
     network = _network(model, graph, classes, predicted, resolution).to(device)

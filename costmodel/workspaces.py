@@ -1,16 +1,19 @@
 """Working memory of kernels: what a layer's computation needs beside its arguments and results.
 
 `none`: nothing, the least; a device's own kernels decide. `onednn`: PyTorch's convolutions on an x86 processor with
-AVX-512 and more than one thread. They copy their arguments to a layout in which channels come in blocks of 16, compute
-a result in that layout and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py;
-PyTorch 2.15, oneDNN). Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight
-gradient of a depthwise convolution with a kernel of 5 or more copies nothing. Where only the bias trains, the weight's
-gradient is computed all the same, and dropped. A batch norm's backward allocates the input's gradient twice, a
-product's the gradient of a factor that is broadcast (a squeeze-excite gate) at the size of the product.
+AVX-512. They copy their arguments to a layout in which channels come in blocks of 16, compute a result in that layout
+and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py; PyTorch 2.15, oneDNN).
+Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight gradient of a depthwise
+convolution with a kernel of 5 or more copies nothing. Where only the bias trains, the weight's gradient is computed all
+the same, and dropped. Small convolutions PyTorch computes with kernels of its own, as matrix products (`_unfolds`). A
+batch norm's backward allocates the input's gradient twice, a product's the gradient of a factor that is broadcast (a
+squeeze-excite gate) at the size of the product, and some others more (`_PER_ELEMENT`).
 `layers`: the same under this package's own layers, which compute the input gradient of a frozen pointwise convolution
 as a matrix product, the gradient of a bias alone as a sum, and the input gradient of a batch norm whose scale and
 statistics are frozen in one go (Assumption: one whose scale does not train has frozen statistics, if it is not of a
 weight). An activation that packs a mask does so a piece at a time (`mask_piece`).
+`onednn, 1 thread`, `layers, 1 thread`: the same with one thread, where PyTorch takes its own kernels for pointwise
+convolutions of fewer than 16 images too.
 Scratchpads of a few kilobytes for reductions over threads are not counted.
 """
 
@@ -18,6 +21,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+
+import numpy as np
 
 from .blocks import CONVOLUTIONS, is_depthwise
 from .errors import unknown
@@ -29,6 +35,7 @@ Workspace = Callable[[Layer, tuple[str, ...], int, int, bool], tuple[int, int]]
 
 _CHANNEL_BLOCK = 16
 _UNCOPIED_IMAGE_CHANNELS = 3
+_MANY_IMAGES, _SMALL_IMAGE = 16, 20480  # Source: as `_unfolds`
 
 # Elements whose mask is packed at a time, and the most pieces that a tensor is cut into on a CPU: every piece waits for
 # all threads a few times, which takes long where other programs want the cores. Assumption: a piece of floats (1 MiB)
@@ -49,15 +56,47 @@ def _padded(channels: int) -> int:
     return -(-channels // _CHANNEL_BLOCK) * _CHANNEL_BLOCK
 
 
-def _onednn(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, packs: bool) -> tuple[int, int]:
-    if layer.op == "batch_norm":
-        return 0, layer.input.bytes(batch, float_bytes) if "input" in wanted else 0
-    if layer.op == "mul":
-        whole = layer.output.elements
-        broadcast = any(layer.inputs[role].elements < whole for role in wanted)
-        return 0, layer.output.bytes(batch, float_bytes) if broadcast else 0
-    if layer.op not in CONVOLUTIONS or not layer.input.batched or layer.inputs["weight"].batched:
-        return 0, 0
+def _unfolds(layer: Layer, given: Tensor, batch: int, threads: int) -> bool:
+    """Whether PyTorch multiplies matrices of unfolded pixels, and does not ask oneDNN.
+
+    given: the input, or the output, which a transposed convolution (the input's gradient) starts from. Source:
+    ConvParams::use_mkldnn in aten/src/ATen/native/Convolution.cpp of PyTorch 2.15.
+    """
+    shape, kernel = given.shape[1:], layer.inputs["weight"].shape[2:]
+    if len(kernel) == 1:  # computed as an image of height 1
+        shape, kernel = (shape[0], 1, *shape[1:]), (1, *kernel)
+    if threads == 1 and batch < _MANY_IMAGES and _are(1, layer, "stride", "dilation") and kernel[-2:] == (1, 1):
+        return True
+    is_small = batch == 1 and math.prod(shape[:3]) <= _SMALL_IMAGE
+    return is_small and min(kernel[-2:]) <= 3 and layer.attributes["groups"] == 1
+
+
+def _are(value: int, layer: Layer, *names: str) -> bool:
+    """Whether attributes, each a number or one for every direction, have the value throughout."""
+    return all(np.all(np.equal(layer.attributes[name], value)) for name in names)
+
+
+def _unfolding(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
+    """Return the bytes of the unfolded pixels, or of what groups, computed one by one, are put together from."""
+    x, y, weight = layer.inputs["input"], layer.output, layer.inputs["weight"]
+    groups = layer.attributes["groups"]
+    if groups > 1:
+        sizes = {"input": x.bytes(batch, float_bytes), "weight": 4 * weight.elements}
+        parts = sum(size for role, size in sizes.items() if role in wanted)
+        return y.bytes(batch, float_bytes), max(parts, (sizes["input"] + y.bytes(batch, float_bytes)) // groups)
+    pixels = 0 if _is_matrix_product(layer) else math.prod(weight.shape[1:]) * math.prod(y.shape[2:])
+    again = "weight" in wanted or "bias" in wanted or not _are(1, layer, "dilation")
+    return batch * float_bytes * pixels, batch * float_bytes * pixels if again else 0
+
+
+def _is_matrix_product(layer: Layer) -> bool:
+    """Whether a convolution takes every pixel once, as it is."""
+    is_padded = not isinstance(layer.attributes["padding"], str) and not _are(0, layer, "padding")
+    return {*layer.inputs["weight"].shape[2:]} == {1} and _are(1, layer, "stride") and not is_padded
+
+
+def _blocking(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
+    """Return the bytes of oneDNN's copies."""
     x, y, weight = layer.inputs["input"], layer.output, layer.inputs["weight"]
     depthwise = is_depthwise(layer)
 
@@ -82,7 +121,50 @@ def _onednn(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int,
     return forward, backward
 
 
-def _layers(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, packs: bool) -> tuple[int, int]:
+def _input_again(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> int:
+    return layer.input.bytes(batch, float_bytes) if "input" in wanted else 0
+
+
+def _sums_per_channel(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> int:
+    return 2 * batch * float_bytes * layer.input.shape[1] if {"input", "weight"} & {*wanted} else 0
+
+
+def _arithmetic(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> int:
+    small = {role for role in wanted if layer.inputs[role].elements < layer.output.elements}
+    if layer.op == "div":  # -dy * ((x / other) / other), every part of it as large as the result
+        parts = 4 - ("input" in wanted) - ("other" not in small) if "other" in wanted else 0
+    else:  # what is summed over the pixels that a factor, or a subtrahend, is broadcast to
+        parts = bool(small) if layer.op == "mul" else "other" in small
+    return parts * layer.output.bytes(batch, float_bytes)
+
+
+# Bytes in the backward of operations on elements. Source: tools/autograd/derivatives.yaml of PyTorch 2.15 and
+# torch/csrc/autograd/FunctionsManual.cpp (div_tensor_other_grad, var_backward); aten/src/ATen/native/group_norm.cpp.
+_PER_ELEMENT = {
+    "batch_norm": _input_again,
+    "var": _input_again,
+    "group_norm": _sums_per_channel,
+    "mul": _arithmetic,
+    "sub": _arithmetic,
+    "div": _arithmetic,
+}
+
+
+def _onednn(
+    layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, packs: bool, threads: int = 2
+) -> tuple[int, int]:
+    if layer.op in _PER_ELEMENT:
+        return 0, _PER_ELEMENT[layer.op](layer, wanted, batch, float_bytes)
+    if layer.op not in CONVOLUTIONS or not layer.input.batched or layer.inputs["weight"].batched:
+        return 0, 0
+    if _unfolds(layer, layer.input, batch, threads):
+        return _unfolding(layer, wanted, batch, float_bytes)
+    return _blocking(layer, wanted, batch, float_bytes)
+
+
+def _layers(
+    layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, packs: bool, threads: int = 2
+) -> tuple[int, int]:
     if "weight" not in wanted:
         if layer.op == "batch_norm" and layer.output.batched:
             return 0, 0
@@ -91,12 +173,23 @@ def _layers(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int,
         elements = batch * layer.output.elements
         piece = min(elements, mask_piece(elements))
         return piece + (float_bytes * piece if layer.inplace else 0), 0
-    forward, backward = _onednn(layer, wanted, batch, float_bytes, packs)
-    pointwise = layer.op in CONVOLUTIONS and set(layer.inputs["weight"].shape[2:]) == {1}
-    return forward, 0 if pointwise and "weight" not in wanted else backward
+    forward, backward = _onednn(layer, wanted, batch, float_bytes, packs, threads)
+    if layer.op not in CONVOLUTIONS or not layer.input.batched or "weight" in wanted:
+        return forward, backward
+    if "input" not in wanted or (layer.attributes["groups"] == 1 and _is_matrix_product(layer)):
+        return forward, 0
+    if _unfolds(layer, layer.output, batch, threads):  # a transposed convolution
+        return forward, _unfolding(layer, ("input", "weight"), batch, float_bytes)[1]
+    return forward, _blocking(layer, wanted, batch, float_bytes)[1]
 
 
-WORKSPACES: dict[str, Workspace] = {"none": _none, "onednn": _onednn, "layers": _layers}
+WORKSPACES: dict[str, Workspace] = {
+    "none": _none,
+    "onednn": _onednn,
+    "layers": _layers,
+    "onednn, 1 thread": partial(_onednn, threads=1),
+    "layers, 1 thread": partial(_layers, threads=1),
+}
 
 
 def workspace(name: str) -> Workspace:

@@ -1,5 +1,5 @@
-"""Convolutions that keep their input only if their weight trains, and their weight only if their input's gradient is
-wanted; of the weight always the parameter itself, which is there in any case.
+"""Convolutions that keep their input only if their weight trains; of the weight always the parameter itself, which is
+there in any case.
 
     y[n,o,p] = sum_{i in group(o), k} x[n,i,p+k] W[o,i,k] + b[o];   dx needs W, dW needs x, db needs nothing
 
@@ -27,23 +27,23 @@ from .activations import wants_gradient
 _CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 
 
-def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None) -> Tensor:
-    """Return torch.nn.functional.conv1d of the same arguments; see `conv2d` for `compute`."""
-    return _convolution(1, input, weight, bias, stride, padding, dilation, groups, compute)
+def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None, made=None) -> Tensor:
+    """Return torch.nn.functional.conv1d of the same arguments; see `conv2d` for the last two."""
+    return _convolution(1, input, weight, bias, stride, padding, dilation, groups, compute, made)
 
 
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None) -> Tensor:
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None, made=None) -> Tensor:
     """Return torch.nn.functional.conv2d of the same arguments.
 
     compute: makes the weight of the tensors in `weight`, then a tuple; it runs again in backward, and what it makes is
-    not kept.
+    not kept. made: what it makes of them now, if that is there already.
     """
-    return _convolution(2, input, weight, bias, stride, padding, dilation, groups, compute)
+    return _convolution(2, input, weight, bias, stride, padding, dilation, groups, compute, made)
 
 
-def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None) -> Tensor:
-    """Return torch.nn.functional.conv3d of the same arguments; see `conv2d` for `compute`."""
-    return _convolution(3, input, weight, bias, stride, padding, dilation, groups, compute)
+def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None, made=None) -> Tensor:
+    """Return torch.nn.functional.conv3d of the same arguments; see `conv2d` for the last two."""
+    return _convolution(3, input, weight, bias, stride, padding, dilation, groups, compute, made)
 
 
 def standardized_conv2d(
@@ -67,19 +67,21 @@ def standardize(weight: Tensor, eps: float = 1e-5) -> Tensor:
     return centred / (centred.flatten(1).std(1).view(shape) + eps)
 
 
-def _convolution(dims: int, x, weight, bias, stride, padding, dilation, groups, compute: Callable | None) -> Tensor:
+def _convolution(
+    dims: int, x, weight, bias, stride, padding, dilation, groups, compute: Callable | None, made: Tensor | None = None
+) -> Tensor:
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     bias = None if bias is None else bias.to(x.dtype)
     if x.dim() == dims + 1:  # one image without a batch
-        return _convolution(dims, x[None], weight, bias, stride, padding, dilation, groups, compute)[0]
+        return _convolution(dims, x[None], weight, bias, stride, padding, dilation, groups, compute, made)[0]
     weights = (weight,) if compute is None else tuple(weight)
     if not wants_gradient(x, bias, *weights):
-        used = _prepare(weights, x.dtype, compute)
+        used = _prepare(weights, x.dtype, compute) if made is None else made.to(x.dtype)
         return _CONVOLUTIONS[dims](x, used, bias, stride, padding, dilation, groups)
     stride, dilation = _tuple(stride, dims), _tuple(dilation, dims)
-    return _Convolution.apply(x, bias, stride, padding, dilation, groups, compute, *weights)
+    return _Convolution.apply(x, bias, stride, padding, dilation, groups, compute, made, *weights)
 
 
 def _tuple(value, dims: int) -> tuple[int, ...]:
@@ -100,14 +102,17 @@ def _paddings(padding, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tu
     return _tuple(padding, len(kernel)), (0,) * len(kernel)
 
 
+_WEIGHTS = 8  # the place of the first weight among the arguments
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, bias, stride, padding, dilation, groups, compute, *weights):
-        wants_weight = any(ctx.needs_input_grad[7:])
-        used = _prepare(weights, x.dtype, compute)
+    def forward(ctx, x, bias, stride, padding, dilation, groups, compute, made, *weights):
+        wants_weight = any(ctx.needs_input_grad[_WEIGHTS:])
+        used = _prepare(weights, x.dtype, compute) if made is None else made.to(x.dtype)
         ctx.arguments = (stride, *_paddings(padding, used.shape[2:], dilation), dilation, groups, compute)
-        ctx.x_shape, ctx.weight_shape, ctx.weight_dtype = x.shape, used.shape, weights[0].dtype
-        needs_weight = ctx.needs_input_grad[0] or (wants_weight and compute is not None)
+        ctx.x_shape, ctx.weight_dtype = x.shape, weights[0].dtype
+        needs_weight = ctx.needs_input_grad[0] or wants_weight  # for its own gradient, PyTorch looks at its shape
         ctx.save_for_backward(x if wants_weight else None, *(weights if needs_weight else ()))
         return _CONVOLUTIONS[len(stride)](x, used, bias, stride, padding, dilation, groups)
 
@@ -117,13 +122,13 @@ class _Convolution(torch.autograd.Function):
         device = grad.device.type
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             dx, dbias, dweights = _gradients(ctx, grad)
-            return dx, dbias, *(None,) * 5, *dweights
+            return dx, dbias, *(None,) * (_WEIGHTS - 2), *dweights
 
 
 def _gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, tuple[Tensor | None, ...]]:
     """Return the gradients of input, bias and weights, where wanted."""
     wants_x, wants_bias, *_ = ctx.needs_input_grad
-    wants = ctx.needs_input_grad[7:]
+    wants = ctx.needs_input_grad[_WEIGHTS:]
     stride, padding, far, dilation, groups, compute = ctx.arguments
     x, *weights = ctx.saved_tensors
     if not any(wants):
@@ -134,7 +139,7 @@ def _gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, tuple[T
         return dx, grad.sum([0, *range(2, grad.dim())]) if wants_bias else None, (None,) * len(wants)
 
     if compute is None:
-        used = weights[0].to(grad.dtype) if weights else _stand_in(grad, ctx.weight_shape)
+        used = weights[0].to(grad.dtype)
     else:
         with torch.enable_grad():  # to go back through what made it
             weights = [weight.detach().requires_grad_(want) for weight, want in zip(weights, wants, strict=True)]

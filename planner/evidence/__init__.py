@@ -33,7 +33,7 @@ _ROUNDED_POINTS = 0.06  # an accuracy may be given to one decimal
 
 
 def pack(correct: Sequence[bool]) -> str:
-    """Return which images were classified right, in their order, as hexadecimal digits: the first is the highest bit."""
+    """Return which images were classified right as hexadecimal digits: the first image is the highest bit."""
     return np.packbits(np.asarray(correct, bool)).tobytes().hex()
 
 
@@ -53,8 +53,8 @@ class Row(BaseModel):
     `resolution` and `batch` where they are not stated. `seed` tells repeated runs apart. `test_images`: how many images
     the accuracy was measured on. `correct`: which of them were classified right, as `pack` writes it; runs on the same
     images are then compared image by image. `reachable_percent`: of a run that was stopped early, the most that it
-    could still have reached. `source`: the file's name if empty. `memory_mb` is the source's own figure, counted by its own
-    `memory_convention`: a record, not used here. `file` and `line` are the row's place.
+    could still have reached. `source`: the file's name if empty. `memory_mb` is the source's own figure, counted by its
+    own `memory_convention`: a record, not used here. `file` and `line` are the row's place.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
