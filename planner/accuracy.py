@@ -24,7 +24,8 @@ with the errors of all of them added in squares (`intervals.combine`). Of severa
 
 The anchors' own intervals are explained in `planner.runs`. A predicted accuracy is that of a run tested on as many
 images as they were, so it has a sampling error of its own. Assumption: all errors are independent. Methods tested on
-the same images err alike, so the interval is rather too wide than too narrow.
+the same images err alike, so the interval is rather too wide than too narrow; two that were both measured are compared
+image by image (`planner.runs.difference`).
 """
 
 from __future__ import annotations
@@ -172,6 +173,7 @@ def _with_accuracy(
         accuracy_kind=kind,
         accuracy_rests_on=rests_on,
         accuracy_interval=interval,
+        runs=runs.get((method, k)),
     )
 
 

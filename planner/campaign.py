@@ -1,7 +1,7 @@
 """Which fine-tuning run comes next: the one that helps most to tell which candidate is best within the limits.
 
 First the two anchors, which turn every recovery into an accuracy: last, and full or the best that fits. Then, as long
-as a rival's interval reaches the pick's, of the pick and the rival with the highest upper end the one with fewer runs.
+as a rival could be better than the pick, of the pick and the rival with the highest upper end the one with fewer runs.
 Where both have all their seeds, the rival with the next upper end takes the place.
 
 Source: the pair is that of LUCB (Kalyanakrishnan, Tewari, Auer, Stone: PAC subset selection in stochastic multi-armed

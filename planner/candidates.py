@@ -7,7 +7,7 @@ is one value or several. Prices come in bulk from `costmodel.price`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -168,7 +168,8 @@ class Candidate:
 
     def to_dict(self) -> dict:
         """Return the fields by name, the estimate as a mapping."""
-        return asdict(self)
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**own, "memory_bytes": dict(self.memory_bytes), "recovery": self.recovery.to_dict()}
 
 
 _PARTS = ("weights", "buffers", "input", "saved_activations", "gradients", "optimizer", "transient")
@@ -251,9 +252,9 @@ class _Table:
                 )
             },
         }
-        for field in fields(Estimate):
-            name = _column(field.name)
-            values = [getattr(each, field.name) for each in flat]
+        for field in Estimate.reported():
+            name = _column(field)
+            values = [getattr(each, field) for each in flat]
             numeric = all(value is None or isinstance(value, float) for value in values)
             frame[name] = np.array(values, float)[guess] if numeric else texts(values, guess)
         return pandas.DataFrame(frame)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .runs import Measured
 
 Kind = Literal["definition", "measured", "interpolated", "prior", "unknown"]
 
@@ -36,7 +39,8 @@ class Estimate:
 
     `value`, `low` and `high` are None if `kind` is 'unknown'. `source`: where the numbers come from. `rests_on`: in a
     sentence, what leads from there to this value. `interval`: what low and high mean. The `accuracy_` fields say the
-    same of the top-1 accuracy on the user's data set, in percent.
+    same of the top-1 accuracy on the user's data set, in percent. `runs`: the user's own runs of this very method and
+    depth, which say more than an interval of how it compares with another.
     """
 
     value: float | None
@@ -52,7 +56,13 @@ class Estimate:
     accuracy_kind: Kind = "unknown"
     accuracy_rests_on: str = "no accuracy on your data was given"
     accuracy_interval: str = "none"
+    runs: Measured | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def reported(cls) -> tuple[str, ...]:
+        """Return the names of the fields that are plain values."""
+        return tuple(field.name for field in fields(cls) if field.name != "runs")
 
     def to_dict(self) -> dict:
-        """Return the fields by name."""
-        return asdict(self)
+        """Return the plain values by name."""
+        return {name: getattr(self, name) for name in self.reported()}

@@ -9,7 +9,7 @@ from statistics import fmean
 
 # Source: Student's t, 95th percentile, for 1 to 10 degrees of freedom; beyond that the last is kept, which is wider.
 _T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
-_Z95 = 1.645  # Source: the normal distribution, 95th percentile
+Z95 = 1.645  # Source: the normal distribution, 95th percentile
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,27 @@ class Interval:
         return Interval(*(min(max(part, least), most) for part in (self.value, self.low, self.high)))
 
 
+@dataclass(frozen=True)
+class Difference:
+    """By how much one value is above another: what is expected, its standard error, and half its 90 % interval."""
+
+    value: float
+    standard_error: float
+    half: float
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether it is within its standard error. Source: the one-standard-error rule of Breiman, Friedman, Olshen
+        and Stone, Classification and Regression Trees, 1984, section 3.4.3.
+        """
+        return abs(self.value) <= self.standard_error
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the 90 % interval holds 0: which of the two is higher is not known."""
+        return abs(self.value) <= self.half
+
+
 def student_t(freedom: int) -> float:
     """Return the 95th percentile of Student's t for 1 or more degrees of freedom."""
     return _T95[min(freedom, len(_T95)) - 1]
@@ -53,9 +74,9 @@ def share(percent: float, count: int) -> Interval:
 
     Source: Wilson's score interval (E. B. Wilson, 1927, Journal of the American Statistical Association 22).
     """
-    p, z2 = percent / 100, _Z95**2
+    p, z2 = percent / 100, Z95**2
     middle = (p + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z95 / (1 + z2 / count) * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2))
+    half = Z95 / (1 + z2 / count) * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2))
     return Interval(percent, min(percent, 100 * (middle - half)), max(percent, 100 * (middle + half)))
 
 

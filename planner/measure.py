@@ -22,7 +22,7 @@ from costmodel.errors import InputError
 
 from .campaign import SEEDS, Trial, anchors, most_left, next_trial
 from .candidates import Candidate, axes, price_all
-from .evidence import Row
+from .evidence import Row, pack
 from .evidence.database import COUNTED, StorageError, shown
 from .images import DataSet, list_folder, read_folder
 from .plan import parameters_digest
@@ -286,6 +286,7 @@ class _Worker:
         )  # fmt: skip
         results = {
             "test_images": run.test_images,
+            "correct": pack(run.correct),
             "train_images": len(self.images.train),
             "epochs_run": run.epochs,
             "seconds": run.seconds,
@@ -303,7 +304,7 @@ class _Worker:
 def _why(priced: Sequence[Candidate], rows: Sequence[Row], campaign: _Campaign) -> str:
     decision = choose(priced, campaign.limits)
     if not decision.rivals:
-        return "decided: no other candidate's interval reaches the pick's"
+        return "decided: no other candidate could be more accurate than the pick"
     return (
         f"every candidate that could still win has its {campaign.seeds} runs; {len(decision.rivals)} cannot be told "
         "from the pick with these test images and seeds"

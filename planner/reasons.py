@@ -89,9 +89,12 @@ def reasons(answer: Recommendation) -> Iterator[str]:
     fit = f"{len(fits)} of {len(priced)} candidates" + (f" that fit {limits}" if limits else "")
     spare = f"; {format_bytes(answer.ram_bytes - chosen.peak_bytes)} stay free" if answer.ram_bytes else ""
     if scale.value(top) > scale.value(chosen) + TIE:
+        why = "each one's value lies in the other's interval"
+        if measured := scale.difference(top, chosen):
+            why = f"it was {measured.value:.1f} points better, with a standard error of {measured.standard_error:.1f}"
         yield (
             f"{name(chosen)} is the cheapest of those that tie with the most promising of the {fit}, {name(top)} "
-            f"({scale.text(scale.value(top))}): each one's value lies in the other's interval{spare}"
+            f"({scale.text(scale.value(top))}): {why}{spare}"
         )
     else:
         yield f"{name(chosen)} promises the most ({scale.text(scale.value(chosen))}) of the {fit}{spare}"
@@ -142,8 +145,8 @@ def notes(answer: Recommendation) -> Iterator[str]:
         yield f"nothing of known accuracy fits; {name(chosen)} is the cheapest, not the most accurate"
     elif answer.rivals:
         yield (
-            f"the intervals of {len(answer.rivals)} other candidates that fit overlap with the pick's: "
-            "their order is expected, not certain"
+            f"{len(answer.rivals)} other candidates that fit could be more accurate than the pick: their order is "
+            "expected, not certain"
         )
         ends = "" if scale.name == "accuracy" else ", and last and full, which turn recovery into accuracy"
         yield f"to become sure, measure {name(chosen)} and {name(answer.rivals[0])} on your data{ends}"

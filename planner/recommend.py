@@ -5,9 +5,11 @@ the one with the least peak memory, then the fewest FLOPs, then the fewest train
 user's data where their evidence gives it to every candidate of known recovery, else recovery.
 
 Two candidates tie if each one's value lies in the other's interval: then which is more accurate is not known. Two
-estimates of the same origin (one curve, one table and network) err alike: their order is kept. A candidate of unknown
-accuracy is picked only where none of known accuracy fits. Of those that differ in the micro-batch alone only the
-largest that fits counts: accuracies are observed with whole batches.
+estimates of the same origin (one curve, one table and network) err alike: their order is kept. Of two that were both
+measured on the user's data more is known: they tie if their difference is within its standard error.
+
+A candidate of unknown accuracy is picked only where none of known accuracy fits. Of those that differ in the
+micro-batch alone only the largest that fits counts: accuracies are observed with whole batches.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from costmodel import ACCOUNTINGS, InfeasibleError, InputError, LayerGraph, pric
 from costmodel.units import format_bytes
 
 from .candidates import Axes, Candidate, axes, price_all, trace_all
+from .intervals import Difference
 from .objectives import DEFAULT, OBJECTIVES, check_limits, frontier, keeps
 from .plan import Plan
+from .runs import difference
 
 TIE = 1e-9
 CHEAPER_SHOWN = 3
@@ -67,18 +71,42 @@ class Scale:
         difference = self.value(more) - self.value(less)
         return f"{difference:+.1f} points" if self.name == "accuracy" else f"{difference:+.3f} of recovery"
 
+    def kind(self, candidate: Candidate) -> str:
+        """Return what the value is: measured, interpolated, prior ..."""
+        guess = candidate.recovery
+        return guess.accuracy_kind if self.name == "accuracy" else guess.kind
+
+    def difference(self, one: Candidate, other: Candidate) -> Difference | None:
+        """Return how much more accurate one was than the other; None unless both were measured."""
+        runs = one.recovery.runs, other.recovery.runs
+        if self.name != "accuracy" or not all(runs) or any(each.stopped for each in runs):
+            return None
+        return difference(*runs)
+
     def tied(self, one: Candidate, other: Candidate) -> bool:
-        """Whether it is not known which of the two is more accurate."""
+        """Whether the two count as equally accurate."""
         a, b = self.value(one), self.value(other)
         if abs(a - b) <= TIE or a == b:
             return True
         if not (self.knows(one) and self.knows(other)):
             return False
-        kinds = {one.recovery.kind, other.recovery.kind}
-        if kinds == {"prior"} and (one.model, one.recovery.source) == (other.model, other.recovery.source):
+        measured = self.difference(one, other)
+        if measured is not None:
+            return measured.is_tie
+        origins = {(each.model, each.recovery.source, self.kind(each)) for each in (one, other)}
+        if len(origins) == 1 and self.kind(one) == "prior":
             return False
         (low_a, high_a), (low_b, high_b) = self.interval(one), self.interval(other)
         return low_b <= a <= high_b and low_a <= b <= high_a
+
+    def may_win(self, rival: Candidate, chosen: Candidate) -> bool:
+        """Whether a rival could be more accurate than the pick."""
+        if not (self.knows(rival) and self.knows(chosen)):
+            return self.knows(rival)
+        measured = self.difference(rival, chosen)
+        if measured is not None:
+            return measured.value > 0 or measured.is_open
+        return self.interval(rival)[1] >= self.interval(chosen)[0]
 
 
 def scale_of(priced: Iterable[Candidate]) -> Scale:
@@ -95,9 +123,10 @@ class Recommendation:
     the pick (both None where only prices were given). next_better: of those that promise more and do not fit, the one
     that lacks the fewest bytes. best_unfit: of those, the one that promises most. cheaper: the best of the frontier
     that fit and promise less. faster: the most promising that takes at most 0.8 of the pick's FLOPs per image. safer:
-    the one with the highest low end, if that is above the pick's. rivals: those that fit and whose interval overlaps
-    with the pick's, the one that could be best first. best_per_model: the best that fits of each network, if there are
-    several. unknown: those that fit, whose accuracy has no basis. trace_notes: what the tracer could not follow.
+    the one with the highest low end, if that is above the pick's. rivals: those that fit and could be more accurate
+    than the pick, the one that could be best first: their intervals overlap; of two that were measured, the interval
+    of their difference holds 0. best_per_model: the best that fits of each network, if there are several. unknown:
+    those that fit, whose accuracy has no basis. trace_notes: what the tracer could not follow.
     """
 
     limits: dict[str, float]
@@ -229,7 +258,7 @@ def choose(
     light = [c for c in fits if c.total_flops / c.batch <= 0.8 * chosen.total_flops / chosen.batch]
     safer = max(fits, key=lambda c: (np.nan_to_num(scale.interval(c)[0], nan=-np.inf), *(-n for n in _cost(c))))
     same = (chosen.model, chosen.label)
-    rivals = [c for c in fits if (c.model, c.label) != same and scale.knows(c) and scale.interval(c)[1] >= low]
+    rivals = [c for c in fits if (c.model, c.label) != same and scale.may_win(c, chosen)]
     models = list(dict.fromkeys(candidate.model for candidate in priced))
     per_model = [best(own, scale) for model in models if (own := [c for c in fits if c.model == model])]
     return Recommendation(

@@ -9,6 +9,9 @@ A measured accuracy is the mean of its runs. Its interval holds a further run, t
 Both are added in squares; if neither is known, low and high are the value itself, and the text says that the width is
 not known. Runs that were stopped early count only where there is no other of the method and depth: the value is what
 they had reached, and high is no less than what they could still have reached.
+
+Two ways that were tested on the same images are not compared by these intervals: most images are right, or wrong, with
+both. Their difference has a standard error of its own (`difference`), from the images that tell the two apart.
 """
 
 from __future__ import annotations
@@ -18,24 +21,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import numpy as np
+
 from costmodel.errors import InputError, unknown
 
 from .estimate import Setting
 from .evidence import Row
-from .intervals import Interval, combine, share, student_t
+from .intervals import Z95, Difference, Interval, combine, share, student_t
 
 Key = tuple[str, int | None]  # a method and its depth
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The user's runs of one method at one depth. `accuracy` in percent; `spread`: where its interval comes from."""
+    """The user's runs of one method at one depth. `accuracy` in percent; `spread`: where its interval comes from.
+
+    deviation: of one run, in points, and its degrees of freedom; None if no run was repeated. correct: how often each
+    test image was classified right, from 0 to 1; None where that was not recorded. stopped: all runs ended early.
+    """
 
     accuracy: Interval
     runs: int
     test_images: int | None
     source: str
     spread: str
+    deviation: float | None = None
+    freedom: int = 0
+    correct: np.ndarray | None = None
+    stopped: bool = False
 
 
 def data_set(own: Sequence[Row], dataset: str | None = None) -> str | None:
@@ -99,7 +112,31 @@ def _measured(group: Sequence[Row], deviation: float | None, freedom: int) -> Me
     if reachable is not None:
         accuracy = replace(accuracy, high=max(accuracy.high, reachable))
         spread += f"; stopped early, when {reachable:.1f} % was the most that it could still reach"
-    return Measured(accuracy, n, images, ", ".join(sorted({row.source for row in group})), spread)
+    source, outcomes = ", ".join(sorted({row.source for row in group})), [row.outcomes for row in group]
+    alike = all(each is not None and len(each) == images for each in outcomes)
+    correct = np.mean(outcomes, axis=0) if alike else None
+    return Measured(accuracy, n, images, source, spread, deviation, freedom, correct, reachable is not None)
+
+
+def difference(one: Measured, other: Measured) -> Difference:
+    """Return by how many points of expected accuracy one is above the other, with its error.
+
+    Two parts, added in squares: that of the runs' scatter, s sqrt(1/n + 1/m), and that of the test images. The latter
+    is that of the mean, over the images, of the difference in how often each is right; where this is not recorded, that
+    of two test sets that have nothing to do with each other, which is wider. What is not known is left out.
+    """
+    scatter = 0.0
+    if one.deviation is not None:
+        scatter = one.deviation * math.sqrt(1 / one.runs + 1 / other.runs)
+    values = one.accuracy.value, other.accuracy.value
+    if one.correct is not None and other.correct is not None and len(one.correct) == len(other.correct):
+        apart = 100 * (one.correct - other.correct)
+        sampling = math.sqrt(apart.var() / len(apart))
+    else:
+        known = [(p, each.test_images) for p, each in zip(values, (one, other), strict=True) if each.test_images]
+        sampling = math.sqrt(sum(p * (100 - p) / images for p, images in known))
+    half = math.hypot(student_t(one.freedom) * scatter if one.freedom else 0.0, Z95 * sampling)
+    return Difference(values[0] - values[1], math.hypot(scatter, sampling), half)
 
 
 def sampling_error(percent: float, images: int) -> Interval:

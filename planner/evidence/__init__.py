@@ -89,10 +89,15 @@ class Row(BaseModel):
         if self.correct:
             if self.test_images is None or self.top1_percent is None:
                 raise ValueError("it needs test_images and top1_percent beside it")
-            share = 100 * unpack(self.correct, self.test_images).mean()
+            share = 100 * self.outcomes.mean()
             if abs(share - self.top1_percent) > _ROUNDED_POINTS:
                 raise ValueError(f"it says {share:.4g} % right, top1_percent says {self.top1_percent:g}")
         return self
+
+    @property
+    def outcomes(self) -> np.ndarray | None:
+        """Whether each test image was classified right, if that is recorded."""
+        return unpack(self.correct, self.test_images) if self.correct else None
 
     @property
     def setting(self) -> tuple[str, str, int | None, int | None]:

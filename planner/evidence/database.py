@@ -162,6 +162,7 @@ def row(trial: FrozenTrial, settings: Mapping[str, Any], dataset: str, place: st
         batch=settings["batch"],
         seed=trial.params["seed"],
         test_images=ended["test_images"],
+        correct=ended.get("correct", ""),
         reachable_percent=reachable,
         source=f"{place}, trial {trial.number}, {day}{stopped}",
         file=place,
