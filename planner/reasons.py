@@ -90,8 +90,8 @@ def reasons(answer: Recommendation) -> Iterator[str]:
     spare = f"; {format_bytes(answer.ram_bytes - chosen.peak_bytes)} stay free" if answer.ram_bytes else ""
     if scale.value(top) > scale.value(chosen) + TIE:
         why = "each one's value lies in the other's interval"
-        if measured := scale.difference(top, chosen):
-            why = f"it was {measured.value:.1f} points better, with a standard error of {measured.standard_error:.1f}"
+        if measured := scale.difference(top, chosen) or scale.runs(top) or scale.runs(chosen):
+            why = f"{scale.gain(top, chosen)}, with a standard error of {measured.standard_error:.1f}"
         yield (
             f"{name(chosen)} is the cheapest of those that tie with the most promising of the {fit}, {name(top)} "
             f"({scale.text(scale.value(top))}): {why}{spare}"

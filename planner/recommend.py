@@ -5,8 +5,9 @@ the one with the least peak memory, then the fewest FLOPs, then the fewest train
 user's data where their evidence gives it to every candidate of known recovery, else recovery.
 
 Two candidates tie if each one's value lies in the other's interval: then which is more accurate is not known. Two
-estimates of the same origin (one curve, one table and network) err alike: their order is kept. Of two that were both
-measured on the user's data more is known: they tie if their difference is within its standard error.
+estimates of the same origin (one curve, one table and network) err alike: their order is kept. Of what was measured on
+the user's data more is known: two measured ones tie if their difference is within its standard error, and another one
+with a measured one if it is within the latter's standard error. That little is known of it is no reason to take it.
 
 A candidate of unknown accuracy is picked only where none of known accuracy fits. Of those that differ in the
 micro-batch alone only the largest that fits counts: accuracies are observed with whole batches.
@@ -26,7 +27,7 @@ from .candidates import Axes, Candidate, axes, price_all, trace_all
 from .intervals import Difference
 from .objectives import DEFAULT, OBJECTIVES, check_limits, frontier, keeps
 from .plan import Plan
-from .runs import difference
+from .runs import Measured, difference
 
 TIE = 1e-9
 CHEAPER_SHOWN = 3
@@ -76,12 +77,15 @@ class Scale:
         guess = candidate.recovery
         return guess.accuracy_kind if self.name == "accuracy" else guess.kind
 
+    def runs(self, candidate: Candidate) -> Measured | None:
+        """Return the user's own whole runs of the candidate, if the scale is that of what they measured."""
+        found = candidate.recovery.runs if self.name == "accuracy" else None
+        return found if found and not found.stopped else None
+
     def difference(self, one: Candidate, other: Candidate) -> Difference | None:
         """Return how much more accurate one was than the other; None unless both were measured."""
-        runs = one.recovery.runs, other.recovery.runs
-        if self.name != "accuracy" or not all(runs) or any(each.stopped for each in runs):
-            return None
-        return difference(*runs)
+        ours, theirs = self.runs(one), self.runs(other)
+        return difference(ours, theirs) if ours and theirs else None
 
     def tied(self, one: Candidate, other: Candidate) -> bool:
         """Whether the two count as equally accurate."""
@@ -90,9 +94,10 @@ class Scale:
             return True
         if not (self.knows(one) and self.knows(other)):
             return False
-        measured = self.difference(one, other)
-        if measured is not None:
+        if measured := self.difference(one, other):
             return measured.is_tie
+        if measured := self.runs(one) or self.runs(other):
+            return abs(a - b) <= measured.standard_error
         origins = {(each.model, each.recovery.source, self.kind(each)) for each in (one, other)}
         if len(origins) == 1 and self.kind(one) == "prior":
             return False
@@ -103,8 +108,7 @@ class Scale:
         """Whether a rival could be more accurate than the pick."""
         if not (self.knows(rival) and self.knows(chosen)):
             return self.knows(rival)
-        measured = self.difference(rival, chosen)
-        if measured is not None:
+        if measured := self.difference(rival, chosen):
             return measured.value > 0 or measured.is_open
         return self.interval(rival)[1] >= self.interval(chosen)[0]
 

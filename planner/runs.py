@@ -50,6 +50,22 @@ class Measured:
     correct: np.ndarray | None = None
     stopped: bool = False
 
+    @property
+    def scatter(self) -> float:
+        """The standard error, in points, that is due to the runs; 0 if it is not known."""
+        return 0.0 if self.deviation is None else self.deviation / math.sqrt(self.runs)
+
+    @property
+    def sampling(self) -> float:
+        """The standard error, in points, that is due to the test images; 0 if their number is not known."""
+        percent = self.accuracy.value
+        return math.sqrt(percent * (100 - percent) / self.test_images) if self.test_images else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the mean accuracy, in points."""
+        return math.hypot(self.scatter, self.sampling)
+
 
 def data_set(own: Sequence[Row], dataset: str | None = None) -> str | None:
     """Return the data set that the user's rows are about: the one named, or the only one; None if there are no rows.
@@ -125,18 +141,14 @@ def difference(one: Measured, other: Measured) -> Difference:
     is that of the mean, over the images, of the difference in how often each is right; where this is not recorded, that
     of two test sets that have nothing to do with each other, which is wider. What is not known is left out.
     """
-    scatter = 0.0
-    if one.deviation is not None:
-        scatter = one.deviation * math.sqrt(1 / one.runs + 1 / other.runs)
-    values = one.accuracy.value, other.accuracy.value
+    scatter = math.hypot(one.scatter, other.scatter)
     if one.correct is not None and other.correct is not None and len(one.correct) == len(other.correct):
         apart = 100 * (one.correct - other.correct)
         sampling = math.sqrt(apart.var() / len(apart))
     else:
-        known = [(p, each.test_images) for p, each in zip(values, (one, other), strict=True) if each.test_images]
-        sampling = math.sqrt(sum(p * (100 - p) / images for p, images in known))
+        sampling = math.hypot(one.sampling, other.sampling)
     half = math.hypot(student_t(one.freedom) * scatter if one.freedom else 0.0, Z95 * sampling)
-    return Difference(values[0] - values[1], math.hypot(scatter, sampling), half)
+    return Difference(one.accuracy.value - other.accuracy.value, math.hypot(scatter, sampling), half)
 
 
 def sampling_error(percent: float, images: int) -> Interval:

@@ -472,10 +472,10 @@ def counted(storage):
 MEMORY = Memory(1000, 500, 500, 800, 800)
 
 
-def right(percent, images):
+def right(percent, images=1000):
     """Return outcomes with so many right; the first ones."""
-    count = round(percent / 100 * len(images))
-    return (True,) * count + (False,) * (len(images) - count)
+    count = round(percent / 100 * images)
+    return (True,) * count + (False,) * (images - count)
 
 
 @pytest.fixture
@@ -486,7 +486,7 @@ def quick(monkeypatch):
         accuracy = {"last": 50.0, "full": 90.0, "norm": 80.0, "bias": 75.0}.get(method, 70.0 + 5 * (blocks or 0)) + seed
         history = [(epoch, accuracy - epochs + epoch) for epoch in range(1, epochs + 1)]
         stopped = any([report(*each) for each in history])
-        return Run(tuple(history), epochs, epochs, stopped, right(accuracy, test), 0.1, MEMORY)
+        return Run(tuple(history), epochs, epochs, stopped, right(accuracy), 0.1, MEMORY)
 
     monkeypatch.setattr(measuring, "fine_tune", fine_tune)
 
@@ -550,9 +550,9 @@ def test_hopeless_run_is_stopped_and_not_recommended(quick, pictures, tmp_path, 
 
     def fine_tune(network, train, test, *, method, report, **options):
         if method != "mobiletl":
-            return real(network, train, range(1000), method=method, report=report, **options)
+            return real(network, train, test, method=method, report=report, **options)
         stopped = report(1, 20.0)
-        return Run(((1, 20.0),), 1, 1, stopped, right(20.0, range(1000)), 0.1, MEMORY)
+        return Run(((1, 20.0),), 1, 1, stopped, right(20.0), 0.1, MEMORY)
 
     monkeypatch.setattr(measuring, "fine_tune", fine_tune)
     outcome = campaign(pictures, tmp_path / "runs.db", trials=12)
