@@ -472,10 +472,13 @@ def counted(storage):
 MEMORY = Memory(1000, 500, 500, 800, 800)
 
 
-def right(percent, images=1000):
+TEST_IMAGES = 1000
+
+
+def right(percent):
     """Return outcomes with so many right; the first ones."""
-    count = round(percent / 100 * images)
-    return (True,) * count + (False,) * (images - count)
+    count = round(percent / 100 * TEST_IMAGES)
+    return (True,) * count + (False,) * (TEST_IMAGES - count)
 
 
 @pytest.fixture
@@ -602,6 +605,7 @@ def test_candidate_that_cannot_be_trained_is_left_out(quick, pictures, tmp_path,
 
 def test_full_disk_is_one_line_and_the_rerun_completes(quick, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("random.random", lambda: 0.0)  # Optuna's waits between attempts
+    monkeypatch.setitem(globals(), "TEST_IMAGES", 10**5)  # whose outcomes take pages that are not there yet
     place = tmp_path / "runs.db"
     campaign(pictures, place, trials=1)
 
