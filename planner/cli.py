@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,19 +34,6 @@ Models = Annotated[
     typer.Argument(metavar="MODEL...", help="One or more, such as torchvision:mobilenet_v2.", show_default=False),
 ]
 _SEVERAL = "One, several (1,2,4), or a range (1-64, 8-64:8)."
-Batch = Annotated[str, typer.Option(help=f"Images per update. {_SEVERAL}")]
-MicroBatch = Annotated[
-    str | None, typer.Option(help="Images per pass, the batch's divisors; default: the whole batch.")
-]
-Optimizer = Annotated[str, typer.Option(help=f"One or several of {', '.join(OPTIMIZERS)}.")]
-Resolution = Annotated[str, typer.Option(help="Height and width of the images in pixels; one or several.")]
-FrozenDtype = Annotated[str, typer.Option(help="How frozen weights are stored: float32, float16, int8.")]
-Methods = Annotated[str | None, typer.Option("--method", help="One or several; default: all without options.")]
-Blocks = Annotated[str | None, typer.Option(help="Depths of the methods that have one; default: all.")]
-Classes = Annotated[int | None, typer.Option(help="Classes of a new head; default: the network's own.")]
-Accounting = Annotated[str, typer.Option(help=f"One of {', '.join(ACCOUNTINGS)}.")]
-Evidence = Annotated[list[str] | None, typer.Option(help="A CSV file of your own accuracies; may be repeated.")]
-Dataset = Annotated[str | None, typer.Option(help="Which data set of --evidence it is about, if there are several.")]
 DeviceName = Annotated[str | None, typer.Option("--device", help="A device (see planner devices), or a TOML file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
@@ -67,21 +57,61 @@ def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
-def _space(batch, micro_batch, optimizer, frozen_dtype, methods, blocks, accounting, evidence, dataset) -> dict:
-    """Return the axes that options name, as `candidates.axes` takes them."""
+def _space(
+    batch: Annotated[str, typer.Option(help=f"Images per update. {_SEVERAL}")] = "8",
+    micro_batch: Annotated[
+        str | None, typer.Option(help="Images per pass, the batch's divisors; default: the whole batch.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help=f"One or several of {', '.join(OPTIMIZERS)}.")] = "sgd",
+    resolution: Annotated[str, typer.Option(help="Height and width of the images in pixels; one or several.")] = "224",
+    frozen_dtype: Annotated[
+        str, typer.Option(help="How frozen weights are stored: float32, float16, int8.")
+    ] = "float32",
+    method: Annotated[str | None, typer.Option(help="One or several; default: all without options.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Depths of the methods that have one; default: all.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of a new head; default: the network's own.")] = None,
+    accounting: Annotated[str, typer.Option(help=f"One of {', '.join(ACCOUNTINGS)}.")] = "lean",
+    evidence: Annotated[
+        list[str] | None,
+        typer.Option(help="A CSV file of your own accuracies, or a database of planner measure; may be repeated."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Which data set of --evidence it is about, if there are several.")
+    ] = None,
+) -> dict:
+    """Return what `candidates.candidates` takes beside the models."""
     from .evidence import load
 
     return {
         "batch": _numbers(batch, "--batch"),
         "micro_batch": _numbers(micro_batch, "--micro-batch"),
         "optimizer": _names(optimizer),
+        "resolution": _numbers(resolution, "--resolution"),
         "frozen_dtype": _names(frozen_dtype),
-        "methods": _names(methods),
+        "methods": _names(method),
         "blocks": _numbers(blocks, "--blocks"),
+        "classes": classes,
         "accounting": accounting,
         "evidence": [row for path in evidence or () for row in load(path)],
         "dataset": dataset,
     }
+
+
+def _with_space(command: Callable) -> Callable:
+    """Give a command the options of `_space`, in the place of its parameter `space`, which gets what they mean."""
+    options = signature(_space, eval_str=True).parameters
+
+    @wraps(command)
+    def filled(**given) -> None:
+        command(**{name: value for name, value in given.items() if name not in options},
+                space=_space(**{name: given[name] for name in options}))  # fmt: skip
+
+    own = signature(command, eval_str=True).parameters.values()
+    parameters = [one for each in own for one in (options.values() if each.name == "space" else [each])]
+    # Typer hands arguments over by name, so that those with defaults may come first.
+    filled.__signature__ = Signature([each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters])
+    filled.__annotations__ = {each.name: each.annotation for each in parameters}
+    return filled
 
 
 class Against(StrEnum):
@@ -101,21 +131,13 @@ def _device(name: str | None) -> Device | None:
 
 
 @app.command("recommend")
+@_with_space
 def recommend_command(
     models: Models,
     ram: Annotated[str | None, typer.Option(help="Memory for the training itself, such as 64MB or 61MiB.")] = None,
     device: DeviceName = None,
-    batch: Batch = "8",
-    micro_batch: MicroBatch = None,
-    optimizer: Optimizer = "sgd",
-    resolution: Resolution = "224",
-    frozen_dtype: FrozenDtype = "float32",
-    method: Methods = None,
-    blocks: Blocks = None,
-    classes: Classes = None,
-    accounting: Accounting = "lean",
-    evidence: Evidence = None,
-    dataset: Dataset = None,
+    *,
+    space: dict,
     flash: Annotated[str | None, typer.Option(help="Most bytes of weights and buffers, such as 4MB.")] = None,
     max_flops: Annotated[float | None, typer.Option(help="Most FLOPs of a step per image, such as 500e6.")] = None,
     max_epoch_seconds: Annotated[
@@ -153,11 +175,7 @@ def recommend_command(
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     if ram_bytes is None and not limits:
         raise InputError("no limit was given; give --ram 64MB, --device raspberry-pi-zero-2w, or another limit")
-    space = _space(batch, micro_batch, optimizer, frozen_dtype, method, blocks, accounting, evidence, dataset)
-    answer = recommend(
-        models, ram_bytes, resolution=_numbers(resolution, "--resolution"), classes=classes, limits=limits,
-        objectives=_names(objective), device=target, **space,
-    )  # fmt: skip
+    answer = recommend(models, ram_bytes, limits=limits, objectives=_names(objective), device=target, **space)
     if save is not None:
         answer.plan.save(save)
     if as_json:
@@ -171,19 +189,11 @@ def recommend_command(
 
 
 @app.command("candidates")
+@_with_space
 def candidates_command(
     models: Models,
-    batch: Batch = "8",
-    micro_batch: MicroBatch = None,
-    optimizer: Optimizer = "sgd",
-    resolution: Resolution = "224",
-    frozen_dtype: FrozenDtype = "float32",
-    method: Methods = None,
-    blocks: Blocks = None,
-    classes: Classes = None,
-    accounting: Accounting = "lean",
-    evidence: Evidence = None,
-    dataset: Dataset = None,
+    *,
+    space: dict,
     device: DeviceName = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print every column as CSV.")] = False,
     as_json: Json = False,
@@ -191,11 +201,7 @@ def candidates_command(
     """Every method at every depth of each MODEL: memory, FLOPs and expected accuracy."""
     from .candidates import candidates, to_frame
 
-    space = _space(batch, micro_batch, optimizer, frozen_dtype, method, blocks, accounting, evidence, dataset)
-    target = _device(device)
-    priced = candidates(
-        models, resolution=_numbers(resolution, "--resolution"), classes=classes, device=target, **space
-    )
+    priced = candidates(models, device=_device(device), **space)
     if as_json:
         print(json.dumps([candidate.to_dict() for candidate in priced], indent=2))
     elif as_csv:
@@ -209,30 +215,19 @@ def candidates_command(
 
 
 @app.command("sweep")
+@_with_space
 def sweep_command(
     models: Models,
     out: Annotated[str, typer.Option(help="The file to write: .csv or .parquet.", show_default=False)],
-    batch: Batch = "8",
-    micro_batch: MicroBatch = None,
-    optimizer: Optimizer = "sgd",
-    resolution: Resolution = "224",
-    frozen_dtype: FrozenDtype = "float32",
-    method: Methods = None,
-    blocks: Blocks = None,
-    classes: Classes = None,
-    accounting: Accounting = "lean",
-    evidence: Evidence = None,
-    dataset: Dataset = None,
+    *,
+    space: dict,
     device: DeviceName = None,
 ) -> None:
     """Every combination of the axes of each MODEL, priced in bulk, to a file."""
     from .candidates import axes, sweep, trace_all, write_frame
 
-    space = axes(
-        **_space(batch, micro_batch, optimizer, frozen_dtype, method, blocks, accounting, evidence, dataset),
-        device=_device(device),
-    )
-    frame = sweep(trace_all(models, _numbers(resolution, "--resolution"), classes), space)
+    graphs = trace_all(models, space.pop("resolution"), space.pop("classes"))
+    frame = sweep(graphs, axes(device=_device(device), **space))
     write_frame(frame, out)
     print(f"wrote {len(frame):,} candidates to {out}")
 
@@ -249,23 +244,15 @@ def devices_command(
 
 
 @app.command("pareto")
+@_with_space
 def pareto_command(
     models: Models,
     out: Annotated[str | None, typer.Option(help="The picture to write: .png, .svg or .pdf.")] = None,
     html: Annotated[str | None, typer.Option(help="The interactive page to write: .html.")] = None,
     ram: Annotated[str | None, typer.Option(help="A budget to draw, such as 64MB.")] = None,
     against: Annotated[Against, typer.Option(help="What to draw memory against, in --out.")] = Against.recovery,
-    batch: Batch = "8",
-    micro_batch: MicroBatch = None,
-    optimizer: Optimizer = "sgd",
-    resolution: Resolution = "224",
-    frozen_dtype: FrozenDtype = "float32",
-    method: Methods = None,
-    blocks: Blocks = None,
-    classes: Classes = None,
-    accounting: Accounting = "lean",
-    evidence: Evidence = None,
-    dataset: Dataset = None,
+    *,
+    space: dict,
 ) -> None:
     """Draw memory against expected accuracy or FLOPs, every method at every depth of each MODEL."""
     if not out and not html:
@@ -277,8 +264,7 @@ def pareto_command(
     ram_bytes = None if ram is None else parse_bytes(ram)
     from .candidates import candidates
 
-    space = _space(batch, micro_batch, optimizer, frozen_dtype, method, blocks, accounting, evidence, dataset)
-    priced = candidates(models, resolution=_numbers(resolution, "--resolution"), classes=classes, **space)
+    priced = candidates(models, **space)
     if out:
         from .plots import draw_pareto
 

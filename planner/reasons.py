@@ -90,7 +90,7 @@ def reasons(answer: Recommendation) -> Iterator[str]:
     spare = f"; {format_bytes(answer.ram_bytes - chosen.peak_bytes)} stay free" if answer.ram_bytes else ""
     if scale.value(top) > scale.value(chosen) + TIE:
         why = "each one's value lies in the other's interval"
-        if measured := scale.difference(top, chosen) or scale.runs(top) or scale.runs(chosen):
+        if measured := scale.difference(top, chosen) or scale.runs(top):
             why = f"{scale.gain(top, chosen)}, with a standard error of {measured.standard_error:.1f}"
         yield (
             f"{name(chosen)} is the cheapest of those that tie with the most promising of the {fit}, {name(top)} "

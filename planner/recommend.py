@@ -6,8 +6,9 @@ user's data where their evidence gives it to every candidate of known recovery, 
 
 Two candidates tie if each one's value lies in the other's interval: then which is more accurate is not known. Two
 estimates of the same origin (one curve, one table and network) err alike: their order is kept. Of what was measured on
-the user's data more is known: two measured ones tie if their difference is within its standard error, and another one
-with a measured one if it is within the latter's standard error. That little is known of it is no reason to take it.
+the user's data more is known: two measured ones tie if their difference is within its standard error. One that was not
+measured ties with a measured one that promises more only within the latter's standard error: that little is known of it
+is no reason to take it.
 
 A candidate of unknown accuracy is picked only where none of known accuracy fits. Of those that differ in the
 micro-batch alone only the largest that fits counts: accuracies are observed with whole batches.
@@ -87,22 +88,22 @@ class Scale:
         ours, theirs = self.runs(one), self.runs(other)
         return difference(ours, theirs) if ours and theirs else None
 
-    def tied(self, one: Candidate, other: Candidate) -> bool:
-        """Whether the two count as equally accurate."""
-        a, b = self.value(one), self.value(other)
-        if abs(a - b) <= TIE or a == b:
+    def tied(self, candidate: Candidate, top: Candidate) -> bool:
+        """Whether a candidate counts as equally accurate as the most promising one."""
+        value, most = self.value(candidate), self.value(top)
+        if most - value <= TIE or most == value:
             return True
-        if not (self.knows(one) and self.knows(other)):
+        if not (self.knows(candidate) and self.knows(top)):
             return False
-        if measured := self.difference(one, other):
+        if measured := self.difference(top, candidate):
             return measured.is_tie
-        if measured := self.runs(one) or self.runs(other):
-            return abs(a - b) <= measured.standard_error
-        origins = {(each.model, each.recovery.source, self.kind(each)) for each in (one, other)}
-        if len(origins) == 1 and self.kind(one) == "prior":
+        if measured := self.runs(top):
+            return most - value <= measured.standard_error
+        origins = {(each.model, each.recovery.source, self.kind(each)) for each in (candidate, top)}
+        if len(origins) == 1 and self.kind(top) == "prior":
             return False
-        (low_a, high_a), (low_b, high_b) = self.interval(one), self.interval(other)
-        return low_b <= a <= high_b and low_a <= b <= high_a
+        (low, high), (least, best_case) = self.interval(candidate), self.interval(top)
+        return least <= value <= best_case and low <= most <= high
 
     def may_win(self, rival: Candidate, chosen: Candidate) -> bool:
         """Whether a rival could be more accurate than the pick."""
