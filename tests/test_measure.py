@@ -472,13 +472,10 @@ def counted(storage):
 MEMORY = Memory(1000, 500, 500, 800, 800)
 
 
-TEST_IMAGES = 1000
-
-
-def right(percent):
+def right(percent, images=1000):
     """Return outcomes with so many right; the first ones."""
-    count = round(percent / 100 * TEST_IMAGES)
-    return (True,) * count + (False,) * (TEST_IMAGES - count)
+    count = round(percent / 100 * images)
+    return (True,) * count + (False,) * (images - count)
 
 
 @pytest.fixture
@@ -533,7 +530,7 @@ def test_campaign_measures_and_recommends(pictures, tmp_path, command):
     assert "measured: your runs of" in said and "trial 0, 20" in " ".join(said.replace("│", " ").split())
 
 
-def test_interrupted_campaign_goes_on(quick, pictures, tmp_path, monkeypatch, command):
+def test_interrupted_campaign_goes_on(pictures, tmp_path, monkeypatch, command):
     place = tmp_path / "runs.db"
     with pytest.raises(KeyboardInterrupt):
         campaign(pictures, place, watch=Interrupt(2, interrupt))
@@ -603,9 +600,8 @@ def test_candidate_that_cannot_be_trained_is_left_out(quick, pictures, tmp_path,
         campaign(pictures, tmp_path / "other.db", trials=3)
 
 
-def test_full_disk_is_one_line_and_the_rerun_completes(quick, pictures, tmp_path, monkeypatch):
+def test_full_disk_is_one_line_and_the_rerun_completes(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("random.random", lambda: 0.0)  # Optuna's waits between attempts
-    monkeypatch.setitem(globals(), "TEST_IMAGES", 10**5)  # whose outcomes take pages that are not there yet
     place = tmp_path / "runs.db"
     campaign(pictures, place, trials=1)
 
@@ -674,7 +670,7 @@ def test_killed_worker_sqlite(pictures, tmp_path):
     kill_and_rerun(pictures, tmp_path / "runs.db")
 
 
-def test_two_workers_sqlite(quick, pictures, tmp_path):
+def test_two_workers_sqlite(pictures, tmp_path):
     two_workers(pictures, tmp_path / "runs.db")
 
 
@@ -725,7 +721,7 @@ def server():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_postgresql(quick, pictures, server):
+def test_postgresql(pictures, server):
     """Two workers, then a server that goes away in the middle of a run and comes back."""
     two_workers(pictures, server.url)
     assert len(load(server.url)) == 6
