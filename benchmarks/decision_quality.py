@@ -114,17 +114,31 @@ POLICIES = {
     "measured, 1/4 of the grid": "recommended after a quarter of the compute of the whole grid",
     "measured, ties not broken": "after the same runs, the highest expected accuracy instead of the cheapest that ties",
 }
+DRAWN = ("random", "memory alone", "prior", "measured, 1/4 of the grid")
 Regrets = dict[str, list[list[float]]]  # by policy: for each order of the seeds, for each budget
 
 
-def regrets(truth: Truth, budgets: Sequence[int], unseen: bool = False) -> tuple[Regrets, dict[str, float]]:
-    """Return each policy's regret in points, and the mean number of runs of those that measure.
+@dataclass(frozen=True)
+class Replay:
+    """What decisions lose, in points, by policy; mean number of runs of those that measure; mean peak of what is taken.
+
+    The peak is in parts of the budget.
+    """
+
+    regrets: Regrets
+    runs: dict[str, float]
+    peaks: dict[str, float]
+
+
+def replay(truth: Truth, budgets: Sequence[int], unseen: bool = False) -> Replay:
+    """Return what each policy comes to.
 
     The best and the pick are judged by their mean over all seeds; if `unseen`, by the last seed of the order, which
     was not among those that could be measured.
     """
     found: Regrets = {policy: [] for policy in POLICIES}
     counts: dict[str, list[int]] = {}
+    peaks: dict[str, list[float]] = {}
     priced = truth.priced()
     for first in SEEDS:
         order = [*SEEDS[first:], *SEEDS[:first]]
@@ -151,9 +165,10 @@ def regrets(truth: Truth, budgets: Sequence[int], unseen: bool = False) -> tuple
             table["random"].append(most_reached - by_chance)
             for policy, pick in picks.items():
                 table[policy].append(most_reached - truth.accuracy(way(pick), judged))
+                peaks.setdefault(policy, []).append(pick.peak_bytes / budget)
         for policy, values in table.items():
             found[policy].append(values)
-    return found, {policy: statistics.fmean(values) for policy, values in counts.items()}
+    return Replay(found, *({name: statistics.fmean(values) for name, values in of.items()} for of in (counts, peaks)))
 
 
 def budgets_of(truth: Truth) -> list[int]:
@@ -207,15 +222,16 @@ def runs_table(lines: Sequence[Line], network: str, images_per_class: int) -> It
         )
 
 
-def regrets_table(found: Regrets, counts: dict[str, float]) -> Iterator[str]:
-    yield "| choice | mean regret, points | spread over seeds | largest | runs per budget |"
-    yield "|---|---|---|---|---|"
-    for policy, values in found.items():
+def regrets_table(found: Replay) -> Iterator[str]:
+    yield "| choice | mean regret, points | spread over seeds | largest | runs per budget | its peak, of the budget |"
+    yield "|---|---|---|---|---|---|"
+    for policy, values in found.regrets.items():
         means = [statistics.fmean(row) for row in values]
-        runs = f"{counts[policy]:.1f}" if policy in counts else ""
+        runs = f"{found.runs[policy]:.1f}" if policy in found.runs else ""
+        peak = f"{100 * found.peaks[policy]:.0f} %" if policy in found.peaks else ""
         yield (
             f"| {policy}: {POLICIES[policy]} | {statistics.fmean(means):.2f} | {statistics.stdev(means):.2f} "
-            f"| {max(max(row) for row in values):.2f} | {runs} |"
+            f"| {max(max(row) for row in values):.2f} | {runs} | {peak} |"
         )
 
 
@@ -235,46 +251,54 @@ def budgets_table(found: Regrets, budgets: Sequence[int]) -> Iterator[str]:
         yield f"| {megabytes(budget)} | {' | '.join(cells)} |"
 
 
-def draw(truth: Truth, found: Regrets, budgets: Sequence[int]) -> None:
+def draw(truth: Truth, group_norm: Truth, summary: dict[str, Regrets]) -> None:
+    """Draw the accuracies of a grid over memory, and what decisions lose in every grid."""
     from matplotlib.figure import Figure
 
-    from costmodel.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, plot_path, save
+    from costmodel.drawing import BLACK, BLUE, GREY, ORANGE, plot_path, save
     from planner.plots import style
 
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    drawn: dict[str, list[tuple[float, float, float]]] = {}
-    for candidate in truth.priced():
-        values = [truth.rows[*way(candidate), seed].top1_percent for seed in SEEDS]
-        drawn.setdefault(candidate.method, []).append(
-            (candidate.peak_bytes / 1e6, statistics.fmean(values), statistics.stdev(values))
-        )
-    for method, points in drawn.items():
-        colour, marker = style(method)
-        x, y, spread = zip(*sorted(points), strict=True)
-        left.errorbar(x, y, spread, color=colour, marker=marker, linestyle="-" if len(x) > 1 else "", linewidth=1,
-                      elinewidth=0.8, label=method)  # fmt: skip
+    for one, suffix, fill in ((truth, "", "full"), (group_norm, ", group norm", "none")):
+        drawn: dict[str, list[tuple[float, float, float]]] = {}
+        for candidate in one.priced():
+            values = [one.rows[*way(candidate), seed].top1_percent for seed in SEEDS]
+            drawn.setdefault(candidate.method, []).append(
+                (candidate.peak_bytes / 1e6, statistics.fmean(values), statistics.stdev(values))
+            )
+        for method, points in drawn.items():
+            colour, marker = style(method)
+            x, y, spread = zip(*sorted(points), strict=True)
+            left.errorbar(x, y, spread, color=colour, marker=marker, fillstyle=fill, linewidth=1, elinewidth=0.8,
+                          linestyle="-" if len(x) > 1 else "", label=method + suffix)  # fmt: skip
     left.set(xscale="log", xlabel="peak memory of a step, MB", ylabel="top-1 accuracy on digits, %")
-    left.set_title("fine-tuned: mean and deviation of 3 seeds", fontsize=10)
-    left.legend(fontsize=8, ncols=2, loc="lower left")
-    colours = (GREY, ORANGE, BLACK, BLUE, VERMILLION, GREEN)
-    looks = zip(POLICIES, colours, (":", "-.", "--", "-", "-", "-"), "ovDsPX", strict=True)
-    for policy, colour, line, marker in looks:
-        mean = np.mean(found[policy], axis=0)
-        right.plot(np.array(budgets) / 1e6, mean, line, color=colour, marker=marker, markersize=4, label=policy)
-    right.set(xscale="log", xlabel="memory budget, MB", ylabel="regret, points")
+    left.set_title("MobileNetV2, 5 labelled digits per class: mean and deviation of 3 seeds", fontsize=10)
+    left.legend(fontsize=7, ncols=2, loc="lower left")
+    left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter("{x:g}")
+    left.tick_params(axis="x", which="both", labelsize=8)
+    shown = dict(zip(DRAWN, (GREY, ORANGE, BLACK, BLUE), strict=True))
+    for place, (policy, colour) in enumerate(shown.items()):
+        means = [[statistics.fmean(order) for order in found[policy]] for found in summary.values()]
+        right.bar(
+            np.arange(len(means)) + 0.2 * (place - 1.5), [statistics.fmean(each) for each in means], 0.18,
+            yerr=[statistics.stdev(each) for each in means], color=colour, ecolor=BLACK, capsize=2, label=policy,
+            error_kw={"elinewidth": 0.8},
+        )  # fmt: skip
+    names = [title.replace(" labelled digits per class", " per class").replace(", ", "\n") for title in summary]
+    right.set_xticks(range(len(names)), names, fontsize=8)
+    right.set(ylabel="mean regret over 12 budgets, points")
     right.set_title("lost against the best of the grid that fits", fontsize=10)
     right.legend(fontsize=8)
     for axis in (left, right):
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(axis="x", which="both", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
+        axis.grid(alpha=0.25, axis="both" if axis is left else "y")
+        axis.set_axisbelow(True)
     save(figure, plot_path(PLOT))
 
 
-def replay(date: str) -> None:
+def report(date: str) -> None:
     lines = [line for line in read_lines() if line.purpose == "grid"]
     settings = list(dict.fromkeys((line.network, line.images_per_class) for line in lines))
     off = [line for line in lines if not line.agrees]
@@ -322,29 +346,30 @@ def replay(date: str) -> None:
             + f"; mean over depths {overall:+.2f} ± {half:.2f}.",
         ]  # fmt: skip
         budgets = budgets_of(truth)
-        summary[title], counts = regrets(truth, budgets)
+        found = replay(truth, budgets)
+        summary[title] = found.regrets
         details += [
             "", f"Regret: accuracy lost against the best of the grid under the same budget; {BUDGETS} budgets from "
             f"{megabytes(budgets[0])} to {megabytes(budgets[-1])} MB, each accuracy the mean of 3 seeds. The spread is "
             "over three campaigns that take the seeds in different orders (0 where the order has no say). TinyTL is "
             "left out of the first two: this network was not pre-trained for it. `recommend` takes the cheapest of "
             "those that tie (planner/recommend.py); the last row shows what that costs in accuracy.",
-            "", *regrets_table(summary[title], counts),
+            "", *regrets_table(found),
             "", "The same with two seeds to measure, judged by the third, which no campaign has seen. One run is a "
             "noisy judge: even the best on average would show a regret.", "",
-            *regrets_table(*regrets(truth, budgets, unseen=True)),
+            *regrets_table(replay(truth, budgets, unseen=True)),
             "", "By budget, mean over the orders:", "", *budgets_table(summary[title], budgets),
         ]  # fmt: skip
-        if len(summary) == 1:
-            draw(truth, summary[title], budgets)
     text += ["", "## Mean regret, points", "", *summary_table(summary), *details]
+    dataset = "digits, 5 per class"
+    draw(Truth.of("mobilenet_v2", dataset), Truth.of("mobilenet_v2_group_norm", dataset), summary)
     (RESULTS / "decision_quality.md").write_text("\n".join(text) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--date", required=True)
-    replay(parser.parse_args().date)
+    report(parser.parse_args().date)
 
 
 if __name__ == "__main__":

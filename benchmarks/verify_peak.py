@@ -177,7 +177,7 @@ REMAINDER = (
     "eight times its weights for their gradient, which weighs where maps are as small as kernels (1.3 % for "
     "MobileNetV3-Small at 64 x 64, batch 4).",
     "- With one thread PyTorch computes pointwise convolutions of fewer than 16 images with kernels of its own: "
-    "`kernels=\"onednn, 1 thread\"`, tested in tests/test_workspaces.py.",
+    '`kernels="onednn, 1 thread"`, tested in tests/test_workspaces.py.',
 )
 
 
