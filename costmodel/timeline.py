@@ -18,7 +18,7 @@ import numpy as np
 
 from .accounting import Books
 from .gradients import Wanted
-from .graph import Layer, LayerGraph, Tensor
+from .graph import LayerGraph, Tensor
 from .optimizers import Optimizer
 from .rules import Dense, Facts
 
@@ -67,6 +67,17 @@ class _Gradient:
         self.bytes, self.readers = size, 1
 
 
+class _Again(NamedTuple):
+    """A weight that is computed from parameters again: by layers whose backward runs within that of the one it is for.
+
+    made_bytes: of all that is made on the way; held_bytes: of what stays until the backward is over.
+    """
+
+    layers: list[int]
+    made_bytes: int
+    held_bytes: int
+
+
 class _Simulation:
     def __init__(self, graph: LayerGraph, facts: Sequence[Facts], wanted: Wanted, books: Books, sizes: Sizes):
         self.graph, self.facts, self.wanted, self.books, self.sizes = graph, facts, wanted, books, sizes
@@ -78,17 +89,25 @@ class _Simulation:
         self.live: dict[int, int] = {}  # activations in memory: storage -> bytes
         self.gradients: dict[str, int] = {}
         self.missing_state: dict[str, int] = {}  # optimizer state that the first update allocates
-        self.within = self._within()
+        self.again = self._again()
 
-    def _within(self) -> dict[int, list[int]]:
-        """Return by layer the layers that make its weight in its own backward, those that come first there first."""
-        again, found = set(self.books.recomputed), {}
-        for index in self.wanted if again else ():
-            weight = self.graph.layers[index].inputs.get("weight")
-            if index not in again and weight is not None and len(self.graph.consumers[weight.id]) == 1:
-                chain = sorted((layer.index for layer in self.graph.derivation(weight)), reverse=True)
-                if chain and again.issuperset(chain):
-                    found[index] = chain
+    def _again(self) -> dict[int, _Again]:
+        """Return by layer how its weight is computed from parameters again in its backward."""
+        graph, gone, found = self.graph, self.kept | self.graph.resident_storages, {}
+        for index, roles in self.wanted.items():
+            weight = graph.layers[index].inputs.get("weight")
+            chain = graph.derivation(weight) if weight is not None and weight.storage.id not in self.kept else []
+            if not chain or not {"input", "weight"} & {*roles} or graph.layers[index].output.kind == "derived":
+                continue
+            inner = sorted((layer.index for layer in chain if layer.index in self.wanted), reverse=True)
+            if "weight" not in roles or len(graph.consumers[weight.id]) > 1:
+                inner = []
+            needs = [self.facts[one].needs[role][0] for one in inner for role in self.wanted[one]]
+            needed = [item.tensor for alternative in needs for item in alternative if isinstance(item, Dense)]
+            made = [tensor for layer in chain for tensor in layer.outputs]
+            held = [weight, *(tensor for tensor in needed if tensor.kind == "derived")]
+            sizes = ({t.storage.id: t.bytes(1) for t in those if t.storage.id not in gone} for those in (made, held))
+            found[index] = _Again(inner, *(sum(size.values()) for size in sizes))
         return found
 
     def mark(self, phase: str, layer: str, extra: int = 0) -> None:
@@ -142,7 +161,7 @@ class _Simulation:
 
     def backward(self, pending: dict[int, _Gradient], fused_update: Optimizer | None) -> None:
         last_use = {key: min(saved.uses) for key, saved in self.books.saved.items()}
-        inner = {index for chain in self.within.values() for index in chain}
+        inner = {index for again in self.again.values() for index in again.layers}
         for index in reversed(self.wanted):
             if index not in inner:
                 self.node(index, pending, last_use, fused_update)
@@ -155,8 +174,9 @@ class _Simulation:
         made: list[tuple[Tensor, _Gradient]] = []
         updated: list[str] = []
         added = 0
-        if making := self.making_bytes(layer):
-            self.mark("backward", layer.name, making)
+        again = self.again.get(index, _Again([], 0, 0))
+        if again.made_bytes:
+            self.mark("backward", layer.name, again.made_bytes)
         for role in self.wanted[index]:
             tensor = layer.inputs[role]
             if tensor.kind == "parameter":
@@ -169,19 +189,15 @@ class _Simulation:
                 gradient = _Gradient(tensor.bytes(sizes.batch, sizes.float_bytes))
                 now[_TRANSIENT] += gradient.bytes
                 made.append((tensor, gradient))
-        again = self.recomputed_bytes(layer)
         working = sizes.copied.get(index, 0) + sizes.kernels.get(index, (0, 0))[1]
-        self.mark("backward", layer.name, added + working + again)
-        chain = self.within.get(index, ())
-        if chain:
-            for tensor, gradient in made:
-                if tensor.kind == "derived":
-                    pending[tensor.id] = gradient
+        self.mark("backward", layer.name, added + working + again.held_bytes)
+        if again.layers:
+            pending |= {tensor.id: gradient for tensor, gradient in made if tensor.kind == "derived"}
             made = [(tensor, gradient) for tensor, gradient in made if tensor.kind != "derived"]
-            now[_TRANSIENT] += again
-            for one in chain:
+            now[_TRANSIENT] += again.held_bytes
+            for one in again.layers:
                 self.node(one, pending, last_use, fused_update)
-            now[_TRANSIENT] -= again
+            now[_TRANSIENT] -= again.held_bytes
         for gradient in given:
             self.release(gradient)
         for key in books.by_layer.get(index, ()):
@@ -231,36 +247,6 @@ class _Simulation:
             self.release(first)
             self.release(gradient)
             pending[tensor.id] = total
-
-    def making_bytes(self, layer: Layer) -> int:
-        """Return the bytes of all that is made when the layer's weight is computed from parameters again."""
-        weight = layer.inputs.get("weight")
-        made = {
-            tensor.storage.id: tensor.bytes(1)
-            for inner in (self.graph.derivation(weight) if weight is not None else ())
-            for tensor in inner.outputs
-        }
-        return sum(size for id_, size in made.items() if id_ not in self.graph.resident_storages | self.kept)
-
-    def recomputed_bytes(self, layer: Layer) -> int:
-        """Return the bytes of the layer's arguments that are computed from parameters again, and of what that keeps."""
-        within = [self.graph.layers[index] for index in self.within.get(layer.index, ())]
-        needed = [
-            item.tensor
-            for inner in within
-            for role in self.wanted[inner.index]
-            for item in self.facts[inner.index].needs[role][0]
-            if isinstance(item, Dense)
-        ]
-        again = {
-            tensor.storage.id: tensor.bytes(1)
-            for tensor in (*layer.inputs.values(), *needed)
-            if tensor.kind == "derived"
-            and tensor.storage.id not in self.graph.resident_storages
-            and tensor.storage.id not in self.kept
-            and layer.output.kind != "derived"
-        }
-        return sum(again.values())
 
     def leave(self) -> None:
         """Drop what the program's variables still hold when the pass is over."""
