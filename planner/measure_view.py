@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
@@ -111,16 +110,15 @@ def _runs(outcome: Outcome) -> Table:
     groups: dict[tuple[str, int | None], list[Finished]] = {}
     for run in outcome.runs:
         groups.setdefault((run.method, run.blocks), []).append(run)
-    for key, runs in sorted(groups.items(), key=lambda item: -_mean(item[1])):
+    for key, runs in sorted(groups.items(), key=lambda item: -candidates[item[0]].recovery.accuracy_percent):
         guess = candidates[key].recovery
-        low, high = guess.accuracy_low_percent, guess.accuracy_high_percent
         whole = [run for run in runs if not run.stopped]
         early = f"{len(runs) - len(whole)} stopped early" if len(whole) < len(runs) else ""
         table.add_row(
             candidates[key].label,
             ", ".join(part for part in (str(len(whole)) if whole else "", early) if part),
-            f"{_mean(runs):.1f} %",
-            "" if low is None else f"{low:.1f} to {high:.1f}",
+            f"{guess.accuracy_percent:.1f} %",
+            f"{guess.accuracy_low_percent:.1f} to {guess.accuracy_high_percent:.1f}",
             format_bytes(runs[0].peak_bytes),
             format_bytes(max(run.measured_peak_bytes for run in runs)),
             "as predicted" if all(run.memory_agrees for run in runs) else "DIFFERS",
@@ -130,11 +128,6 @@ def _runs(outcome: Outcome) -> Table:
     return table
 
 
-def _mean(runs: Sequence[Finished]) -> float:
-    whole = [run.accuracy_percent for run in runs if not run.stopped]
-    return fmean(whole or [run.accuracy_percent for run in runs])
-
-
 def _way(run: Finished) -> str:
     return run.method if run.blocks is None else f"{run.method}, k = {run.blocks}"
 
@@ -142,5 +135,5 @@ def _way(run: Finished) -> str:
 def _promise(answer: Recommendation) -> str:
     chosen: Candidate = answer.chosen
     value = answer.scale.text(answer.scale.value(chosen))
-    kind = chosen.recovery.accuracy_kind if answer.scale.name == "accuracy" else chosen.recovery.kind
+    kind = answer.scale.kind(chosen)
     return f"{chosen.label}, {answer.scale.name} {value} ({kind}), peak {format_bytes(chosen.peak_bytes)}"

@@ -127,11 +127,11 @@ class Recommendation:
     plan: the pick, to be saved and applied; largest_batch: the most images per pass within the limits, all else as in
     the pick (both None where only prices were given). next_better: of those that promise more and do not fit, the one
     that lacks the fewest bytes. best_unfit: of those, the one that promises most. cheaper: the best of the frontier
-    that fit and promise less. faster: the most promising that takes at most 0.8 of the pick's FLOPs per image. safer:
-    the one with the highest low end, if that is above the pick's. rivals: those that fit and could be more accurate
-    than the pick, the one that could be best first: their intervals overlap; of two that were measured, the interval
-    of their difference holds 0. best_per_model: the best that fits of each network, if there are several. unknown:
-    those that fit, whose accuracy has no basis. trace_notes: what the tracer could not follow.
+    that take less memory and promise less. faster: the most promising that takes at most 0.8 of the pick's FLOPs per
+    image. safer: the one with the highest low end, if that is above the pick's. rivals: those that fit and could be
+    more accurate than the pick, the one that could be best first: their intervals overlap; of two that were measured,
+    the interval of their difference holds 0. best_per_model: the best that fits of each network, if there are several.
+    unknown: those that fit, whose accuracy has no basis. trace_notes: what the tracer could not follow.
     """
 
     limits: dict[str, float]
@@ -258,7 +258,8 @@ def choose(
     value, low = scale.value(chosen), scale.interval(chosen)[0]
     inside = {id(candidate) for candidate in priced if keeps(candidate, limits)}
     better = [c for c in priced if id(c) not in inside and scale.value(c) > value + TIE]
-    on = [c for c in frontier(priced, objectives) if id(c) in inside]
+    names = [scale.name if name == "recovery" else name for name in objectives]
+    on = [c for c in frontier(priced, names) if id(c) in inside and c.peak_bytes < chosen.peak_bytes]
     cheaper = sorted((c for c in on if scale.value(c) < value - TIE), key=lambda c: _order(c, scale))
     light = [c for c in fits if c.total_flops / c.batch <= 0.8 * chosen.total_flops / chosen.batch]
     safer = max(fits, key=lambda c: (np.nan_to_num(scale.interval(c)[0], nan=-np.inf), *(-n for n in _cost(c))))

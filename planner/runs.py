@@ -7,8 +7,9 @@ A measured accuracy is the mean of its runs. Its interval holds a further run, t
 - the sampling error of a test set of `test_images` images (Wilson's interval). Left out if it is not given.
 
 Both are added in squares; if neither is known, low and high are the value itself, and the text says that the width is
-not known. Runs that were stopped early count only where there is no other of the method and depth: the value is what
-they had reached, and high is no less than what they could still have reached.
+not known. A run that was stopped early, because it was worse than others, counts beside whole runs with the most that
+it could still have reached: left out, it would make the mean of the others too good. Alone it counts with what it had
+reached, and high is no less than what it could still have reached.
 
 Two ways that were tested on the same images are not compared by these intervals: most images are right, or wrong, with
 both. Their difference has a standard error of its own (`difference`), from the images that tell the two apart.
@@ -101,20 +102,22 @@ def measured_runs(own: Sequence[Row], dataset: str | None, setting: Setting) -> 
                 f"{setting.block_count} blocks"
             )
         grouped.setdefault((row.method, row.trained_blocks), []).append(row)
-    grouped = {key: [row for row in group if row.reachable_percent is None] or group for key, group in grouped.items()}
-    samples = {
-        key: [row.top1_percent for row in group] for key, group in grouped.items() if group[0].reachable_percent is None
-    }
-    freedom = sum(len(values) - 1 for values in samples.values())
-    squares = sum((value - fmean(values)) ** 2 for values in samples.values() for value in values)
+    whole = [[row.top1_percent for row in group if row.reachable_percent is None] for group in grouped.values()]
+    samples = [values for values in whole if values]
+    freedom = sum(len(values) - 1 for values in samples)
+    squares = sum((value - fmean(values)) ** 2 for values in samples for value in values)
     deviation = math.sqrt(squares / freedom) if freedom else None
     return {key: _measured(group, deviation, freedom) for key, group in grouped.items()}
 
 
 def _measured(group: Sequence[Row], deviation: float | None, freedom: int) -> Measured:
-    mean, n = fmean(row.top1_percent for row in group), len(group)
+    stopped = [row for row in group if row.reachable_percent is not None]
+    n, alone = len(group), len(stopped) == len(group)
+    # By how much runs that were stopped may count too high.
+    gap = 0.0 if alone else sum(row.reachable_percent - row.top1_percent for row in stopped) / n
+    mean = fmean(row.top1_percent for row in group) + gap
     images = min((row.test_images for row in group if row.test_images), default=None)
-    parts, said = [Interval.exact(mean)], []
+    parts, said = [Interval(mean, mean - gap, mean)], []
     if deviation is not None:
         half = student_t(freedom) * deviation * math.sqrt(1 + 1 / n)
         parts.append(Interval(0.0, -half, half))
@@ -124,14 +127,15 @@ def _measured(group: Sequence[Row], deviation: float | None, freedom: int) -> Me
         said.append(f"the sampling error of {images} test images")
     spread = f"90 %, from {' and '.join(said)}" if said else "width not known: no repeated runs, no test_images"
     accuracy = combine(lambda *terms: math.fsum(terms), *parts).within(0.0, 100.0)
-    reachable = max((row.reachable_percent for row in group if row.reachable_percent is not None), default=None)
-    if reachable is not None:
-        accuracy = replace(accuracy, high=max(accuracy.high, reachable))
+    if stopped:
+        reachable = max(row.reachable_percent for row in stopped)
         spread += f"; stopped early, when {reachable:.1f} % was the most that it could still reach"
-    source, outcomes = ", ".join(sorted({row.source for row in group})), [row.outcomes for row in group]
+        if alone:
+            accuracy = replace(accuracy, high=max(accuracy.high, reachable))
+    source, outcomes = "; ".join(sorted({row.source for row in group})), [row.outcomes for row in group]
     alike = all(each is not None and len(each) == images for each in outcomes)
     correct = np.mean(outcomes, axis=0) if alike else None
-    return Measured(accuracy, n, images, source, spread, deviation, freedom, correct, reachable is not None)
+    return Measured(accuracy, n, images, source, spread, deviation, freedom, correct, alone)
 
 
 def difference(one: Measured, other: Measured) -> Difference:
