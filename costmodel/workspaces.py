@@ -115,6 +115,8 @@ def _blocking(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: in
     backward = 0
     if "input" in wanted:
         backward = max(backward, y_blocked + w_blocked + x_blocked - gx - gw, x_blocked - gw)
+        if layer.attributes["groups"] == 1 and not _are(1, layer, "stride"):
+            backward = max(backward, 2 * x_plain - gw)  # computed in another order of memory, and copied twice
     if "weight" in wanted or "bias" in wanted:  # one kernel computes both
         copies = 0 if depthwise and weight.shape[-1] >= 5 else y_blocked + x_blocked
         backward = max(backward, copies + w_blocked - gw, w_blocked + w_plain - gw)
@@ -174,13 +176,33 @@ def _layers(
         piece = min(elements, mask_piece(elements))
         return piece + (float_bytes * piece if layer.inplace else 0), 0
     forward, backward = _onednn(layer, wanted, batch, float_bytes, packs, threads)
-    if layer.op not in CONVOLUTIONS or not layer.input.batched or "weight" in wanted:
+    if layer.op not in CONVOLUTIONS or not layer.input.batched:
         return forward, backward
-    if "input" not in wanted or (layer.attributes["groups"] == 1 and _is_matrix_product(layer)):
-        return forward, 0
-    if _unfolds(layer, layer.output, batch, threads):  # a transposed convolution
-        return forward, _unfolding(layer, ("input", "weight"), batch, float_bytes)[1]
-    return forward, _blocking(layer, wanted, batch, float_bytes)[1]
+    if "weight" not in wanted:
+        if "input" not in wanted or (layer.attributes["groups"] == 1 and _is_matrix_product(layer)):
+            backward = 0
+        elif _unfolds(layer, layer.output, batch, threads):  # a transposed convolution
+            backward = _unfolding(layer, ("input", "weight"), batch, float_bytes)[1]
+        else:
+            backward = _blocking(layer, wanted, batch, float_bytes)[1]
+    if layer.op == "standardized_conv2d":
+        return _standardizing(layer, wanted, batch, float_bytes, forward, backward)
+    return forward, backward
+
+
+def _standardizing(
+    layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, forward: int, backward: int
+) -> tuple[int, int]:
+    """Return the bytes with those of making the weight, centred and divided, and of going back through that.
+
+    One copy, which is convolved with, counts as the layer's own; the centred one is there before the results are, and
+    in backward stays if the weight trains. The quotient's backward takes four parts as large (`_arithmetic`).
+    """
+    copy = float_bytes * layer.inputs["weight"].elements
+    forward = max(forward, copy - layer.output.bytes(batch, float_bytes))
+    if "weight" in wanted:
+        return forward, max(backward + copy, 5 * copy)
+    return forward, max(backward, copy - layer.input.bytes(batch, float_bytes)) if "input" in wanted else backward
 
 
 WORKSPACES: dict[str, Workspace] = {
