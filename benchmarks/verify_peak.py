@@ -173,9 +173,8 @@ REMAINDER = (
     "- 8 to 64 bytes: scalars, such as the number that the loss is divided by.",
     "- The bias's own copy where a convolution's bias trains: a number per channel.",
     "- Adam inside backward: which of two gradients of one layer comes first. The model lets both be there at once.",
-    "- At a lower resolution more: a depthwise convolution with a kernel of 5 or more takes a scratchpad of about "
-    "eight times its weights for their gradient, which weighs where maps are as small as kernels (1.3 % for "
-    "MobileNetV3-Small at 64 x 64, batch 4).",
+    "- Scratchpads of oneDNN's weight gradients: kilobytes, for a dense convolution of 5 x 5 on maps of a few pixels "
+    "eight times its weights (1.0 % for FBNet-C with TinyTL's lite residuals at 160 x 160, batch 4).",
     "- With one thread PyTorch computes pointwise convolutions of fewer than 16 images with kernels of its own: "
     '`kernels="onednn, 1 thread"`, tested in tests/test_workspaces.py.',
 )

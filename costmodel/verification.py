@@ -90,9 +90,7 @@ def verify(
         raise InputError("this machine has no CUDA device; leave out --device cuda")
     progress("tracing")
     graph = trace(model, resolution, classes)
-    kernels = "onednn" if accounting == EAGER.name else "layers"
-    if torch.get_num_threads() == 1:
-        kernels += ", 1 thread"
+    kernels = f"{'onednn' if accounting == EAGER.name else 'layers'}, {torch.get_num_threads()} threads"
     if device != "cpu":
         kernels = "none"
     predicted = footprint(graph, method, blocks, batch, optimizer, accounting, kernels=kernels)

@@ -4,22 +4,23 @@
 AVX-512. They copy their arguments to a layout in which channels come in blocks of 16, compute a result in that layout
 and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py; PyTorch 2.15, oneDNN).
 Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight gradient of a depthwise
-convolution with a kernel of 5 or more copies nothing. Where only the bias trains, the weight's gradient is computed all
-the same, and dropped. Small convolutions PyTorch computes with kernels of its own, as matrix products (`_unfolds`). A
-batch norm's backward allocates the input's gradient twice, a product's the gradient of a factor that is broadcast (a
-squeeze-excite gate) at the size of the product, and some others more (`_PER_ELEMENT`).
+convolution with a kernel of 5 or more copies nothing, but unfolds. Where only the bias trains, the weight's gradient is
+computed all the same, and dropped. Small convolutions PyTorch computes with kernels of its own, as matrix products
+(`_unfolds`). A batch norm's backward allocates the input's gradient twice, a product's the gradient of a factor that is
+broadcast (a squeeze-excite gate) at the size of the product, and some others more (`_PER_ELEMENT`).
 `layers`: the same under this package's own layers, which compute the input gradient of a frozen pointwise convolution
 as a matrix product, the gradient of a bias alone as a sum, and the input gradient of a batch norm whose scale and
 statistics are frozen in one go (Assumption: one whose scale does not train has frozen statistics, if it is not of a
 weight). An activation that packs a mask does so a piece at a time (`mask_piece`).
-`onednn, 1 thread`, `layers, 1 thread`: the same with one thread, where PyTorch takes its own kernels for pointwise
-convolutions of fewer than 16 images too.
+`onednn, 1 thread`, `layers, 4 threads`: the same with another number of threads than two. With one PyTorch takes its
+own kernels for pointwise convolutions of fewer than 16 images too.
 Scratchpads of a few kilobytes for reductions over threads are not counted.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -36,6 +37,7 @@ Workspace = Callable[[Layer, tuple[str, ...], int, int, bool], tuple[int, int]]
 _CHANNEL_BLOCK = 16
 _UNCOPIED_IMAGE_CHANNELS = 3
 _MANY_IMAGES, _SMALL_IMAGE = 16, 20480  # Source: as `_unfolds`
+_FEW_PIXELS = 256  # of a thread. Source: init_conf in src/cpu/gemm_convolution_utils.cpp of oneDNN (outer_threading)
 
 # Elements whose mask is packed at a time, and the most pieces that a tensor is cut into on a CPU: every piece waits for
 # all threads a few times, which takes long where other programs want the cores. Assumption: a piece of floats (1 MiB)
@@ -48,7 +50,9 @@ def mask_piece(elements: int) -> int:
     return max(PIECE, -(-elements // (8 * PIECES)) * 8)
 
 
-def _none(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, packs: bool) -> tuple[int, int]:
+def _none(
+    layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, packs: bool, threads: int = 2
+) -> tuple[int, int]:
     return 0, 0
 
 
@@ -95,7 +99,7 @@ def _is_matrix_product(layer: Layer) -> bool:
     return {*layer.inputs["weight"].shape[2:]} == {1} and _are(1, layer, "stride") and not is_padded
 
 
-def _blocking(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
+def _blocking(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, threads: int) -> tuple[int, int]:
     """Return the bytes of oneDNN's copies."""
     x, y, weight = layer.inputs["input"], layer.output, layer.inputs["weight"]
     depthwise = is_depthwise(layer)
@@ -118,8 +122,12 @@ def _blocking(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: in
         if layer.attributes["groups"] == 1 and not _are(1, layer, "stride"):
             backward = max(backward, 2 * x_plain - gw)  # computed in another order of memory, and copied twice
     if "weight" in wanted or "bias" in wanted:  # one kernel computes both
-        copies = 0 if depthwise and weight.shape[-1] >= 5 else y_blocked + x_blocked
-        backward = max(backward, copies + w_blocked - gw, w_blocked + w_plain - gw)
+        copies = y_blocked + x_blocked + w_blocked
+        if depthwise and weight.shape[-1] >= 5:  # as products of matrices, one image and channel after the other
+            pixels = math.prod(y.shape[2:])
+            at_once = threads if pixels < _FEW_PIXELS * threads else 1
+            copies = at_once * 4 * (w_plain + pixels * math.prod(weight.shape[2:])) + w_plain
+        backward = max(backward, copies - gw, w_blocked + w_plain - gw)
     return forward, backward
 
 
@@ -161,7 +169,7 @@ def _onednn(
         return 0, 0
     if _unfolds(layer, layer.input, batch, threads):
         return _unfolding(layer, wanted, batch, float_bytes)
-    return _blocking(layer, wanted, batch, float_bytes)
+    return _blocking(layer, wanted, batch, float_bytes, threads)
 
 
 def _layers(
@@ -184,7 +192,7 @@ def _layers(
         elif _unfolds(layer, layer.output, batch, threads):  # a transposed convolution
             backward = _unfolding(layer, ("input", "weight"), batch, float_bytes)[1]
         else:
-            backward = _blocking(layer, wanted, batch, float_bytes)[1]
+            backward = _blocking(layer, wanted, batch, float_bytes, threads)[1]
     if layer.op == "standardized_conv2d":
         return _standardizing(layer, wanted, batch, float_bytes, forward, backward)
     return forward, backward
@@ -205,20 +213,16 @@ def _standardizing(
     return forward, max(backward, copy - layer.input.bytes(batch, float_bytes)) if "input" in wanted else backward
 
 
-WORKSPACES: dict[str, Workspace] = {
-    "none": _none,
-    "onednn": _onednn,
-    "layers": _layers,
-    "onednn, 1 thread": partial(_onednn, threads=1),
-    "layers, 1 thread": partial(_layers, threads=1),
-}
+WORKSPACES: dict[str, Workspace] = {"none": _none, "onednn": _onednn, "layers": _layers}
 
 
 def workspace(name: str) -> Workspace:
-    """Return the working memory of that name.
+    """Return the working memory of that name, perhaps with a number of threads: 'layers', 'onednn, 1 thread'.
 
     Errors: InputError for an unknown name, with the near ones.
     """
-    if name not in WORKSPACES:
+    match = re.fullmatch(r"(\w+)(?:, (\d+) threads?)?", name)
+    if not match or match[1] not in WORKSPACES:
         raise unknown("kernels", name, WORKSPACES)
-    return WORKSPACES[name]
+    kernels = WORKSPACES[match[1]]
+    return partial(kernels, threads=int(match[2])) if match[2] else kernels

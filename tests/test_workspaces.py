@@ -13,7 +13,7 @@ from torch import nn
 
 from costmodel import layers, trace, verify
 from costmodel.measure import peak_bytes
-from costmodel.workspaces import WORKSPACES
+from costmodel.workspaces import workspace
 from planner.tasks import NETWORKS
 
 SCRATCH_BYTES = 64  # scalars of the profiler's own events
@@ -80,9 +80,37 @@ def test_small_convolutions_unfold_their_input(drawn, wanted, own):
     call = layers.conv2d if own else F.conv2d
     with threads(count):
         found = measured(lambda x, w: call(x, w, None, stride, padding, dilation), (x, weight))
-    kernels = ("layers" if own else "onednn") + (", 1 thread" if count == 1 else "")
-    expected = WORKSPACES[kernels](layer, roles, batch, 4, False)
+    kernels = f"{'layers' if own else 'onednn'}, {count} threads"
+    expected = workspace(kernels)(layer, roles, batch, 4, False)
     assert found == tuple(pytest.approx(value, abs=SCRATCH_BYTES) for value in expected)
+
+
+# Channels, filters, kernel, stride, groups: pointwise, dense and depthwise, with and without a stride.
+CONVOLUTIONS = [
+    (32, 32, 3, 2, 1), (24, 40, 3, 2, 1), (24, 48, 3, 1, 1), (48, 24, 1, 1, 1), (32, 32, 3, 1, 32), (32, 32, 3, 2, 32),
+    (32, 32, 5, 1, 32), (32, 32, 5, 2, 32), (24, 24, 7, 1, 24),
+]  # fmt: skip
+
+
+@avx512
+@pytest.mark.parametrize("convolution", CONVOLUTIONS)
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("pixels", [14, 40])
+@pytest.mark.parametrize("count", [1, 2])
+def test_convolutions_copy_their_arguments(convolution, wanted, pixels, count):
+    """Sixteen images, so that nothing unfolds that need not; up to the scratchpads of dense weight gradients."""
+    channels, filters, kernel, stride, groups = convolution
+    module = nn.Conv2d(channels, filters, kernel, stride, kernel // 2, groups=groups, bias=False)
+    layer = trace(nn.Sequential(nn.Conv2d(3, channels, 1), module), pixels).layers[1]
+    x = torch.randn(16, channels, pixels, pixels, requires_grad=wanted[0])
+    weight = module.weight.detach().requires_grad_(wanted[1])
+    roles = tuple(role for role, want in zip(("input", "weight"), wanted, strict=True) if want)
+    with threads(count):
+        found = measured(lambda x, w: F.conv2d(x, w, None, stride, kernel // 2, 1, groups), (x, weight))
+    expected = workspace(f"onednn, {count} threads")(layer, roles, 16, 4, False)
+    scratch = 2 * weight.numel() * 4 + 8192 if groups == 1 and wanted[1] else 256
+    assert found[0] == pytest.approx(expected[0], abs=SCRATCH_BYTES)
+    assert 0 <= found[1] - expected[1] <= scratch
 
 
 ARITHMETIC = {"mul": torch.mul, "sub": torch.sub, "div": torch.div}
@@ -108,7 +136,7 @@ def test_arithmetic(op, pixels, wanted):
     _, found = measured(ARITHMETIC[op], tensors)
     if op == "sub" and wanted[0]:
         found += tensors[0].numel() * 4  # the gradient itself is passed on and takes no memory
-    assert found == pytest.approx(WORKSPACES["onednn"](layer, roles, batch, 4, False)[1], rel=0.01, abs=SCRATCH_BYTES)
+    assert found == pytest.approx(workspace("onednn")(layer, roles, batch, 4, False)[1], rel=0.01, abs=SCRATCH_BYTES)
 
 
 # --- whole steps ------------------------------------------------------------------------------------------------------
