@@ -83,7 +83,7 @@ class Axes:
         return [
             (name, k)
             for name in dict.fromkeys(names)
-            if count >= METHODS[name].min_blocks
+            if METHODS[name].applies(graph)
             for k in (depths if METHODS[name].takes_blocks else (None,))
         ]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import traced
+from networks import SPREAD, traced
 from random_networks import random_networks
 
-from costmodel import ACCOUNTINGS, METHODS, OPTIMIZERS, block_count, footprint, trace
+from costmodel import ACCOUNTINGS, METHODS, OPTIMIZERS, InputError, block_count, footprint, trace
 from costmodel.bulk import price
 from costmodel.timeline import CATEGORIES
+from planner.candidates import axes
 
 BATCHES = [(1, 1), (2, 2), (7, 7), (8, 8), (9, 9), (24, 3), (32, 16), (1000, 1000), (1001, 143)]
 DTYPES = ["float32", "float16", "int8"]
@@ -49,7 +50,7 @@ def ways_of(graph) -> list[tuple[str, int | None]]:
     return [
         (name, k)
         for name, method in METHODS.items()
-        if count >= method.min_blocks and not method.options
+        if method.applies(graph) and not method.options
         for k in (sorted({1, 2, count}) if method.takes_blocks else (None,))
     ]
 
@@ -75,3 +76,20 @@ def test_bulk_is_single_on_random_networks(network, data):
     micro = data.draw(st.integers(1, 40))
     batches = [(micro, micro), (micro * data.draw(st.integers(2, 5)), micro), (8, 8)]
     assert_same(graph, [(method, None)], batches, ["sgd", "adamw"], ["float32", "float16"])
+
+
+ATTENTION = {"timm:mobilenetv4_hybrid_medium"}  # which has no rule
+
+
+@pytest.mark.parametrize("name", [*sorted({*SPREAD} - ATTENTION), "timm:resnetv2_50x1_bit", "timm:nfnet_l0"])
+def test_every_family_has_candidates(name):
+    """Every method that applies prices; one that does not says what the network lacks."""
+    graph = traced(name, 96)
+    ways = axes().ways(graph)
+    assert {("full", None), ("last", None), ("bias", None)} <= set(ways)
+    columns, _ = price(graph, ways, [(8, 8)])
+    assert (columns["peak_bytes"] > 0).all() and set(columns["way"]) == set(range(len(ways)))
+    for method in METHODS.values():
+        if not method.applies(graph):
+            with pytest.raises(InputError, match=r"needs|cannot train"):
+                method(graph, 1 if method.takes_blocks else None)

@@ -19,8 +19,8 @@ class Method:
 
     summary: one line for people. source: where it is described. takes_blocks: whether a depth k is part of it.
     assign: LayerGraph (and k, or options) -> (LayerGraph, Assignment). min_blocks: the blocks that a network must have
-    for it. options: what else must be chosen, with its default. has_layers: whether torch layers exist that train so;
-    the others can be priced only.
+    for it. lacks: what else a network lacks for it, in words; nothing if it lacks nothing. options: what else must be
+    chosen, with its default. has_layers: whether torch layers exist that train so; the others can be priced only.
     """
 
     name: str
@@ -29,8 +29,13 @@ class Method:
     takes_blocks: bool
     assign: Callable[..., Training]
     min_blocks: int = 0
+    lacks: Callable[[LayerGraph], str] = lambda graph: ""
     options: Mapping[str, object] = field(default_factory=dict)
     has_layers: bool = True
+
+    def applies(self, graph: LayerGraph) -> bool:
+        """Whether a network has what the method needs."""
+        return len(parts(graph).blocks) >= self.min_blocks and not self.lacks(graph)
 
     def __call__(
         self, graph: LayerGraph, blocks: int | None = None, options: Mapping[str, object] | None = None
@@ -51,6 +56,8 @@ class Method:
                 f"method {self.name!r} needs {self.min_blocks} or more inverted residual or residual blocks, "
                 f"but {graph.model} has {count or 'none'}; methods that need none: full, last, norm, bias"
             )
+        if lacking := self.lacks(graph):
+            raise InputError(f"method {self.name!r} cannot train {graph.model}: {lacking}; see costmodel methods")
         if not self.takes_blocks:
             if blocks is not None:
                 raise InputError(

@@ -66,7 +66,7 @@ def _insert(graph: LayerGraph) -> tuple[LayerGraph, dict[str, str]]:
     """Return the graph with a lite residual beside every block but the first, and the new norms' shifts by module."""
     cut = parts(graph)
     draft, substitutes, last_shifts = Draft(graph), {}, {}
-    ends = {_joint(graph, block): block for block in cut.blocks[1:]}
+    ends = {_joint(block): block for block in cut.blocks[1:]}
     for layer in graph.layers:
         draft.keep(layer, substitutes)
         if block := ends.get(layer.index):
@@ -80,9 +80,14 @@ def _insert(graph: LayerGraph) -> tuple[LayerGraph, dict[str, str]]:
     return rebuilt, last_shifts
 
 
-def _joint(graph: LayerGraph, block: Block) -> int:
+def _joint(block: Block) -> int:
     """Return the layer whose result the lite residual is added to: the norm that closes the main branch."""
     return max(block.closing_norms)
+
+
+def _lacks(graph: LayerGraph) -> str:
+    open_ended = [block.index for block in parts(graph).blocks[1:] if not block.closing_norms]
+    return f"no norm closes the main branch of block {open_ended[0]}, to add a lite residual to" if open_ended else ""
 
 
 def _entry(graph: LayerGraph, block: Block) -> Tensor:
@@ -184,7 +189,13 @@ TINYTL_B = Method(
     "tinytl-b", "as bias, on the network with group norm and weight standardisation", _SOURCE, False, _tinytl_b
 )
 TINYTL_L = Method(
-    "tinytl-l", "lite residual modules and the head train, on such a network", _SOURCE, False, _tinytl_l, min_blocks=2
+    "tinytl-l",
+    "lite residual modules and the head train, on such a network",
+    _SOURCE,
+    False,
+    _tinytl_l,
+    min_blocks=2,
+    lacks=_lacks,
 )
 TINYTL_LB = Method(
     "tinytl-lb",
@@ -193,4 +204,5 @@ TINYTL_LB = Method(
     False,
     _tinytl_lb,
     min_blocks=2,
+    lacks=_lacks,
 )
