@@ -75,8 +75,8 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
         "version or processor is unverified until somebody runs the script there.",
         "",
         f"{len(done)} configurations: bytes kept for backward are equal in {same}; the peak differs by at most 1,024 "
-        f"bytes in {near}, and most in {worst['model']}, {worst['method']}: {worst['difference_percent']} % (a scratchpad "
-        "of oneDNN, see verify_peak.md).",
+        f"bytes in {near}, and most in {worst['model']}, {worst['method']}: {worst['difference_percent']} % "
+        "(a scratchpad of oneDNN, see verify_peak.md).",
         "",
         "(predicted - measured) / measured of the peak, in percent; `-` where the method cannot train the network so:",
         "",
