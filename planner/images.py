@@ -166,8 +166,8 @@ def _list(folder: Path) -> ImageFolder:
     try:
         return ImageFolder(str(folder), allow_empty=True)
     except OSError as error:
-        reason = "is no folder" if not folder.is_dir() else "has no subfolder; it needs one for each class"
-        raise InputError(f"{folder} {reason}") from error
+        what = "has no subfolder" if folder.is_dir() else "is no folder"
+        raise InputError(f"{folder} {what}; give one with a subfolder of images for each class") from error
 
 
 def _some(names: Sequence[str]) -> str:
