@@ -14,7 +14,9 @@ statistics are frozen in one go (Assumption: one whose scale does not train has 
 weight). An activation that packs a mask does so a piece at a time (`mask_piece`).
 `onednn, 1 thread`, `layers, 4 threads`: the same with another number of threads than two. With one PyTorch takes its
 own kernels for pointwise convolutions of fewer than 16 images too.
-Scratchpads of a few kilobytes for reductions over threads are not counted.
+Not counted: scratchpads for reductions over threads, kilobytes, for a dense weight gradient up to several times the
+weights; convolutions of one or three dimensions. Counted too high: the copies of grouped convolutions that are not
+depthwise, where a group's channels are no multiple of 16.
 """
 
 from __future__ import annotations
@@ -67,23 +69,26 @@ def _unfolds(layer: Layer, given: Tensor, batch: int, threads: int) -> bool:
     ConvParams::use_mkldnn in aten/src/ATen/native/Convolution.cpp of PyTorch 2.15.
     """
     shape, kernel = given.shape[1:], layer.inputs["weight"].shape[2:]
-    if len(kernel) == 1:  # computed as an image of height 1
-        shape, kernel = (shape[0], 1, *shape[1:]), (1, *kernel)
     if threads == 1 and batch < _MANY_IMAGES and _are(1, layer, "stride", "dilation") and kernel[-2:] == (1, 1):
         return True
     is_small = batch == 1 and math.prod(shape[:3]) <= _SMALL_IMAGE
-    return is_small and min(kernel[-2:]) <= 3 and layer.attributes["groups"] == 1
+    return is_small and min(kernel[-2:]) <= 3 and _given(layer, "groups") == 1
+
+
+def _given(layer: Layer, name: str):
+    """Return an argument of a convolution, or its default: a trace holds those that were passed."""
+    return layer.attributes.get(name, {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}[name])
 
 
 def _are(value: int, layer: Layer, *names: str) -> bool:
     """Whether attributes, each a number or one for every direction, have the value throughout."""
-    return all(np.all(np.equal(layer.attributes[name], value)) for name in names)
+    return all(np.all(np.equal(_given(layer, name), value)) for name in names)
 
 
 def _unfolding(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
     """Return the bytes of the unfolded pixels, or of what groups, computed one by one, are put together from."""
     x, y, weight = layer.inputs["input"], layer.output, layer.inputs["weight"]
-    groups = layer.attributes["groups"]
+    groups = _given(layer, "groups")
     if groups > 1:
         sizes = {"input": x.bytes(batch, float_bytes), "weight": 4 * weight.elements}
         parts = sum(size for role, size in sizes.items() if role in wanted)
@@ -95,7 +100,7 @@ def _unfolding(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: i
 
 def _is_matrix_product(layer: Layer) -> bool:
     """Whether a convolution takes every pixel once, as it is."""
-    is_padded = not isinstance(layer.attributes["padding"], str) and not _are(0, layer, "padding")
+    is_padded = not isinstance(_given(layer, "padding"), str) and not _are(0, layer, "padding")
     return {*layer.inputs["weight"].shape[2:]} == {1} and _are(1, layer, "stride") and not is_padded
 
 
@@ -119,7 +124,7 @@ def _blocking(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: in
     backward = 0
     if "input" in wanted:
         backward = max(backward, y_blocked + w_blocked + x_blocked - gx - gw, x_blocked - gw)
-        if layer.attributes["groups"] == 1 and not _are(1, layer, "stride"):
+        if _given(layer, "groups") == 1 and not _are(1, layer, "stride"):
             backward = max(backward, 2 * x_plain - gw)  # computed in another order of memory, and copied twice
     if "weight" in wanted or "bias" in wanted:  # one kernel computes both
         copies = y_blocked + x_blocked + w_blocked
@@ -187,7 +192,7 @@ def _layers(
     if layer.op not in CONVOLUTIONS or not layer.input.batched:
         return forward, backward
     if "weight" not in wanted:
-        if "input" not in wanted or (layer.attributes["groups"] == 1 and _is_matrix_product(layer)):
+        if "input" not in wanted or (_given(layer, "groups") == 1 and _is_matrix_product(layer)):
             backward = 0
         elif _unfolds(layer, layer.output, batch, threads):  # a transposed convolution
             backward = _unfolding(layer, ("input", "weight"), batch, float_bytes)[1]

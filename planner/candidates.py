@@ -6,6 +6,7 @@ is one value or several. Prices come in bulk from `costmodel.price`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -69,7 +70,7 @@ class Axes:
         return list(dict.fromkeys(pairs))
 
     def ways(self, graph: LayerGraph) -> list[tuple[str, int | None]]:
-        """Return the (method, depth) pairs that a network has blocks for.
+        """Return the (method, depth) pairs that apply to a network.
 
         Errors: InputError for an unknown method.
         """
@@ -261,7 +262,7 @@ class _Table:
 
 
 def _tables(graphs: Iterable[LayerGraph], space: Axes) -> Iterator[_Table]:
-    empty = True
+    graphs, empty = list(graphs), True
     for graph in graphs:
         ways, pairs = space.ways(graph), space.pairs
         if not ways:
@@ -273,6 +274,9 @@ def _tables(graphs: Iterable[LayerGraph], space: Axes) -> Iterator[_Table]:
         converted = set(columns["way"][columns["converted"] == 1].tolist())
         yield _Table(graph, space, ways, pairs, columns, places, _estimates(graph, space, ways, converted))
     if empty:
+        for graph, name in itertools.product(graphs, space.methods or ()):
+            if not METHODS[name].applies(graph):
+                METHODS[name](graph, 1 if METHODS[name].takes_blocks else None)  # an error that says what it lacks
         raise InputError(f"no network has blocks for {', '.join(space.methods or METHODS)} at the depths asked for")
 
 

@@ -80,7 +80,7 @@ def _space(
     ] = None,
 ) -> dict:
     """Return what `candidates.candidates` takes beside the models."""
-    from .evidence import load
+    from .evidence import load_all
 
     return {
         "batch": _numbers(batch, "--batch"),
@@ -92,7 +92,7 @@ def _space(
         "blocks": _numbers(blocks, "--blocks"),
         "classes": classes,
         "accounting": accounting,
-        "evidence": [row for path in evidence or () for row in load(path)],
+        "evidence": load_all(evidence or ()),
         "dataset": dataset,
     }
 

@@ -100,7 +100,7 @@ def reasons(answer: Recommendation) -> Iterator[str]:
         yield f"{name(chosen)} promises the most ({scale.text(scale.value(chosen))}) of the {fit}{spare}"
     nearest, unfit = answer.next_better, answer.best_unfit
     if unfit is None:
-        yield "nothing that needs more promises more"
+        yield "nothing that does not fit promises more"
     else:
         if nearest is not unfit:
             more = ""

@@ -1,8 +1,9 @@
 """Limits -> the one way to fine-tune that promises most, what lost to it and why, or why nothing fits.
 
-The pick is, of all candidates within the limits, the one with the highest expected accuracy; of those that tie with it
-the one with the least peak memory, then the fewest FLOPs, then the fewest trained parameters. Accuracy is that on the
-user's data where their evidence gives it to every candidate of known recovery, else recovery.
+The pick is, of all candidates within the limits, the one with the highest expected accuracy; of those that tie with it,
+and with every better one that was measured, the one with the least peak memory, then the fewest FLOPs, then the fewest
+trained parameters. Accuracy is that on the user's data where their evidence gives it to every candidate of known
+recovery, else recovery.
 
 Two candidates tie if each one's value lies in the other's interval: then which is more accurate is not known. Two
 estimates of the same origin (one curve, one table and network) err alike: their order is kept. Of what was measured on
@@ -295,9 +296,10 @@ def _in_largest_passes(fitting: Iterable[Candidate]) -> list[Candidate]:
 
 
 def best(fitting: Sequence[Candidate], scale: Scale) -> Candidate:
-    """Return the cheapest of those that tie with the one that promises most."""
+    """Return the cheapest of those that tie with the one that promises most, and with every measured better one."""
     top = min(fitting, key=lambda candidate: _order(candidate, scale))
-    tied = (candidate for candidate in fitting if scale.tied(candidate, top))
+    above = [top, *(candidate for candidate in fitting if scale.runs(candidate))]
+    tied = (c for c in fitting if all(scale.tied(c, t) for t in above if scale.value(t) >= scale.value(c)))
     return min(tied, key=lambda candidate: (*_cost(candidate), -scale.value(candidate)))
 
 

@@ -130,6 +130,7 @@ def _measured(group: Sequence[Row], deviation: float | None, freedom: int) -> Me
     if stopped:
         reachable = max(row.reachable_percent for row in stopped)
         spread += f"; stopped early, when {reachable:.1f} % was the most that it could still reach"
+        spread += "" if alone else ", which is what it counts with"
         if alone:
             accuracy = replace(accuracy, high=max(accuracy.high, reachable))
     source, outcomes = "; ".join(sorted({row.source for row in group})), [row.outcomes for row in group]
@@ -151,7 +152,9 @@ def difference(one: Measured, other: Measured) -> Difference:
         sampling = math.sqrt(apart.var() / len(apart))
     else:
         sampling = math.hypot(one.sampling, other.sampling)
-    half = math.hypot(student_t(one.freedom) * scatter if one.freedom else 0.0, Z95 * sampling)
+    half = math.hypot(
+        *(student_t(each.freedom) * each.scatter for each in (one, other) if each.freedom), Z95 * sampling
+    )
     return Difference(one.accuracy.value - other.accuracy.value, math.hypot(scatter, sampling), half)
 
 

@@ -140,6 +140,25 @@ def test_the_same_images_settle_what_intervals_leave_open(graph):
     assert answer.chosen.method == "bias" and "standard error" in answer.reasons[0]
 
 
+def test_the_pick_ties_with_every_better_one_that_was_measured(graph):
+    """All blocks promise what full was measured at, and are cheaper: what lies far below full must not tie."""
+    runs = [row("last", images(n, 100), seed=seed) for seed, n in enumerate((60, 64))]
+    runs += [row("full", images(n, 100), seed=seed) for seed, n in enumerate((80, 74))]
+    rows = [each.model_copy(update={"model": graph.model, "file": "own.csv"}) for each in runs]
+    answer = choose(price_all([graph], axes(evidence=rows)), 10**9)
+    assert answer.scale.value(answer.chosen) > 72
+    mixed = [row("last", images(500)), row("full", percent=84.0, test_images=1000), row("norm", images(839))]
+    answer, _ = decide(graph, ("last", "full", "norm", "bias"), *mixed, row("bias", images(829)))
+    assert answer.chosen.method == "norm"
+
+
+def test_a_difference_is_the_same_from_both_sides():
+    runs = [row("full", percent=90.0), row("full", percent=80.0, seed=1)]
+    one = measured_runs(runs, "mine", SETTING)["full", None]
+    other = measured_runs([row("last", percent=84.0)], "mine", SETTING)["last", None]
+    assert difference(one, other).half == difference(other, one).half > 30
+
+
 def test_that_nothing_is_known_is_no_reason_to_take_it(graph):
     """Two runs that lie far apart make every interval wide; what was never run must not win by that."""
     rows = [row("last", images(600)), row("full", images(900)), row("blocks", images(700), blocks=1)]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel import METHODS, InputError
-from planner.evidence import COLUMNS, PUBLISHED, TEST_SETS, load, parse, published, standard_test_sets
+from planner.evidence import COLUMNS, PUBLISHED, TEST_SETS, load, load_all, parse, published, standard_test_sets
 
 HEADER = ",".join(COLUMNS)
 
@@ -111,6 +111,31 @@ def test_a_bad_file_is_refused(tmp_path, content, said):
     with pytest.raises(InputError) as error:
         load(path)
     assert str(path) in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ("50,8,zz,", "column correct: 'zz'"), ("50,,f0,", "column correct: 'f0': it needs test_images"),
+        ("50,8,ff,", "column correct: 'ff': it says 100 % right"), ("50,8,,40", "column reachable_percent: '40'"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_accuracy_is_named(tmp_path, cells, said):
+    path = tmp_path / "own.csv"
+    header = "model,method,dataset,top1_percent,test_images,correct,reachable_percent"
+    path.write_text(f"{header}\nnet,last,mine,{cells}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        load(path)
+
+
+def test_a_run_in_two_files_is_refused(tmp_path):
+    paths = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    for path in paths:
+        path.write_text("model,method,dataset,top1_percent,seed\nnet,last,mine,70,0\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"two.csv, line 2: 'last' on 'mine' repeats .*one.csv, line 2"):
+        load_all(paths)
+    paths[1].write_text("model,method,dataset,top1_percent,seed\nnet,last,mine,72,1\n", encoding="utf-8")
+    assert [row.top1_percent for row in load_all(paths)] == [70, 72]
 
 
 def test_a_missing_file_is_refused(tmp_path):

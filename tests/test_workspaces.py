@@ -165,6 +165,21 @@ def test_a_formula_of_several_calls_too(method, blocks):
 
 @avx512
 @pytest.mark.parametrize("accounting", ["eager", "lean"])
+def test_a_call_that_leaves_its_defaults_out(accounting):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.head = nn.Parameter(torch.randn(32, 3, 3, 3)), nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.head(F.conv2d(x, self.weight).relu().mean((2, 3)))
+
+    found = verify(Functional(), "full", None, 2, 32, accounting=accounting)
+    assert abs(found.checks[1].relative_difference) < 0.01
+
+
+@avx512
+@pytest.mark.parametrize("accounting", ["eager", "lean"])
 def test_one_thread_and_one_image(accounting):
     for count, batch in ((1, 8), (1, 1), (2, 1)):
         with threads(count):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from costmodel import METHODS
 from costmodel.errors import InputError, unknown
@@ -39,7 +39,10 @@ def pack(correct: Sequence[bool]) -> str:
 
 def unpack(text: str, count: int) -> np.ndarray:
     """Return the first `count` outcomes (bool) that `pack` wrote. Errors: ValueError if it is of another number."""
-    data = bytes.fromhex(text)
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        raise ValueError("these are no pairs of hexadecimal digits") from None
     if len(data) != -(-count // 8):
         raise ValueError(f"{len(data)} bytes are not the outcomes of {count} test images, which are {-(-count // 8)}")
     return np.unpackbits(np.frombuffer(data, np.uint8), count=count).astype(bool)
@@ -84,15 +87,25 @@ class Row(BaseModel):
             raise ValueError("a row needs one of top1_percent and points_below_full, not both")
         return self
 
-    @model_validator(mode="after")
-    def _images_make_accuracy(self) -> Self:
-        if self.correct:
-            if self.test_images is None or self.top1_percent is None:
+    @field_validator("correct")
+    @classmethod
+    def _images_make_accuracy(cls, text: str, given: ValidationInfo) -> str:
+        images, percent = given.data.get("test_images"), given.data.get("top1_percent")
+        if text:
+            if images is None or percent is None:
                 raise ValueError("it needs test_images and top1_percent beside it")
-            share = 100 * self.outcomes.mean()
-            if abs(share - self.top1_percent) > _ROUNDED_POINTS:
-                raise ValueError(f"it says {share:.4g} % right, top1_percent says {self.top1_percent:g}")
-        return self
+            share = 100 * unpack(text, images).mean()
+            if abs(share - percent) > _ROUNDED_POINTS:
+                raise ValueError(f"it says {share:.4g} % right, top1_percent says {percent:g}")
+        return text
+
+    @field_validator("reachable_percent")
+    @classmethod
+    def _reaches_no_less(cls, percent: float | None, given: ValidationInfo) -> float | None:
+        reached = given.data.get("top1_percent")
+        if percent is not None and reached is not None and percent < reached:
+            raise ValueError(f"the run has reached more, {reached:g}")
+        return percent
 
     @property
     def outcomes(self) -> np.ndarray | None:
@@ -130,6 +143,29 @@ def load(path: str | Path) -> tuple[Row, ...]:
     for row in rows:
         _check_own(row)
     return rows
+
+
+def load_all(paths: Sequence[str | Path]) -> tuple[Row, ...]:
+    """Return the rows of several files or databases, as `load` does each.
+
+    Errors: InputError also for a run that stands in two of them: it would count as repeated.
+    """
+    found: list[Row] = []
+    for path in paths:
+        known = {_run(row): row for row in found}
+        for row in load(path):
+            if first := known.get(_run(row)):
+                raise InputError(
+                    f"{row.file}, line {row.line}: {row.method!r} on {row.dataset!r} repeats {first.file}, line "
+                    f"{first.line}; give runs seeds and data sets names of their own, or leave one out"
+                )
+            found.append(row)
+    return tuple(found)
+
+
+def _run(row: Row) -> tuple:
+    """Return what tells runs apart."""
+    return row.model, row.method, row.trained_blocks, row.dataset, row.resolution, row.batch, row.seed
 
 
 @cache
