@@ -12,11 +12,11 @@ verify_lean.md. Exit code 1 if a prediction misses. Takes about three minutes on
 
 from __future__ import annotations
 
-import argparse
+import re
 import sys
 
 import torch
-from verifying import RESULTS, TWELVE, Rows, versions
+from verifying import RESULTS, TWELVE, Rows, arguments, versions
 
 from costmodel import CostModelError, verify
 
@@ -95,14 +95,11 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
 
 def main() -> None:
     """Verify everything and write both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--date", required=True, help="the day of the run")
-    parser.add_argument("--machine", required=True, help="such as '2-core x86-64 virtual machine'")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there, measure the rest")
-    given = parser.parse_args()
+    given = arguments(__doc__)
     rows = Rows(RESULTS / "verify_lean.csv", COLUMNS, ("model", "method", "blocks", "condition"), given.resume)
     for model in (*TWELVE, *STANDARDIZED):
-        measure(model, rows)
+        if re.search(given.only, model):
+            measure(model, rows)
     torch.set_num_threads(2)
     (RESULTS / "verify_lean.md").write_text(report(rows.rows, given.date, given.machine))
     sys.exit(any(misses(row) for row in rows.rows if not row["refused"]))

@@ -13,14 +13,13 @@ and verify_peak.md. Exit code 1 if a prediction is off by more than the goal. Ta
 
 from __future__ import annotations
 
-import argparse
 import gc
 import re
 import sys
 import time
 
 import torch
-from verifying import RESULTS, TWELVE, Rows, build, settings, versions
+from verifying import RESULTS, TWELVE, Rows, arguments, build, settings, versions
 
 from costmodel import footprint
 from costmodel.measure import loss_of, peak_bytes, prepare
@@ -182,12 +181,7 @@ REMAINDER = (
 
 def main() -> None:
     """Verify everything and write both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--date", required=True, help="the day of the run")
-    parser.add_argument("--machine", required=True, help="such as '2-core x86-64 virtual machine'")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there, measure the rest")
-    parser.add_argument("--only", default="", help="a regular expression: these models only")
-    given = parser.parse_args()
+    given = arguments(__doc__)
     rows = Rows(RESULTS / "verify_peak.csv", COLUMNS, ("model", "method", "blocks", "loop"), given.resume)
     for model in TWELVE:
         if re.search(given.only, model):

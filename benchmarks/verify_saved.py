@@ -15,7 +15,6 @@ Exit code 1 if anything differs. Takes about ten minutes on one core.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import re
 import sys
@@ -24,7 +23,7 @@ from collections import Counter
 
 import torch
 import torchvision
-from verifying import RESULTS, Rows, build, settings, versions
+from verifying import RESULTS, Rows, arguments, build, settings, versions
 
 from costmodel import footprint
 from costmodel.measure import prepare, saved_bytes, step_flops
@@ -154,12 +153,7 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
 
 def main() -> None:
     """Verify everything and write both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--date", required=True, help="the day of the run")
-    parser.add_argument("--machine", required=True, help="such as '2-core x86-64 virtual machine'")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there, measure the rest")
-    parser.add_argument("--only", default="", help="a regular expression: these models only")
-    given = parser.parse_args()
+    given = arguments(__doc__)
     torch.set_num_threads(1)  # on a busy machine threads that wait for each other cost more than they bring
     rows = Rows(RESULTS / "verify_saved.csv", COLUMNS, ("model", "method", "blocks", "batch"), given.resume)
     for model in names():

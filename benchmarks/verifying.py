@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import platform
 import warnings
@@ -70,6 +71,16 @@ def versions() -> str:
         f"Python {platform.python_version()}; CPU capability {torch.backends.cpu.get_cpu_capability()}, "
         f"{torch.get_num_threads()} thread(s)"
     )
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """Return what the command line of a verify_*.py script gives: date, machine, resume, only."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--date", required=True, help="the day of the run")
+    parser.add_argument("--machine", required=True, help="such as '2-core x86-64 virtual machine'")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there, measure the rest")
+    parser.add_argument("--only", default="", help="a regular expression: these models only")
+    return parser.parse_args()
 
 
 class Rows:
