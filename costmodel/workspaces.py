@@ -62,6 +62,11 @@ def _padded(channels: int) -> int:
     return -(-channels // _CHANNEL_BLOCK) * _CHANNEL_BLOCK
 
 
+def _convolves_images(layer: Layer) -> bool:
+    """Whether it is a convolution of a batch of images, all with the same weight."""
+    return layer.op in CONVOLUTIONS and layer.input.batched and not layer.inputs["weight"].batched
+
+
 def _unfolds(layer: Layer, given: Tensor, batch: int, threads: int) -> bool:
     """Whether PyTorch multiplies matrices of unfolded pixels, and does not ask oneDNN.
 
@@ -170,7 +175,7 @@ def _onednn(
 ) -> tuple[int, int]:
     if layer.op in _PER_ELEMENT:
         return 0, _PER_ELEMENT[layer.op](layer, wanted, batch, float_bytes)
-    if layer.op not in CONVOLUTIONS or not layer.input.batched or layer.inputs["weight"].batched:
+    if not _convolves_images(layer):
         return 0, 0
     if _unfolds(layer, layer.input, batch, threads):
         return _unfolding(layer, wanted, batch, float_bytes)
@@ -189,7 +194,7 @@ def _layers(
         piece = min(elements, mask_piece(elements))
         return piece + (float_bytes * piece if layer.inplace else 0), 0
     forward, backward = _onednn(layer, wanted, batch, float_bytes, packs, threads)
-    if layer.op not in CONVOLUTIONS or not layer.input.batched:
+    if not _convolves_images(layer):
         return forward, backward
     if "weight" not in wanted:
         if "input" not in wanted or (_given(layer, "groups") == 1 and _is_matrix_product(layer)):

@@ -113,6 +113,11 @@ class Row(BaseModel):
         return unpack(self.correct, self.test_images) if self.correct else None
 
     @property
+    def run(self) -> tuple:
+        """What tells one run from another."""
+        return self.model, self.method, self.trained_blocks, self.dataset, self.resolution, self.batch, self.seed
+
+    @property
     def setting(self) -> tuple[str, str, int | None, int | None]:
         """What rows must share to be compared: source, model, resolution, batch."""
         return self.source, self.model, self.resolution, self.batch
@@ -152,20 +157,15 @@ def load_all(paths: Sequence[str | Path]) -> tuple[Row, ...]:
     """
     found: list[Row] = []
     for path in paths:
-        known = {_run(row): row for row in found}
+        known = {row.run: row for row in found}
         for row in load(path):
-            if first := known.get(_run(row)):
+            if first := known.get(row.run):
                 raise InputError(
                     f"{row.file}, line {row.line}: {row.method!r} on {row.dataset!r} repeats {first.file}, line "
                     f"{first.line}; give runs seeds and data sets names of their own, or leave one out"
                 )
             found.append(row)
     return tuple(found)
-
-
-def _run(row: Row) -> tuple:
-    """Return what tells runs apart."""
-    return row.model, row.method, row.trained_blocks, row.dataset, row.resolution, row.batch, row.seed
 
 
 @cache
@@ -190,7 +190,7 @@ def parse(text: str, name: str) -> tuple[Row, ...]:
         _check_header(reader.fieldnames or (), name)
         for cells in reader:
             row = _row(cells, len(reader.fieldnames), name, reader.line_num)
-            key = (*row.setting, row.method, row.trained_blocks, row.dataset, row.seed)
+            key = (row.source, *row.run)
             if key in first_line:
                 raise InputError(
                     f"{name}, line {row.line}, column method: {row.method!r} on {row.dataset!r} repeats "
