@@ -24,11 +24,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from tasks import NETWORKS, RESOLUTION, digits, glyphs_to_digits
 
 from costmodel import LayerGraph, block_count, trace
-from planner.evidence import COLUMNS, pack
-from planner.tasks import NETWORKS, RESOLUTION, digits, glyphs_to_digits
-from planner.training import fine_tune
+from planner.campaign.fine_tuning import fine_tune
+from planner.evidence.rows import COLUMNS, pack
 
 RESULTS = Path(__file__).parent / "results"
 RUNS, GRID = RESULTS / "decision_quality_runs.csv", RESULTS / "decision_quality_grid.csv"

@@ -23,11 +23,11 @@ import numpy as np
 from decision_grid import BATCH, GRID, OPTIMIZER, RESULTS, SEEDS, Line, graph_of, read_lines, ways
 
 from costmodel import LayerGraph
-from planner.campaign import next_trial
-from planner.candidates import Candidate, axes, price_all
-from planner.evidence import Row, load
-from planner.intervals import student_t
-from planner.recommend import choose
+from planner.campaign.next_trial import next_trial
+from planner.choosing.candidates import Candidate, axes, price_all
+from planner.choosing.recommend import choose
+from planner.estimates.intervals import student_t
+from planner.evidence.rows import Row, load
 
 PLOT = Path(__file__).parents[1] / "docs" / "decision_quality.png"
 BUDGETS, SHARE = 12, 0.25
@@ -255,8 +255,8 @@ def draw(truth: Truth, group_norm: Truth, summary: dict[str, Regrets]) -> None:
     """Draw the accuracies of a grid over memory, and what decisions lose in every grid."""
     from matplotlib.figure import Figure
 
-    from costmodel.drawing import BLACK, BLUE, GREY, ORANGE, plot_path, save
-    from planner.plots import style
+    from costmodel.interface.drawing import BLACK, BLUE, GREY, ORANGE, plot_path, save
+    from planner.interface.plots import style
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)

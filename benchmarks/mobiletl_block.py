@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from costmodel import apply, footprint, trace
-from costmodel.measure import prepare, saved_bytes_by_module
-from costmodel.models import build
+from costmodel.checking.measuring import prepare, saved_bytes_by_module
+from costmodel.tracing.models import build
 
 # Network, the block's path, its depth from the output.
 BLOCKS = (

@@ -41,8 +41,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from costmodel import Footprint, footprint, price, trace
-from costmodel.drawing import BLUE, GREY, save
-from costmodel.measure import loss_of, prepare, saved_bytes
+from costmodel.checking.measuring import loss_of, prepare, saved_bytes
+from costmodel.interface.drawing import BLUE, GREY, save
 
 NAME, METHOD, BLOCKS, BATCH, RESOLUTION = "mobilenet_v2", "mobiletl", 5, 8, 224
 METHODS, BATCHES, MANY_BATCHES = ("full", "last", "norm", "bias", "blocks", "mobiletl"), (1, 2, 4, 8, 16, 32), 256
@@ -197,7 +197,7 @@ BIG_SWEEP, BIG_SWEEP_AGAIN = f"sweep, {MANY_BATCHES} batches", f"sweep again, {M
 
 def own_seconds() -> dict[str, float]:
     """Return the seconds of each further answer and of each sweep, on a graph of its own."""
-    from planner.candidates import axes, sweep
+    from planner.choosing.candidates import axes, sweep
 
     graph, ways = trace(build(), RESOLUTION), [(METHOD, BLOCKS)]
     footprint(graph, "full")

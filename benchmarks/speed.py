@@ -24,14 +24,14 @@ import torch
 import torchvision
 
 from costmodel import footprint
-from costmodel.graph import TRACE_BATCH
-from costmodel.tracer import trace
+from costmodel.graph.values import TRACE_BATCH
+from costmodel.tracing.tracer import trace
 
 MODEL = "mobilenet_v2"
 MOST_FORWARD_PASSES = 2.0
 MOST_SECONDS_OF_A_SECOND_ANSWER = 5e-3
 MOST_OF_THE_IMPORTS = 0.25
-COMMAND = ("-c", "from costmodel.cli import main; main()", "footprint")
+COMMAND = ("-c", "from costmodel.interface.cli import main; main()", "footprint")
 METHOD = ("--method", "mobiletl", "--blocks", "5")
 IMPORTS = "import torch, torchvision"
 COLD = {

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from costmodel import apply, footprint, trace
-from costmodel.measure import loss_of, prepare
-from costmodel.models import build
+from costmodel.checking.measuring import loss_of, prepare
+from costmodel.tracing.models import build
 
 NETWORKS = ("torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small")
 METHODS = (("full", None), ("last", None), ("norm", None), ("bias", None), ("blocks", 5), ("mobiletl", 5))

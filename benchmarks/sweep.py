@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from costmodel import OPTIMIZERS, footprint
-from planner.candidates import axes, sweep, trace_all
+from planner.choosing.candidates import axes, sweep, trace_all
 
 THREE = ("torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small", "zoo:proxylessnas_mobile")
 METHODS = ("full", "last", "norm", "bias", "blocks", "mobiletl")
@@ -47,7 +47,7 @@ def seconds(call) -> tuple[float, object]:
 
 def process(folder: str) -> float:
     """Return the seconds of one recommendation as a whole process, with its cache in `folder`."""
-    command = [sys.executable, "-c", "from planner.cli import main; main()", *RECOMMEND]
+    command = [sys.executable, "-c", "from planner.interface.cli import main; main()", *RECOMMEND]
     environment = {**os.environ, "COSTMODEL_CACHE": folder}
     took, done = seconds(lambda: subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False))
     assert done.returncode == 0

@@ -26,7 +26,7 @@ import torch
 import torchvision
 
 from costmodel import CostModelError, UnknownOperationError, block_count, footprint
-from costmodel.tracer import trace
+from costmodel.tracing.tracer import trace
 
 FAMILIES = (
     "mobilenetv4", "mobilenet", "efficientnet", "mnasnet", "fbnet", "ghostnet", "lcnet", "tinynet", "mixnet",

@@ -23,8 +23,8 @@ import torch
 from verifying import RESULTS, TWELVE, Rows, build, settings, versions
 
 from costmodel import footprint
-from costmodel.measure import loss_of, peak_bytes, prepare, saved_bytes
-from costmodel.tracer import trace
+from costmodel.checking.measuring import loss_of, peak_bytes, prepare, saved_bytes
+from costmodel.tracing.tracer import trace
 
 GOAL = 0.01
 BATCH = 32

@@ -22,8 +22,8 @@ import torch
 from verifying import RESULTS, TWELVE, Rows, arguments, build, settings, versions
 
 from costmodel import footprint
-from costmodel.measure import loss_of, peak_bytes, prepare
-from costmodel.tracer import trace
+from costmodel.checking.measuring import loss_of, peak_bytes, prepare
+from costmodel.tracing.tracer import trace
 
 GOAL = 0.005
 BATCH = 8

@@ -26,8 +26,8 @@ import torchvision
 from verifying import RESULTS, Rows, arguments, build, settings, versions
 
 from costmodel import footprint
-from costmodel.measure import prepare, saved_bytes, step_flops
-from costmodel.tracer import trace
+from costmodel.checking.measuring import prepare, saved_bytes, step_flops
+from costmodel.tracing.tracer import trace
 
 TRANSFORMERS = ("vit", "swin", "maxvit")
 TIMM = (

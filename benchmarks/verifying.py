@@ -15,7 +15,7 @@ import torchvision
 from torch import nn
 
 from costmodel import LayerGraph, block_count
-from costmodel.zoo import ZOO
+from costmodel.zoo.table import ZOO
 
 RESULTS = Path(__file__).parent / "results"
 DEPTHS = (1, 3, 5)

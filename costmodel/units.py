@@ -7,8 +7,15 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import InputError
+
+Counts = NDArray[np.int64]
+Count = TypeVar("Count", int, Counts)  # one number, or several that are worked out at once
 
 FLOPS_PER_MAC = 2
 
@@ -16,6 +23,8 @@ BYTES_PER_ELEMENT = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
+FLOAT_BYTES = BYTES_PER_ELEMENT["float32"]  # what networks are traced in, and compute in unless something else is said
+FLOAT_BITS = 8 * FLOAT_BYTES
 
 _UNITS = {
     "B": 1,
@@ -25,9 +34,14 @@ _UNITS = {
 _MOST_BYTES = 2.0**63
 
 
-def bytes_of_bits(bits: int) -> int:
+def bytes_of_bits(bits: Count) -> Count:
     """Return the whole bytes that `bits` packed bits take (one tensor is packed as a whole)."""
     return -(-bits // 8)
+
+
+def over_batch(each: int, batched: bool, batch: Count) -> Count:
+    """Return what is there `each` time, for every image of the batch or, if not `batched`, once."""
+    return each * batch if batched else each + 0 * batch
 
 
 def scale_of(unit: str) -> int:

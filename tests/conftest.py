@@ -11,7 +11,7 @@ import pytest
 import torch
 from networks import TWELVE, short, traced
 
-import costmodel.cli
+import costmodel.interface.cli
 
 # The same examples on every machine; the first trace of a network may take longer than an example may.
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, print_blob=True)
@@ -47,7 +47,7 @@ def graph(name):
 def command(monkeypatch, capsys):
     """Run a command line in this process; return (exit code, standard output, standard error)."""
 
-    def run(*arguments: str, main=costmodel.cli.main) -> tuple[int, str, str]:
+    def run(*arguments: str, main=costmodel.interface.cli.main) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["command", *arguments])
         with pytest.raises(SystemExit) as left:
             main()

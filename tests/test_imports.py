@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx
 import pytest
 from networks import traced
 
@@ -15,56 +16,59 @@ import costmodel
 import planner
 from costmodel import footprint
 
-COSTMODEL, PLANNER = Path(costmodel.__file__).parent, Path(planner.__file__).parent
+PACKAGES = {package.__name__: Path(package.__file__).parent for package in (costmodel, planner)}
 
-# Modules (a package counts as one) from the bottom up: each imports only what stands on an earlier line.
-ORDER = (
-    {"errors"},
-    {"units", "optimizers", "drawing"},
-    {"graph"},
-    {"store"},
-    {"assignment", "calls"},
-    {"rules", "blocks", "rewrite", "derivation", "quick"},
-    {"gradients", "workspaces"},
-    {"layers"},
-    {"methods", "accounting"},
-    {"timeline", "traffic", "zoo"},
-    {"step", "models"},
-    {"footprint", "bulk"},
-    {"compare", "tracer", "measure", "plots"},
-    {"traces"},
-    {"trainable", "reproduce"},
-    {"verification"},
-    {"__init__", "cli_support"},
-    {"cli"},
-)
-TORCH = {
-    "calls", "derivation", "quick", "layers", "zoo", "models", "tracer", "measure", "trainable", "verification",
+# The rooms from the bottom up: a room imports only those that stand before it.
+ROOMS = {
+    "costmodel": (
+        "errors", "units", "table", "graph", "rules", "methods", "accounting", "step", "answers", "layers", "zoo",
+        "tracing", "traces", "training", "checking", "interface",
+    ),
+    "planner": ("evidence", "estimates", "devices", "choosing", "campaign", "interface"),
 }  # fmt: skip
-PLANNER_TORCH = {"measure", "training", "tasks", "images", "weights"}
+# The rooms, and files of other rooms, that load torch. No other file imports them at its top level.
+TORCH = {
+    "costmodel/layers", "costmodel/zoo", "costmodel/tracing", "costmodel/training", "costmodel/checking/measuring.py",
+    "costmodel/checking/verification.py", "planner/campaign",
+}  # fmt: skip
+# Files of these that are about torch without loading it.
+WITHOUT_TORCH_THEMSELVES = {"planner/campaign/next_trial.py", "planner/campaign/storage.py"}
 # What `planner` may use beside the names that `costmodel` shows.
-OPEN_MODULES = {"errors", "units", "cli_support", "drawing"}
+OPEN_MODULES = {"costmodel.errors", "costmodel.units", "costmodel.interface.running", "costmodel.interface.drawing"}
+HEAVY = {"torch", "torchvision", "timm", "fvcore", "optuna", "sqlalchemy", "PIL", "matplotlib", "plotly"}
 
 
-def unit(path: Path, package: Path) -> str:
-    """Return the module or package directly below `package` that a file belongs to."""
-    return path.relative_to(package).parts[0].removesuffix(".py")
+def files() -> list[Path]:
+    """Return every file of both packages, by its path in the repository."""
+    return sorted(path for package in PACKAGES.values() for path in package.rglob("*.py"))
 
 
-def files(package: Path) -> list[Path]:
-    return sorted(path for path in package.rglob("*.py"))
+def place(path: Path) -> str:
+    """Return a file's path from the packages' folder, such as 'costmodel/rules/table.py'."""
+    return path.relative_to(PACKAGES["costmodel"].parent).as_posix()
+
+
+def module_of(path: str) -> str:
+    """Return a file's module: 'costmodel/rules/table.py' -> 'costmodel.rules.table'."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def room(module: str) -> tuple[str, str]:
+    """Return package and room of a module; of the package itself ''."""
+    package, *rest = module.split(".")
+    return package, rest[0] if rest else ""
 
 
 def _is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def imports(path: Path, package: Path, whole_file: bool) -> Iterator[tuple[str, str]]:
-    """Return (absolute module, name) of every import; of those at the top level only, unless `whole_file`.
+def imports(path: str, text: str, whole_file: bool = True) -> Iterator[str]:
+    """Yield the absolute module of every import; of those at the top level only, unless `whole_file`.
 
-    What stands under TYPE_CHECKING imports nothing. `name` is empty for `import module`.
+    What stands under TYPE_CHECKING imports nothing. `from package import module` counts as importing the module.
     """
-    here = [package.name, *path.relative_to(package).with_suffix("").parts]
+    here = path.removesuffix(".py").split("/")
 
     def walk(node: ast.AST) -> Iterator[ast.AST]:
         for child in ast.iter_child_nodes(node):
@@ -74,118 +78,131 @@ def imports(path: Path, package: Path, whole_file: bool) -> Iterator[tuple[str, 
             if whole_file or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 yield from walk(child)
 
-    for node in walk(ast.parse(path.read_text())):
+    for node in walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, "") for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = here[: len(here) - node.level] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield from ((module, alias.name) for alias in node.names)
+            yield from (f"{module}.{alias.name}" if f"{module}.{alias.name}" in MODULES else module
+                        for alias in node.names)  # fmt: skip
 
 
-def costmodel_units(path: Path, package: Path, whole_file: bool = True) -> set[str]:
-    """Return the modules of costmodel that a file imports."""
-    found = set()
-    known = set().union(*ORDER)
-    for module, name in imports(path, package, whole_file):
-        first, *rest = module.split(".")
-        if first == "costmodel":
-            found.add(rest[0] if rest else name if name in known else "__init__")
-    return found
+FILES = {place(path): path.read_text(encoding="utf-8") for path in files()}
+MODULES = {module_of(path) for path in FILES}
+every_file = pytest.mark.parametrize("path", FILES)
 
 
-def test_the_walk_finds_imports_of_every_kind(tmp_path):
+def own(path: str, whole_file: bool = True) -> set[str]:
+    """Return the modules of the two packages that a file imports."""
+    return {module for module in imports(path, FILES[path], whole_file) if module.split(".")[0] in PACKAGES}
+
+
+def loads_torch(module: str) -> bool:
+    path = module.replace(".", "/")
+    known = (f"{path}.py" in TORCH, path in TORCH, any(path.startswith(f"{folder}/") for folder in TORCH))
+    return any(known) and f"{path}.py" not in WITHOUT_TORCH_THEMSELVES and f"{path}/__init__.py" not in FILES
+
+
+def test_the_walk_finds_imports_of_every_kind():
     """The reader of this file should trust what the other tests see."""
-    package = tmp_path / "costmodel"
-    (package / "rules").mkdir(parents=True)
-    path = package / "rules" / "new.py"
-    path.write_text(
+    text = (
         "from __future__ import annotations\n"
         "from typing import TYPE_CHECKING\n"
         "import torch.nn as nn\n"
-        "from ..graph import Layer\n"
+        "from ..graph.values import Layer\n"
         "from .facts import dense\n"
-        "from .. import blocks\n"
+        "from ..graph import blocks\n"
         "from costmodel.units import parse_bytes\n"
-        "if TYPE_CHECKING:\n    from ..footprint import Footprint\n"
-        "def late():\n    from ..tracer import trace\n"
+        "if TYPE_CHECKING:\n    from ..answers.footprint import Footprint\n"
+        "def late():\n    from ..tracing.tracer import trace\n"
     )
-    assert costmodel_units(path, package) == {"graph", "rules", "blocks", "units", "tracer"}
-    assert costmodel_units(path, package, whole_file=False) == {"graph", "rules", "blocks", "units"}
-    assert ("torch.nn", "") in imports(path, package, False)
-    (package / "__init__.py").write_text("from .footprint import footprint\n")
-    assert costmodel_units(package / "__init__.py", package) == {"footprint"}
-
-
-def test_every_module_has_its_place():
-    listed = [name for line in ORDER for name in line]
-    assert len(listed) == len(set(listed))
-    assert set(listed) == {unit(path, COSTMODEL) for path in files(COSTMODEL)}
-    assert set(listed) > TORCH
-
-
-@pytest.mark.parametrize("path", files(COSTMODEL), ids=lambda path: str(path.relative_to(COSTMODEL)))
-def test_imports_run_downwards(path):
-    own = unit(path, COSTMODEL)
-    level = next(i for i, line in enumerate(ORDER) if own in line)
-    below = set().union(*ORDER[:level])
-    if own == "cli":
-        below |= {"__init__"}
-    if own == "graph":  # its methods `save` and `load` are the store's functions
-        below |= {"store"}
-    if own == "__init__":  # what it shows when first asked for is named in a table, not imported
-        below |= {"models", "traces", "trainable", "verification"}
-    assert costmodel_units(path, COSTMODEL) - {own} <= below
-
-
-@pytest.mark.parametrize("path", files(COSTMODEL), ids=lambda path: str(path.relative_to(COSTMODEL)))
-def test_torch_is_imported_where_it_belongs(path):
-    own = unit(path, COSTMODEL)
-    libraries = {module.split(".")[0] for module, _ in imports(path, COSTMODEL, whole_file=True)}
-    if own not in TORCH:
-        assert not libraries & {"torch", "torchvision", "timm", "fvcore"}
-        # A module that loads torch is imported by another only when a function needs it.
-        assert not costmodel_units(path, COSTMODEL, whole_file=False) & TORCH
-    if own != "cli":
-        assert "planner" not in libraries
-
-
-def test_every_module_that_may_import_torch_does():
-    """No name stands on the list for nothing."""
-    users = {
-        unit(path, COSTMODEL)
-        for path in files(COSTMODEL)
-        if any(module.split(".")[0] == "torch" for module, _ in imports(path, COSTMODEL, whole_file=True))
+    early = {
+        "__future__", "typing", "torch.nn", "costmodel.graph.values", "costmodel.rules.facts", "costmodel.graph.blocks",
+        "costmodel.units",
+    }  # fmt: skip
+    assert set(imports("costmodel/rules/new.py", text, whole_file=False)) == early
+    assert set(imports("costmodel/rules/new.py", text)) == early | {"costmodel.tracing.tracer"}
+    assert set(imports("costmodel/__init__.py", "from .answers.footprint import footprint\n")) == {
+        "costmodel.answers.footprint"
     }
-    assert users == TORCH
 
 
-@pytest.mark.parametrize("path", files(PLANNER), ids=lambda path: str(path.relative_to(PLANNER)))
-def test_planner_uses_what_costmodel_shows(path):
-    for module, name in imports(path, PLANNER, whole_file=True):
-        first, *rest = module.split(".")
-        if first == "costmodel":
-            assert (rest and rest[0] in OPEN_MODULES) or (not rest and name in costmodel.__all__), (module, name)
-        if first in ("torch", "torchvision", "timm"):
-            assert unit(path, PLANNER) in PLANNER_TORCH, module
-        if first == "matplotlib":
-            assert unit(path, PLANNER) in ("plots", "tasks"), "only plots.py draws; tasks.py reads matplotlib's fonts"
+def test_every_room_has_its_place_and_one_sentence():
+    rooms = {room(module) for module in MODULES} - {(package, "") for package in PACKAGES}
+    assert rooms == {(package, name) for package, names in ROOMS.items() for name in names}
+    for path, text in FILES.items():
+        if path.endswith("/__init__.py") and path.count("/") == 2:
+            assert ast.get_docstring(ast.parse(text)).count(". ") == 0, path
 
 
-@pytest.mark.parametrize("package", [COSTMODEL, PLANNER], ids=["costmodel", "planner"])
-def test_only_command_lines_print(package):
-    for path in files(package):
-        if unit(path, package) in ("cli", "cli_support", "report"):
+@every_file
+def test_imports_run_downwards(path):
+    package, name = room(module_of(path))
+    order = ROOMS[package]
+    for module in own(path):
+        their_package, theirs = room(module)
+        if package == "planner" and their_package == "costmodel":
             continue
-        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-        assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], path
+        assert package == their_package, module  # costmodel knows nothing of planner
+        if not name:  # the package itself shows what its rooms hold
+            continue
+        if not theirs:  # public names, for the command line and what is below it alone
+            assert name == order[-1], module
+            continue
+        assert order.index(theirs) <= order.index(name), module
+
+
+def test_there_is_no_circle():
+    graph = networkx.DiGraph((module_of(path), module) for path in FILES for module in own(path))
+    packages = {module_of(path) for path in FILES if path.endswith("__init__.py")}
+    graph.remove_nodes_from(packages & set(PACKAGES))  # they show names of their rooms, which command lines use
+    assert graph.number_of_edges() > 200
+    assert not [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1]
+    assert not [module for module in graph if graph.has_edge(module, module)]
+
+
+@every_file
+def test_torch_is_loaded_where_it_belongs(path):
+    if loads_torch(module_of(path)):
+        return
+    assert not {module.split(".")[0] for module in imports(path, FILES[path])} & {"torch", "torchvision", "timm"}
+    assert not [module for module in own(path, whole_file=False) if loads_torch(module)]
+
+
+def test_every_room_that_may_load_torch_does():
+    """No name stands on the list for nothing."""
+    users = {path for path in FILES if "torch" in {module.split(".")[0] for module in imports(path, FILES[path])}}
+    for one in TORCH:
+        assert any(path.startswith(one) for path in users), one
+
+
+@every_file
+def test_planner_uses_what_costmodel_shows(path):
+    if not path.startswith("planner/"):
+        return
+    for node in ast.walk(ast.parse(FILES[path])):
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "costmodel":
+            names = {alias.name for alias in node.names}
+            assert node.module in OPEN_MODULES or (node.module == "costmodel" and names <= {*costmodel.__all__})
+
+
+@every_file
+def test_only_interfaces_print_and_draw(path):
+    if "/interface/" in path:
+        return
+    calls = [node for node in ast.walk(ast.parse(FILES[path])) if isinstance(node, ast.Call)]
+    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+    assert not {module.split(".")[0] for module in imports(path, FILES[path])} & {"matplotlib", "plotly", "typer"}
 
 
 def test_public_names_exist():
-    for name in costmodel.__all__:
-        assert getattr(costmodel, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        costmodel.nothing  # noqa: B018
+    for package in (costmodel, planner):
+        assert package.__all__ == sorted(package.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name))
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            package.nothing  # noqa: B018
 
 
 # --- without torch ----------------------------------------------------------------------------------------------------
@@ -230,6 +247,6 @@ def test_traced_network_is_priced_without_torch(name, tmp_path):
 
 
 def test_importing_does_not_load_torch():
-    program = "import sys, costmodel, planner, planner.pareto; print('torch' in sys.modules, 'pandas' in sys.modules)"
+    program = "import sys, costmodel, planner, planner.choosing.pareto; print('torch' in sys.modules, 'pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "False False\n"

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
-from ..assignment import Assignment
-from ..gradients import Wanted
-from ..graph import Layer, LayerGraph, Storage, Tensor
-from ..rules import Dense, Facts, Private
-from ..units import BYTES_PER_ELEMENT, bytes_of_bits
+from ..graph.layer_graph import LayerGraph
+from ..graph.values import Layer, Storage, Tensor
+from ..methods.assignment import Assignment
+from ..rules.facts import Dense, Facts, Private
+from ..units import BYTES_PER_ELEMENT, FLOAT_BYTES, Count, bytes_of_bits, over_batch
+from .gradients import Wanted
+from .kernels import NO_KERNELS, Kernels
 
-Key = tuple
+
+class Key(NamedTuple):
+    """What is kept: the graph's storage or tensor of this id, or something that the layer of this index alone keeps.
+
+    of: 'storage', 'value' (a tensor whose storage is overwritten later) or 'layer'. label: what a layer keeps.
+    """
+
+    of: Literal["storage", "value", "layer"]
+    id: int
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +44,15 @@ class Saved:
     batched: bool
     follows_precision: bool
     storage: Storage | None
-    uses: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    uses: dict[int, tuple[str, ...]]
     extra_bits: int = 0
 
-    def total_bits(self, batch: int, float_bytes: int = 4) -> int:
-        """Return its bits over the whole batch."""
+    def total_bits(self, batch: Count, float_bytes: int = FLOAT_BYTES) -> Count:
+        """Return its bits over the whole batch, whose size may be an array."""
         bits = 8 * float_bytes if self.follows_precision else self.bits
-        return (self.elements * bits + self.extra_bits) * (batch if self.batched else 1)
+        return over_batch(self.elements * bits + self.extra_bits, self.batched, batch)
 
-    def bytes(self, batch: int, float_bytes: int = 4) -> int:
+    def bytes(self, batch: Count, float_bytes: int = FLOAT_BYTES) -> Count:
         """Return its bytes; bits are packed over the whole batch."""
         return bytes_of_bits(self.total_bits(batch, float_bytes))
 
@@ -66,24 +78,28 @@ Instant = tuple[str, str, dict[str, int]]
 class Accounting:
     """A way of keeping the books: `keep` turns the wanted gradients into what is stored.
 
-    kernels: the working memory that it counts, a name in `costmodel.workspaces`. timeline: (graph, assignment, books,
-    batch, bytes of one float) -> its own moments, where these are not a whole training step; what such books say of
-    optimizers, micro-batches' gradients and frozen weights' precision is theirs, whatever is asked for. leaves_out:
-    what a reader must not look for in them.
+    kernels: whose working memory counts. timeline: (graph, assignment, books, batch, bytes of one float) -> its own
+    moments in place of the step's; what such books say of optimizers, micro-batches' gradients and frozen weights'
+    precision is theirs, whatever is asked for. whole_step: whether its moments are those of a whole training step, of
+    which a peak can be compared with a RAM. linear_in_batch: whether they grow linearly with the batch, but for bits
+    that are packed into bytes. leaves_out: what a reader must not look for in them.
     """
 
     name: str
     summary: str
     source: str
-    keep: Callable[[LayerGraph, Assignment, list[Facts], Wanted], Books]
-    kernels: str = "none"
+    keep: Callable[[LayerGraph, Assignment, Sequence[Facts], Wanted], Books]
+    kernels: Kernels = NO_KERNELS
     timeline: Callable[[LayerGraph, Assignment, Books, int, int], list[Instant]] | None = None
+    whole_step: bool = True
+    linear_in_batch: bool = True
     leaves_out: str = ""
 
-    @property
-    def whole_step(self) -> bool:
-        """Whether the books are those of a whole training step, of which a peak can be compared with a RAM."""
-        return self.timeline is None
+
+def all_at_once(graph: LayerGraph, assignment: Assignment, books: Books, batch: int, float_bytes: int) -> list[Instant]:
+    """Return the timeline of books that are one number: a moment at which everything that they have is there."""
+    total = sum(saved.bytes(batch, float_bytes) for saved in books.saved.values())
+    return [("forward", "", {"saved_activations": total})]
 
 
 class Ledger:
@@ -109,8 +125,8 @@ class Ledger:
             if not item.elements:
                 return
             shape = f"{'N x ' if item.batched else ''}{item.elements}"
-            key = ("private", layer.index, item.label)
-            entry = Saved(key, item.label, shape, item.elements, item.bits, item.batched, False, None)
+            key = Key("layer", layer.index, item.label)
+            entry = Saved(key, item.label, shape, item.elements, item.bits, item.batched, False, None, {})
         else:
             tensor = item.tensor
             if tensor.storage.id in self.resident:
@@ -122,7 +138,7 @@ class Ledger:
             entry = Saved(
                 key, what, tensor.shape_text, elements, 8 * BYTES_PER_ELEMENT[tensor.storage.dtype],
                 tensor.storage.batched, is_float and tensor.storage.batched,
-                None if tensor.overwritten else tensor.storage,
+                None if tensor.overwritten else tensor.storage, {},
             )  # fmt: skip
         known = self.saved.get(key)
         if known is not None and layer.index < min(known.uses):  # it is called what the first layer calls it
@@ -141,4 +157,4 @@ class Ledger:
 
 def dense_key(tensor: Tensor) -> Key:
     """Return the key of a kept tensor: its storage, or the value alone if the storage is overwritten later."""
-    return ("value", tensor.id) if tensor.overwritten else ("storage", tensor.storage.id)
+    return Key("value", tensor.id) if tensor.overwritten else Key("storage", tensor.storage.id)

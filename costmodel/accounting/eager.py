@@ -12,20 +12,25 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 
-from ..assignment import Assignment
 from ..errors import UnknownOperationError
-from ..gradients import Wanted
-from ..graph import Layer, LayerGraph
-from ..rules import Dense, Facts, Private, operation
+from ..graph.layer_graph import LayerGraph
+from ..graph.values import Layer
+from ..methods.assignment import Assignment
+from ..rules.facts import Dense, Facts, Private
+from ..rules.table import operation
+from ..table import Table
+from ..units import FLOAT_BITS
 from .books import Accounting, Books, Ledger
+from .kernels import Kernels
+from .gradients import Wanted
 
 Item = Dense | Private
 Keeps = Callable[[Layer, tuple[str, ...]], Iterator[Item]]
 
-_FLOAT_BITS, _INDEX_BITS = 32, 64
+_INDEX_BITS = 64
 
 
 def _nothing(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
@@ -62,7 +67,7 @@ def _convolution(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     # One side gets half of an odd total more than the other: that pixel is padded first.
     sides = [size + total % 2 for size, total in zip(layer.input.shape[2:], padding, strict=True)]
     pixels, padded = math.prod(layer.input.shape[2:]), math.prod(sides)
-    yield Private("padded input", layer.input.elements // pixels * padded, _FLOAT_BITS, layer.input.batched)
+    yield Private("padded input", layer.input.elements // pixels * padded, FLOAT_BITS, layer.input.batched)
 
 
 def _leaky_relu(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
@@ -99,7 +104,7 @@ def _linear(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     if "weight" in wanted:
         x = layer.inputs["input"]
         copied = layer.attributes.get("copies_input", False)
-        yield Private("copied input", x.elements, _FLOAT_BITS, x.batched) if copied else Dense(x)
+        yield Private("copied input", x.elements, FLOAT_BITS, x.batched) if copied else Dense(x)
     if "input" in wanted:
         yield Dense(layer.inputs["weight"])
 
@@ -109,13 +114,13 @@ def _norm(statistics: Callable[[Layer], int], batched: bool) -> Keeps:
 
     def keeps(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
         yield from _roles("input", "weight")(layer, wanted)
-        yield Private("statistics", 2 * statistics(layer), _FLOAT_BITS, batched)
+        yield Private("statistics", 2 * statistics(layer), FLOAT_BITS, batched)
 
     return keeps
 
 
 def _dropout(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
-    yield Private("mask", layer.input.elements, _FLOAT_BITS, layer.input.batched)
+    yield Private("mask", layer.input.elements, FLOAT_BITS, layer.input.batched)
 
 
 def _max_pool(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
@@ -154,13 +159,13 @@ def _standardized_convolution(layer: Layer, wanted: tuple[str, ...]) -> Iterator
     """A convolution whose weight is standardised by ordinary calls: see `costmodel.layers.standardize`."""
     weight = layer.inputs["weight"]
     yield Dense(layer.inputs["input"])
-    yield Private("standardised weight", weight.elements, _FLOAT_BITS, batched=False)
+    yield Private("standardised weight", weight.elements, FLOAT_BITS, batched=False)
     if "weight" in wanted:  # the centred weight, its deviations and what it is divided by
-        yield Private("centred weight", weight.elements, _FLOAT_BITS, batched=False)
-        yield Private("deviations", 2 * weight.shape[0], _FLOAT_BITS, batched=False)
+        yield Private("centred weight", weight.elements, FLOAT_BITS, batched=False)
+        yield Private("deviations", 2 * weight.shape[0], FLOAT_BITS, batched=False)
 
 
-KEEPS: dict[str, Keeps] = {
+KEEPS: Table[Keeps] = Table("operation", {
     "conv1d": _convolution,
     "conv2d": _convolution,
     "conv3d": _convolution,
@@ -214,10 +219,10 @@ KEEPS: dict[str, Keeps] = {
         ),
         _nothing,
     ),
-}  # fmt: skip
+})  # fmt: skip
 
 
-def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted: Wanted) -> Books:
+def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wanted: Wanted) -> Books:
     ledger = Ledger(graph)
     for index, roles in wanted.items():
         layer = graph.layers[index]
@@ -225,7 +230,7 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted:
         if name not in KEEPS:
             raise UnknownOperationError(
                 f"it is not known what stock PyTorch keeps for the operation {layer.op!r} ({layer.location} of "
-                f"{graph.model}); add a line to KEEPS in costmodel/accounting/eager.py"
+                f"{graph.model}); give it with costmodel.register_rule(..., eager=...)"
             )
         for item in KEEPS[name](layer, roles):
             ledger.keep(layer, " ".join(roles), item)
@@ -274,5 +279,5 @@ EAGER = Accounting(
     "what stock PyTorch keeps for the same training on a CPU",
     "tools/autograd/derivatives.yaml of PyTorch, measured with saved-tensor hooks",
     _keep,
-    kernels="onednn",
+    kernels=Kernels("onednn"),
 )

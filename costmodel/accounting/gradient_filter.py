@@ -11,26 +11,27 @@ Source: Yang et al.: Gradient Filtering, CVPR 2023 (arXiv 2301.00330), Table 2.
 
 from __future__ import annotations
 
-from ..assignment import Assignment
-from ..blocks import CONVOLUTIONS
-from ..gradients import Wanted
-from ..graph import LayerGraph
-from ..rules import Facts
-from .books import Accounting, Books, Instant, Saved
+from collections.abc import Sequence
 
-FLOAT_BITS = 32
+from ..graph.blocks import CONVOLUTIONS
+from ..graph.layer_graph import LayerGraph
+from ..methods.assignment import Assignment
+from ..rules.facts import Facts
+from ..units import FLOAT_BITS
+from .books import Accounting, Books, Key, Saved, all_at_once
+from .gradients import Wanted
 
 
-def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted: Wanted) -> Books:
+def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wanted: Wanted) -> Books:
     saved, by_layer = {}, {}
     for index, roles in wanted.items():
         layer = graph.layers[index]
         if layer.op not in CONVOLUTIONS or "weight" not in roles:
             continue
-        x, storage, key = layer.inputs["input"], assignment.storages.get(index), ("input of", index)
+        x, instead, key = layer.inputs["input"], assignment.kept_inputs.get(index), Key("layer", index, "input")
         elements, bits, extra, what = x.elements, FLOAT_BITS, 0, "input"
-        if storage is not None:
-            elements, bits, extra, what = storage.elements_of(elements), storage.bits, storage.extra_bits, storage.kind
+        if instead is not None:
+            elements, bits, extra, what = instead.elements_of(elements), instead.bits, instead.extra_bits, instead.kind
         follows = bits == FLOAT_BITS
         saved[key] = Saved(
             key, what, x.shape_text, elements, bits, x.batched, follows, None, {index: ("weight",)}, extra
@@ -39,17 +40,12 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted:
     return Books(saved, by_layer)
 
 
-def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, batch: int, float_bytes: int) -> list[Instant]:
-    """Return one moment, at which everything that the books have is there."""
-    total = sum(saved.bytes(batch, float_bytes) for saved in books.saved.values())
-    return [("forward", "", {"saved_activations": total})]
-
-
 GRADIENT_FILTER = Accounting(
     "gradient-filter",
     "Gradient Filtering's tables: the inputs of the trained convolutions, and nothing else",
     "Yang et al. (arXiv 2301.00330), Table 2",
     _keep,
-    timeline=_timeline,
+    timeline=all_at_once,
+    whole_step=False,
     leaves_out="norms, activations, the head, parameters, gradients, the optimizer",
 )

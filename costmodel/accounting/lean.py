@@ -11,21 +11,24 @@ Source of the needs: `rules/`. The torch layers of `costmodel.layers` keep exact
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import itertools
 import math
 
-from ..assignment import Assignment
-from ..gradients import Wanted
-from ..graph import Layer, LayerGraph
-from ..rules import Alternative, Dense, Facts, Private
+from ..graph.layer_graph import LayerGraph
+from ..graph.values import Layer
+from ..methods.assignment import Assignment, KeptInput
+from ..rules.facts import Alternative, Dense, Facts, Private
 from .books import Accounting, Books, Key, Ledger, dense_key
+from .gradients import Wanted
 
 MOST_COMBINATIONS = 10_000
 
 Choice = tuple[int, str, tuple[Alternative, ...]]
 
 
-def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted: Wanted) -> Books:
+def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wanted: Wanted) -> Books:
     ledger = Ledger(graph)
     recomputed = tuple(index for index in wanted if graph.layers[index].output.kind == "derived")
     again = set(recomputed)
@@ -34,15 +37,12 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted:
         if index in again:
             continue
         layer = graph.layers[index]
-        storage = assignment.storages.get(index)
+        instead = assignment.kept_inputs.get(index)
         for role in roles:
             alternatives = facts[index].needs[role]
-            if storage is not None and role == storage.role:
-                given = layer.inputs["input" if role == "weight" else role]
-                instead = [Private(storage.kind, storage.elements_of(given.elements), storage.bits, given.batched)]
-                if storage.extra_bits:
-                    instead.append(Private("bitmap", storage.extra_bits, 1, given.batched))
-                alternatives = (tuple(instead), *alternatives) if storage.exact else (tuple(instead),)
+            if instead is not None and role == instead.role:
+                own = _instead(layer, role, instead)
+                alternatives = (own, *alternatives) if instead.exact else (own,)
             alternatives = tuple(a for a in alternatives if not _overwritten(layer, a)) or alternatives
             if len(alternatives) > 1:
                 open_choices.append((index, role, alternatives))
@@ -57,6 +57,13 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted:
     return ledger.close(recomputed)
 
 
+def _instead(layer: Layer, role: str, kept: KeptInput) -> Alternative:
+    """Return what a method keeps of a layer's input."""
+    given = layer.inputs["input" if role == "weight" else role]
+    items = [Private(kept.kind, kept.elements_of(given.elements), kept.bits, given.batched)]
+    return (*items, Private("bitmap", kept.extra_bits, 1, given.batched)) if kept.extra_bits else tuple(items)
+
+
 def _groups(choices: list[Choice]) -> list[list[Choice]]:
     """Return the choices in groups: those in different groups name no tensor in common."""
     names: list[set[Key]] = []
@@ -65,7 +72,7 @@ def _groups(choices: list[Choice]) -> list[list[Choice]]:
         named = {
             dense_key(item.tensor) for alternative in alternatives for item in alternative if isinstance(item, Dense)
         }
-        names.append(named | {("choice", place)})
+        names.append(named | {Key("layer", place, "a choice of its own")})
         touched = {group[-1]: group for key in named if (group := group_of.get(key))}
         group, *others = [touched[last] for last in sorted(touched)] or [[]]
         for other in others:

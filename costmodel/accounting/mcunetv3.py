@@ -16,29 +16,30 @@ nelem_saved_for_backward in algorithm/core/utils/partial_backward.py of mit-han-
 
 from __future__ import annotations
 
-from ..assignment import Assignment
-from ..blocks import CONVOLUTIONS, NORMS, parts
-from ..gradients import Wanted
-from ..graph import Layer, LayerGraph
-from ..rules import Facts
+from collections.abc import Sequence
+
+from ..graph.blocks import CONVOLUTIONS, biases_of, parts
+from ..graph.layer_graph import LayerGraph
+from ..graph.values import Layer
+from ..methods.assignment import Assignment
+from ..rules.facts import Facts
 from ..units import bytes_of_bits
-from .books import Accounting, Books, Instant, Saved
+from .books import Accounting, Books, Instant, Key, Saved
+from .gradients import Wanted
 
 MASK_BITS, ACTIVATION_BITS, WEIGHT_BITS, BIAS_BITS = 1, 8, 8, 32
 
 
 def _trains_bias(graph: LayerGraph, layer: Layer, wanted: Wanted) -> bool:
     """Whether a convolution's bias trains: its own, or the shift of the norm that alone reads its result."""
-    readers = graph.consumers.get(layer.output.id, ())
-    folded = len(readers) == 1 and readers[0].op in NORMS and "bias" in wanted.get(readers[0].index, ())
-    return folded or "bias" in wanted.get(layer.index, ())
+    return any("bias" in wanted.get(adding.index, ()) for adding, _ in biases_of(graph, layer))
 
 
-def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted: Wanted) -> Books:
+def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wanted: Wanted) -> Books:
     saved, by_layer = {}, {}
 
     def enter(layer: Layer, what: str, role: str, elements: int, bits: int) -> None:
-        key = (what, layer.index)
+        key = Key("layer", layer.index, what)
         shape = f"N x {elements}"
         saved[key] = Saved(key, what, shape, elements, bits, True, False, None, {layer.index: (role,)})
         by_layer.setdefault(layer.index, []).append(key)
@@ -49,8 +50,8 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted:
             if weight_trains or _trains_bias(graph, layer, wanted):
                 enter(layer, "mask", "input", layer.output.elements, MASK_BITS)
             if weight_trains:
-                x, storage = layer.inputs["input"], assignment.storages.get(layer.index)
-                kept = x.elements if storage is None else storage.elements_of(x.elements)
+                x, instead = layer.inputs["input"], assignment.kept_inputs.get(layer.index)
+                kept = x.elements if instead is None else instead.elements_of(x.elements)
                 enter(layer, "input", "weight", kept, ACTIVATION_BITS)
         elif layer.index == parts(graph).head and weight_trains:
             enter(layer, "input", "weight", layer.input.elements, ACTIVATION_BITS)
@@ -75,5 +76,6 @@ MCUNETV3 = Accounting(
     "Lin et al. (arXiv 2206.15472), and its released code",
     _keep,
     timeline=_timeline,
+    whole_step=False,
     leaves_out="inference's own memory, the weights, gradients of activations, the optimizer",
 )

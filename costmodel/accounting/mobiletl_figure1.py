@@ -13,13 +13,15 @@ Source: Chiang et al.: MobileTL, AAAI 2023 (arXiv 2212.03246), Figure 1 and abst
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from collections.abc import Callable
 
-from ..assignment import Assignment
-from ..gradients import Wanted
-from ..graph import LayerGraph
-from ..rules import Dense, Facts, Private
-from .books import Accounting, Books, Instant, Ledger
+from ..graph.layer_graph import LayerGraph
+from ..methods.assignment import Assignment
+from ..rules.facts import Dense, Facts, Private
+from .books import Accounting, Books, Ledger, all_at_once
+from .gradients import Wanted
 
 RELU6_BITS = 2
 _RELU6 = {"relu6", "hardtanh"}
@@ -34,15 +36,15 @@ def books_with(
     gate_vectors: what its branch keeps, some numbers per channel, counts.
     """
 
-    def keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted: Wanted) -> Books:
+    def keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wanted: Wanted) -> Books:
         ledger = Ledger(graph)
         for index, roles in wanted.items():
-            layer, storage = graph.layers[index], assignment.storages.get(index)
+            layer, instead = graph.layers[index], assignment.kept_inputs.get(index)
             for role in roles:
-                if storage is not None and role == storage.role:
+                if instead is not None and role == instead.role:
                     given = layer.inputs["input" if role == "weight" else role]
-                    count = storage.elements_of(given.elements)
-                    ledger.keep(layer, role, Private(storage.kind, count, storage.bits, given.batched))
+                    count = instead.elements_of(given.elements)
+                    ledger.keep(layer, role, Private(instead.kind, count, instead.bits, given.batched))
                     continue
                 for item in facts[index].needs[role][0]:
                     if isinstance(item, Private):
@@ -66,17 +68,12 @@ def _is_vector(item: Dense | Private) -> bool:
     return isinstance(item, Dense) and len(item.tensor.shape) == 4 and tuple(item.tensor.shape[2:]) == (1, 1)
 
 
-def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, batch: int, float_bytes: int) -> list[Instant]:
-    """Return one moment, at which everything that the books have is there."""
-    total = sum(saved.bytes(batch, float_bytes) for saved in books.saved.values())
-    return [("forward", "", {"saved_activations": total})]
-
-
 MOBILETL_FIGURE1 = Accounting(
     "mobiletl-figure1",
     "MobileTL's first figure: the stored activations of the trained blocks",
     "Chiang et al. (arXiv 2212.03246), Figure 1",
     books_with(),
-    timeline=_timeline,
+    timeline=all_at_once,
+    whole_step=False,
     leaves_out="statistics, parameters, gradients, the optimizer, the forward pass of what is frozen",
 )

@@ -23,16 +23,19 @@ tinytl/tinytl/utils/memory_cost_profiler.py of mit-han-lab/tinyml, which takes 8
 
 from __future__ import annotations
 
-from ..assignment import Assignment
-from ..blocks import ACTIVATIONS, CONVOLUTIONS, NORMS, parts
-from ..gradients import Wanted
-from ..graph import Layer, LayerGraph
-from ..rules import Facts
-from ..units import bytes_of_bits
-from .books import Accounting, Books, Instant, Saved
+from collections.abc import Sequence
+
+from ..graph.blocks import ACTIVATIONS, CONVOLUTIONS, NORMS, parts
+from ..graph.layer_graph import LayerGraph
+from ..kept import kept
+from ..graph.values import Layer
+from ..methods.assignment import Assignment
+from ..rules.facts import Facts
+from ..units import FLOAT_BITS, bytes_of_bits
+from .books import Accounting, Books, Instant, Key, Saved
+from .gradients import Wanted
 
 TRAINED_BITS, FROZEN_BITS = 32, 8
-FLOAT_BITS = 32
 
 _CONVOLUTIONS = CONVOLUTIONS | {"conv1d", "conv3d"}
 _ONE_BIT = {"relu", "relu6", "leaky_relu"}
@@ -53,7 +56,7 @@ def _is_relu6(layer: Layer) -> bool:
     return layer.op == "hardtanh" and layer.attributes.get("min_val", -1) == 0
 
 
-def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted: Wanted) -> Books:
+def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wanted: Wanted) -> Books:
     through = min(wanted) < parts(graph).head
     saved, by_layer = {}, {}
     for layer in graph.layers:
@@ -63,12 +66,12 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: list[Facts], wanted:
         bits = _bits_stored(layer, wanted.get(layer.index, ()), through)
         if not bits:
             continue
-        key = ("input of", layer.index)
-        elements, extra, storage = x.elements, 0, assignment.storages.get(layer.index)
-        if storage is not None:
-            elements, extra, bits = storage.elements_of(x.elements), storage.extra_bits, storage.bits
+        key = Key("layer", layer.index, "input")
+        elements, extra, instead = x.elements, 0, assignment.kept_inputs.get(layer.index)
+        if instead is not None:
+            elements, extra, bits = instead.elements_of(x.elements), instead.extra_bits, instead.bits
         saved[key] = Saved(
-            key, "input" if storage is None else storage.kind, x.shape_text, elements, bits, x.batched,
+            key, "input" if instead is None else instead.kind, x.shape_text, elements, bits, x.batched,
             bits == FLOAT_BITS, None, {layer.index: wanted.get(layer.index, ("input",))}, extra,
         )  # fmt: skip
         by_layer[layer.index] = [key]
@@ -87,35 +90,34 @@ def _temporary(layer: Layer) -> int:
     return x if layer.op in NORMS | ACTIVATIONS else 0
 
 
+@kept
 def skip_elements(graph: LayerGraph) -> dict[int, int]:
     """Return by layer the elements per image of the identity skip connections around it.
 
     A sum whose one term is computed from the other closes a skip connection; the layers between the two are inside.
     """
-    if "skips" not in graph.memo:
-        import networkx
+    import networkx
 
-        around: dict[int, int] = {}
-        for layer in graph.layers:
-            terms = [tensor for tensor in layer.inputs.values() if tensor.kind == "activation"]
-            if layer.op != "add" or len(terms) != 2:
+    around: dict[int, int] = {}
+    for layer in graph.layers:
+        terms = [tensor for tensor in layer.inputs.values() if tensor.kind == "activation"]
+        if layer.op != "add" or len(terms) != 2:
+            continue
+        for skip, branch in (terms, terms[::-1]):
+            maker = graph.producer.get(branch.id)
+            if maker is None or skip.elements != branch.elements:
                 continue
-            for skip, branch in (terms, terms[::-1]):
-                maker = graph.producer.get(branch.id)
-                if maker is None or skip.elements != branch.elements:
-                    continue
-                before = networkx.ancestors(graph.digraph, maker.index) | {maker.index}
-                after: set[int] = set()
-                for reader in graph.consumers[skip.id]:
-                    if reader.index in before:
-                        after |= {reader.index} | (networkx.descendants(graph.digraph, reader.index) & before)
-                if after:
-                    readers = graph.consumers.get(layer.output.id, ())
-                    after |= {reader.index for reader in readers if len(readers) == 1 and reader.op in ACTIVATIONS}
-                for index in after:
-                    around[index] = around.get(index, 0) + skip.elements
-        graph.memo["skips"] = around
-    return graph.memo["skips"]
+            before = networkx.ancestors(graph.digraph, maker.index) | {maker.index}
+            after: set[int] = set()
+            for reader in graph.consumers[skip.id]:
+                if reader.index in before:
+                    after |= {reader.index} | (networkx.descendants(graph.digraph, reader.index) & before)
+            if after:
+                readers = graph.consumers.get(layer.output.id, ())
+                after |= {reader.index for reader in readers if len(readers) == 1 and reader.op in ACTIVATIONS}
+            for index in after:
+                around[index] = around.get(index, 0) + skip.elements
+    return around
 
 
 def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, batch: int, float_bytes: int) -> list[Instant]:
@@ -142,5 +144,6 @@ TINYTL = Accounting(
     "TinyTL (arXiv 2007.11622), section 4.1, and its released profiler",
     _keep,
     timeline=_timeline,
+    whole_step=False,
     leaves_out="inputs of norms whose scale is frozen, gradients, the optimizer, the backward pass",
 )

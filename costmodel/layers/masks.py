@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..workspaces import mask_piece
+from ..accounting.kernels import mask_piece
 from .packing import flat, pack, packed_bytes, unpack
 
 GPU_PIECE = 1 << 24  # elements worked on at a time: a GPU needs more of them to be busy

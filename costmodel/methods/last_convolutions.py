@@ -12,14 +12,22 @@ Assumption: norms' scales and shifts stay frozen too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..assignment import Assignment, Storage
-from ..blocks import CONVOLUTIONS, parts
-from ..graph import Layer, LayerGraph
-from .method import Method, Training, batch_norms, head_parameters, parameters_of, whole_number
-
-DEFAULT_CONVOLUTIONS, DEFAULT_PATCH = 2, 2
+from ..graph.blocks import CONVOLUTIONS, parts
+from ..graph.layer_graph import LayerGraph
+from ..graph.values import Layer
+from ..units import FLOAT_BITS
+from .assignment import Assignment, KeptInput
+from .method import (
+    Chosen,
+    Method,
+    Option,
+    Training,
+    at_most,
+    batch_norms,
+    head_parameters,
+    parameters_of,
+    whole_number,
+)
 
 
 def convolutions(graph: LayerGraph) -> list[Layer]:
@@ -27,25 +35,24 @@ def convolutions(graph: LayerGraph) -> list[Layer]:
     return [layer for layer in graph.layers if layer.op in CONVOLUTIONS and layer.output.kind == "activation"]
 
 
-def _last(graph: LayerGraph, options: Mapping[str, object]) -> list[Layer]:
+def _last(graph: LayerGraph, chosen: Chosen) -> list[Layer]:
     every = convolutions(graph)
-    count = whole_number("convolutions", options["convolutions"], 1, len(every), graph.model)
-    return every[-count:]
+    return every[-at_most("convolutions", chosen["convolutions"], len(every), "convolutions", graph) :]
 
 
-def _last_convs(graph: LayerGraph, options: Mapping[str, object]) -> Training:
-    trained = parameters_of(graph, _last(graph, options)) | head_parameters(graph, parts(graph))
+def _last_convs(graph: LayerGraph, blocks: int | None, chosen: Chosen) -> Training:
+    trained = parameters_of(graph, _last(graph, chosen)) | head_parameters(graph, parts(graph))
     return graph, Assignment(frozenset(trained), frozenset(batch_norms(graph)))
 
 
-def _gradient_filter(graph: LayerGraph, options: Mapping[str, object]) -> Training:
-    graph, plain = _last_convs(graph, options)
-    patch = whole_number("patch", options["patch"], 1, None, graph.model)
-    storages = {
-        layer.index: Storage("pooled", 32, patch == 1, role="weight", elements=_patches(layer, patch))
-        for layer in _last(graph, options)
+def _gradient_filter(graph: LayerGraph, blocks: int | None, chosen: Chosen) -> Training:
+    graph, plain = _last_convs(graph, blocks, chosen)
+    patch = chosen["patch"]
+    kept = {
+        layer.index: KeptInput("pooled", FLOAT_BITS, patch == 1, role="weight", elements=_patches(layer, patch))
+        for layer in _last(graph, chosen)
     }
-    return graph, Assignment(plain.trained, plain.frozen_statistics, storages)
+    return graph, Assignment(plain.trained, plain.frozen_statistics, kept)
 
 
 def _patches(layer: Layer, patch: int) -> int:
@@ -56,20 +63,21 @@ def _patches(layer: Layer, patch: int) -> int:
     return count
 
 
+_CONVOLUTIONS = Option("convolutions", "how many of the last convolutions train", 2, whole_number())
+_PATCH = Option("patch", "height and width of a patch, in output pixels", 2, whole_number())
+
 LAST_CONVS = Method(
     "last-convs",
     "the last n convolutions and the head train; running statistics (option convolutions)",
     "the baseline of Gradient Filtering, CVPR 2023 (arXiv 2301.00330)",
-    False,
     _last_convs,
-    options={"convolutions": DEFAULT_CONVOLUTIONS},
+    options=(_CONVOLUTIONS,),
 )
 GRADIENT_FILTER = Method(
     "gradient-filter",
     "as last-convs, but inputs are kept as means of r x r patches (options convolutions, patch)",
     "Yang et al.: Gradient Filtering, CVPR 2023 (arXiv 2301.00330)",
-    False,
     _gradient_filter,
-    options={"convolutions": DEFAULT_CONVOLUTIONS, "patch": DEFAULT_PATCH},
+    options=(_CONVOLUTIONS, _PATCH),
     has_layers=False,
 )

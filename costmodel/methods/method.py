@@ -3,87 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from ..assignment import Assignment
-from ..blocks import NORMS, Parts, parts
-from ..errors import InputError, unknown
-from ..graph import Layer, LayerGraph, Tensor
+from ..errors import InputError
+from ..graph.blocks import NORMS, Parts, parts
+from ..graph.layer_graph import LayerGraph
+from ..graph.values import Layer, Tensor
+from ..table import Table
+from .assignment import Assignment
+from .way import OptionValue
 
 Training = tuple[LayerGraph, Assignment]
+Chosen = Mapping[str, Any]  # the value of every option of a method
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a method lets one choose beside its depth.
+
+    default: its value where none is given. read: a given value or text -> the value, which is hashable; a ValueError
+    says what is allowed.
+    """
+
+    name: str
+    summary: str
+    default: OptionValue
+    read: Callable[[object], OptionValue]
 
 
 @dataclass(frozen=True)
 class Method:
     """A training method.
 
-    summary: one line for people. source: where it is described. takes_blocks: whether a depth k is part of it.
-    assign: LayerGraph (and k, or options) -> (LayerGraph, Assignment). min_blocks: the blocks that a network must have
-    for it. lacks: what else a network lacks for it, in words; nothing if it lacks nothing. options: what else must be
-    chosen, with its default. has_layers: whether torch layers exist that train so; the others can be priced only.
+    summary: one line for people. source: where it is described. assign: (graph, number of trained blocks or None, value
+    of every option) -> the graph that trains and what is done with it. takes_blocks: whether a depth is part of it.
+    min_blocks: the blocks that a network must have for it. lacks: why it cannot train a network; empty if it can.
+    options: what else may be chosen. has_layers: whether torch layers exist that train so; others can only be priced.
+
+    anchor: whether it is an end of the scale of recovery: 'last' (0) or 'full' (1). evidence: the published method whose
+    accuracies stand for it (default: its own). converts: whether it puts other operations into a network than it was
+    pre-trained with, unless it was pre-trained so. needs_norm: whether it says nothing of a network without norms.
     """
 
     name: str
     summary: str
     source: str
-    takes_blocks: bool
-    assign: Callable[..., Training]
+    assign: Callable[[LayerGraph, int | None, Chosen], Training]
+    takes_blocks: bool = False
     min_blocks: int = 0
     lacks: Callable[[LayerGraph], str] = lambda graph: ""
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: tuple[Option, ...] = ()
     has_layers: bool = True
+    anchor: Literal["last", "full"] | None = None
+    evidence: str = ""
+    converts: bool = False
+    needs_norm: bool = False
 
-    def applies(self, graph: LayerGraph) -> bool:
-        """Whether a network has what the method needs."""
-        return len(parts(graph).blocks) >= self.min_blocks and not self.lacks(graph)
+    def __post_init__(self) -> None:
+        Table("option", ((option.name, option) for option in self.options))  # refuses a name twice
 
-    def __call__(
-        self, graph: LayerGraph, blocks: int | None = None, options: Mapping[str, object] | None = None
-    ) -> Training:
-        """Return the graph and assignment of this method, at a depth of `blocks` if it takes one.
-
-        Errors: InputError for a depth that is missing, not allowed, or more than the network has; for an option that
-        the method does not have, or its value.
-        """
-        for name in options or ():
-            if name not in self.options:
-                if not self.options:
-                    raise InputError(f"method {self.name!r} takes no options, but {name!r} was given; leave it out")
-                raise unknown(f"option of method {self.name!r}", name, self.options)
+    def why_not(self, graph: LayerGraph) -> str:
+        """Return why the method cannot train a network; empty if it can."""
         count = len(parts(graph).blocks)
         if count < self.min_blocks:
-            raise InputError(
-                f"method {self.name!r} needs {self.min_blocks} or more inverted residual or residual blocks, "
-                f"but {graph.model} has {count or 'none'}; methods that need none: full, last, norm, bias"
-            )
-        if lacking := self.lacks(graph):
-            raise InputError(f"method {self.name!r} cannot train {graph.model}: {lacking}; see costmodel methods")
-        if not self.takes_blocks:
-            if blocks is not None:
-                raise InputError(
-                    f"method {self.name!r} takes no number of blocks, but {blocks} was given; leave it out"
-                )
-            return self.assign(graph, {**self.options, **(options or {})}) if self.options else self.assign(graph)
-        if blocks is None:
-            raise InputError(f"method {self.name!r} needs a number of trained blocks from 1 to {count} (--blocks)")
-        if isinstance(blocks, bool) or not isinstance(blocks, int) or not 1 <= blocks <= count:
-            raise InputError(f"{graph.model} has {count} blocks, so blocks must be from 1 to {count}, not {blocks!r}")
-        return self.assign(graph, blocks)
+            return f"it needs {self.min_blocks} or more inverted residual or residual blocks, and there are {count or 'none'}"
+        return self.lacks(graph)
+
+    def depths(self, graph: LayerGraph) -> range:
+        """Return the numbers of blocks that can be trained; none for a method without a depth."""
+        return range(1, len(parts(graph).blocks) + 1) if self.takes_blocks else range(0)
 
 
-def whole_number(name: str, value: object, low: int, high: int | None, model: str) -> int:
-    """Return an option's value as a whole number from `low` to `high`, if there is a bound.
+def whole_number(least: int = 1) -> Callable[[object], int]:
+    """Return what reads a whole number of at least `least`."""
 
-    Errors: InputError that says what is allowed.
-    """
-    try:
-        number = int(value) if isinstance(value, str) else value
-    except ValueError:
-        number = value
-    if isinstance(number, bool) or not isinstance(number, int) or number < low or (high and number > high):
-        bounds = f"from {low} to {high} for {model}" if high else f"of {low} or more"
-        raise InputError(f"{name} must be a whole number {bounds}, not {value!r}")
-    return number
+    def read(value: object) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise ValueError(f"it must be a whole number of {least} or more")
+        return number
+
+    return read
+
+
+def at_most(name: str, value: int, most: int, what: str, graph: LayerGraph) -> int:
+    """Return an option's value. Errors: InputError if the network has fewer than that."""
+    if value > most:
+        raise InputError(f"{name} must be from 1 to {most}, the {what} of {graph.model}, not {value}")
+    return value
 
 
 def source_parameter(graph: LayerGraph, tensor: Tensor) -> list[str]:

@@ -16,64 +16,76 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ..assignment import Assignment, Storage
-from ..blocks import CONVOLUTIONS, NORMS, is_depthwise, parts
 from ..errors import InputError
-from ..graph import Layer, LayerGraph, Tensor
+from ..graph.blocks import CONVOLUTIONS, biases_of, is_depthwise, parts
+from ..graph.layer_graph import LayerGraph
+from ..units import FLOAT_BITS
+from .assignment import Assignment, KeptInput
 from .last_convolutions import convolutions
-from .method import Method, Training, batch_norms, head_parameters, norm_layers, parameters_of, whole_number
+from .method import (
+    Chosen,
+    Method,
+    Option,
+    Training,
+    at_most,
+    batch_norms,
+    head_parameters,
+    norm_layers,
+    parameters_of,
+    whole_number,
+)
 
 # Source: the same paper, section 2.2.
 RATIOS = (0, 1 / 8, 1 / 4, 1 / 2, 1)
-DEFAULT_LAYERS, DEFAULT_DROPPED = 8, 0.9
+_WEIGHTS_HELP = "write pairs of a convolution's number, from 0, and 0, 1/8, 1/4, 1/2 or 1, such as 21:1,36:1/8"
 
 
-def bias_of(graph: LayerGraph, layer: Layer) -> Tensor | None:
-    """Return a convolution's bias: its own, or the shift of the norm that alone reads its result."""
-    if "bias" in layer.inputs:
-        return layer.inputs["bias"]
-    readers = graph.consumers.get(layer.output.id, ())
-    if len(readers) == 1 and readers[0].op in NORMS:
-        return readers[0].inputs.get("bias")
-    return None
-
-
-def _read_weights(value: object, graph: LayerGraph) -> dict[int, float]:
-    """Return the share of input channels by convolution, from a mapping or a text such as '21:1,36:1/8'."""
-    allowed = "write pairs of a convolution's number, from 0, and 0, 1/8, 1/4, 1/2 or 1, such as 21:1,36:1/8"
+def _read_weights(value: object) -> tuple[tuple[int, float], ...]:
+    """Return (convolution, share of its input channels) pairs, from a mapping, pairs or a text such as '21:1,36:1/8'."""
     try:
         if isinstance(value, str):
-            pairs = [item.split(":") for item in value.split(",") if item.strip()]
-            value = {int(index): _ratio(text) for index, text in pairs}
-        weights = {int(index): float(ratio) for index, ratio in dict(value).items()}
+            value = [item.split(":") for item in value.split(",") if item.strip()]
+        pairs = [(int(index), _ratio(ratio)) for index, ratio in (value.items() if isinstance(value, Mapping) else value)]
     except (TypeError, ValueError, ZeroDivisionError):
-        raise InputError(f"cannot read weights {value!r}; {allowed}") from None
-    for index, ratio in weights.items():
-        if ratio not in RATIOS or not 0 <= index < len(convolutions(graph)):
-            count = len(convolutions(graph))
-            raise InputError(f"weights has {index}:{ratio:g}, but {graph.model} has {count} convolutions; {allowed}")
-    return weights
+        raise ValueError(_WEIGHTS_HELP) from None
+    if len({index for index, _ in pairs}) < len(pairs) or any(i < 0 or ratio not in RATIOS for i, ratio in pairs):
+        raise ValueError(f"{_WEIGHTS_HELP}, each convolution once")
+    return tuple(sorted(pairs))
 
 
-def _ratio(text: str) -> float:
-    over, _, under = text.partition("/")
+def _ratio(value: object) -> float:
+    over, _, under = str(value).partition("/")
     return float(over) / float(under or 1)
 
 
-def _sparse_update(graph: LayerGraph, options: Mapping[str, object]) -> Training:
+def _share(value: object) -> float:
+    try:
+        share = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0 <= share < 1 or isinstance(value, bool):
+        raise ValueError("it must be a share of the values from 0 to below 1")
+    return share
+
+
+def _sparse_update(graph: LayerGraph, blocks: int | None, chosen: Chosen) -> Training:
     every = convolutions(graph)
-    count = whole_number("layers", options["layers"], 1, len(every), graph.model)
-    weights = _read_weights(options["weights"], graph)
+    count = at_most("layers", chosen["layers"], len(every), "convolutions", graph)
+    weights = dict(chosen["weights"])
     first = len(every) - count
-    for index in weights:
+    for index, ratio in weights.items():
+        if index >= len(every):
+            raise InputError(
+                f"weights has {index}:{ratio:g}, but {graph.model} has {len(every)} convolutions; {_WEIGHTS_HELP}"
+            )
         if index < first:
             raise InputError(
                 f"weights has convolution {index}, whose bias does not train; "
                 f"with {count} layers of {graph.model} give numbers from {first}, or more layers"
             )
-    biases = (bias_of(graph, layer) for layer in every[first:])
-    trained = {tensor.name for tensor in biases if tensor is not None} | head_parameters(graph, parts(graph))
-    storages, part = {}, {}
+    biases = (biases_of(graph, layer)[:1] for layer in every[first:])
+    trained = {tensor.name for found in biases for _, tensor in found} | head_parameters(graph, parts(graph))
+    kept_inputs, part = {}, {}
     for index, ratio in weights.items():
         layer, weight = every[index], every[index].inputs["weight"]
         x = layer.inputs["input"]
@@ -84,46 +96,43 @@ def _sparse_update(graph: LayerGraph, options: Mapping[str, object]) -> Training
         trained |= names
         if ratio < 1:
             pixels = math.prod(x.shape[2:])
-            storages[layer.index] = Storage("channels", 32, True, role="weight", elements=kept * pixels)
+            kept_inputs[layer.index] = KeptInput("channels", FLOAT_BITS, True, role="weight", elements=kept * pixels)
             # A depthwise convolution has one filter per channel, another as many as outputs.
             filters = kept if is_depthwise(layer) else weight.shape[0] * kept // layer.attributes.get("groups", 1)
             part |= dict.fromkeys(names, filters * math.prod(weight.shape[2:]))
-    return graph, Assignment(frozenset(trained), frozenset(batch_norms(graph)), storages, part)
+    return graph, Assignment(frozenset(trained), frozenset(batch_norms(graph)), kept_inputs, part)
 
 
-def _back_razor(graph: LayerGraph, options: Mapping[str, object]) -> Training:
-    try:
-        dropped = float(options["dropped"])
-    except (TypeError, ValueError):
-        dropped = -1
-    if not 0 <= dropped < 1:
-        raise InputError(f"dropped must be a share of the values from 0 to below 1, not {options['dropped']!r}")
+def _back_razor(graph: LayerGraph, blocks: int | None, chosen: Chosen) -> Training:
+    dropped = chosen["dropped"]
     frozen = parameters_of(graph, norm_layers(graph), ("weight", "bias"))
-    storages = {}
+    kept_inputs = {}
     for layer in graph.layers:
         if layer.op in CONVOLUTIONS | {"linear"} and layer.output.kind == "activation":
             count = layer.inputs["input"].elements
-            storages[layer.index] = Storage(
-                "largest", 32, dropped == 0, role="weight", elements=round(count * (1 - dropped)), extra_bits=count
+            kept = round(count * (1 - dropped))
+            kept_inputs[layer.index] = KeptInput(
+                "largest", FLOAT_BITS, dropped == 0, role="weight", elements=kept, extra_bits=count
             )
-    return graph, Assignment(frozenset(parameters_of(graph, list(graph.layers)) - frozen), frozenset(), storages)
+    return graph, Assignment(frozenset(parameters_of(graph, list(graph.layers)) - frozen), frozenset(), kept_inputs)
 
 
 SPARSE_UPDATE = Method(
     "sparse-update",
     "the biases of the last n convolutions, weights of some of them (options layers, weights) and the head train",
     "Lin et al.: On-Device Training Under 256KB Memory, NeurIPS 2022 (arXiv 2206.15472)",
-    False,
     _sparse_update,
-    options={"layers": DEFAULT_LAYERS, "weights": ""},
+    options=(
+        Option("layers", "how many of the last convolutions train their bias", 8, whole_number()),
+        Option("weights", "convolutions whose weight trains, with the share of their input channels", (), _read_weights),
+    ),
     has_layers=False,
 )
 BACK_RAZOR = Method(
     "back-razor",
     "all but the norms trains; inputs of weighted layers are kept but for their smallest values (option dropped)",
     "Jiang et al.: Back Razor, NeurIPS 2022",
-    False,
     _back_razor,
-    options={"dropped": DEFAULT_DROPPED},
+    options=(Option("dropped", "the share of an input's values that is dropped", 0.9, _share),),
     has_layers=False,
 )

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..assignment import Assignment
-from ..blocks import Block, Parts, parts
 from ..errors import InputError
-from ..graph import Layer, LayerGraph, Tensor
-from ..rewrite import Draft
-from .method import Method, Training, head_parameters, parameters_of
+from ..graph.blocks import Block, Parts, parts
+from ..graph.layer_graph import LayerGraph
+from ..graph.values import Layer, Tensor
+from ..graph.rewrite import Draft
+from .assignment import Assignment
+from .method import Chosen, Method, Training, head_parameters, parameters_of
 
 CHANNELS_PER_GROUP = 8
 GROUPS = 2
@@ -57,9 +58,7 @@ def convert(graph: LayerGraph) -> LayerGraph:
         elif layer.op == "conv2d" and "bias" not in layer.inputs and layer.inputs["weight"].kind == "parameter":
             layer = replace(layer, op="standardized_conv2d", in_place_of=layer.op)
         layers.append(layer)
-    converted = replace(graph, layers=tuple(layers), memo={})
-    converted.memo["parts"] = parts(graph)
-    return converted
+    return replace(graph, layers=tuple(layers), known_parts=parts(graph))
 
 
 def _insert(graph: LayerGraph) -> tuple[LayerGraph, dict[str, str]]:
@@ -75,9 +74,7 @@ def _insert(graph: LayerGraph) -> tuple[LayerGraph, dict[str, str]]:
             substitutes[layer.output.id] = result
             last_shifts[lite_residual_name(block)] = shift
     outputs = tuple(substitutes.get(tensor.id, tensor) for tensor in graph.outputs)
-    rebuilt = draft.rebuild(outputs)
-    rebuilt.memo["parts"] = _moved_parts(draft, cut)
-    return rebuilt, last_shifts
+    return replace(draft.rebuild(outputs), known_parts=_moved_parts(draft, cut)), last_shifts
 
 
 def _joint(block: Block) -> int:
@@ -156,7 +153,7 @@ def _is_lite(layer: Layer) -> bool:
     return f".{MODULE}." in f".{layer.module}."
 
 
-def _tinytl_b(graph: LayerGraph) -> Training:
+def _tinytl_b(graph: LayerGraph, blocks: int | None, chosen: Chosen) -> Training:
     graph = convert(graph)
     return graph, Assignment(frozenset(head_parameters(graph, parts(graph)) | _biases(graph)))
 
@@ -172,12 +169,12 @@ def _lite(graph: LayerGraph) -> tuple[LayerGraph, set[str], dict[str, str]]:
     return graph, lite, last_shifts or {name: name for name in lite if name.endswith("norm2.bias")}
 
 
-def _tinytl_l(graph: LayerGraph) -> Training:
+def _tinytl_l(graph: LayerGraph, blocks: int | None, chosen: Chosen) -> Training:
     graph, lite, _ = _lite(graph)
     return graph, Assignment(frozenset(lite | head_parameters(graph, parts(graph))))
 
 
-def _tinytl_lb(graph: LayerGraph) -> Training:
+def _tinytl_lb(graph: LayerGraph, blocks: int | None, chosen: Chosen) -> Training:
     graph, lite, last_shifts = _lite(graph)
     trained = lite | head_parameters(graph, parts(graph)) | _biases(graph)
     # The block's own shift, which it is added to, trains.
@@ -186,23 +183,30 @@ def _tinytl_lb(graph: LayerGraph) -> Training:
 
 _SOURCE = "Cai et al.: TinyTL, NeurIPS 2020 (arXiv 2007.11622)"
 TINYTL_B = Method(
-    "tinytl-b", "as bias, on the network with group norm and weight standardisation", _SOURCE, False, _tinytl_b
+    "tinytl-b",
+    "as bias, on the network with group norm and weight standardisation",
+    _SOURCE,
+    _tinytl_b,
+    converts=True,
+    needs_norm=True,
 )
 TINYTL_L = Method(
     "tinytl-l",
     "lite residual modules and the head train, on such a network",
     _SOURCE,
-    False,
     _tinytl_l,
     min_blocks=2,
     lacks=_lacks,
+    converts=True,
+    needs_norm=True,
 )
 TINYTL_LB = Method(
     "tinytl-lb",
     "lite residual modules, every bias and shift, and the head train",
     _SOURCE,
-    False,
     _tinytl_lb,
     min_blocks=2,
     lacks=_lacks,
+    converts=True,
+    needs_norm=True,
 )

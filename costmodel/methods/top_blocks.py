@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..assignment import Assignment, Storage
-from ..blocks import ACTIVATIONS, parts
-from ..graph import LayerGraph
-from .method import Method, Training, batch_norms, norm_layers, parameters_of
+from ..graph.blocks import ACTIVATIONS, parts
+from ..graph.layer_graph import LayerGraph
+from .assignment import Assignment, KeptInput
+from .method import Chosen, Method, Training, batch_norms, norm_layers, parameters_of
 
 # Source: MobileTL (arXiv 2212.03246): "a signed function"; the threshold is not stated there.
 # Assumption: 0, the point where hard-swish and SiLU turn from near-constant to near-linear.
@@ -14,14 +14,16 @@ MASK_THRESHOLD = 0.0
 _EXACT_IN_ONE_BIT = {"relu", "relu6", "hardtanh", "leaky_relu", "hardsigmoid"}
 
 
-def _blocks(graph: LayerGraph, blocks: int) -> Training:
+def _blocks(graph: LayerGraph, blocks: int | None, chosen: Chosen) -> Training:
+    assert blocks is not None  # takes_blocks
     first = parts(graph).blocks[-blocks].first
     trained = parameters_of(graph, list(graph.layers[first:]))
     return graph, Assignment(frozenset(trained), frozenset(i for i in batch_norms(graph) if i < first))
 
 
-def _mobiletl(graph: LayerGraph, blocks: int) -> Training:
-    _, plain = _blocks(graph, blocks)
+def _mobiletl(graph: LayerGraph, blocks: int | None, chosen: Chosen) -> Training:
+    assert blocks is not None  # takes_blocks
+    _, plain = _blocks(graph, blocks, chosen)
     cut = parts(graph)
     tuned = cut.blocks[-blocks:]
     inner = [
@@ -32,7 +34,7 @@ def _mobiletl(graph: LayerGraph, blocks: int) -> Training:
         and layer.index not in block.closing_norms
     ]
     masked = {
-        layer.index: Storage("mask", 1, layer.op in _EXACT_IN_ONE_BIT, MASK_THRESHOLD)
+        layer.index: KeptInput("mask", 1, layer.op in _EXACT_IN_ONE_BIT, MASK_THRESHOLD)
         for block in tuned
         for layer in graph.layers[block.first : block.last + 1]
         if layer.op in ACTIVATIONS and layer.index not in block.squeeze
@@ -47,15 +49,15 @@ BLOCKS = Method(
     "blocks",
     "the last k blocks, the tail and the head train; batch statistics there",
     "the usual partial fine-tuning",
-    True,
     _blocks,
+    takes_blocks=True,
     min_blocks=1,
 )
 MOBILETL = Method(
     "mobiletl",
     "as blocks, but inner norms train only their shift and activations keep one bit",
     "Chiang et al.: MobileTL, AAAI 2023 (arXiv 2212.03246)",
-    True,
     _mobiletl,
+    takes_blocks=True,
     min_blocks=1,
 )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..graph import Layer
+from ..graph.values import Layer
 from .facts import Facts, Private, dense
 
 MASK = "mask"

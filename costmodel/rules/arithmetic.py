@@ -9,7 +9,7 @@ Assumption (element-wise FLOPs): one per operation and element of the result.
 
 from __future__ import annotations
 
-from ..graph import Layer
+from ..graph.values import Layer
 from .facts import NOTHING, Facts, activations, dense
 
 

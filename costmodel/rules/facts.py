@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..graph import Layer, Tensor
+from ..graph.values import Layer, Tensor
 
 
 @dataclass(frozen=True)

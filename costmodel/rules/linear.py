@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from ..graph import Layer
+from ..graph.values import Layer
 from ..units import FLOPS_PER_MAC
 from .facts import NOTHING, Facts, dense
 

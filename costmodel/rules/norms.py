@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from ..graph import Layer
+from ..graph.values import Layer
 from .facts import NOTHING, Facts, Private, dense
 
 _FORWARD_OWN, _FORWARD_FROZEN = 8, 4

@@ -11,7 +11,7 @@ Assumption (element-wise FLOPs): one per element of the larger of input and outp
 
 from __future__ import annotations
 
-from ..graph import Layer
+from ..graph.values import Layer
 from .facts import NOTHING, Facts, Private, dense
 
 

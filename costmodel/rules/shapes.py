@@ -6,7 +6,7 @@ tensor, except cat, whose gradients are slices of the result's.
 
 from __future__ import annotations
 
-from ..graph import Layer
+from ..graph.values import Layer
 from .facts import NOTHING, Facts, activations, dense
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..graph import LayerGraph
-from ..store import TEMPORARY, load, save
+from ..graph.layer_graph import LayerGraph
+from ..graph.store import TEMPORARY
 from .versions import environment
 
 SUFFIX = ".trace"
@@ -61,7 +61,7 @@ def find(model: str, resolution: int, classes: int | None) -> LayerGraph | None:
     if path is None:
         return None
     try:
-        graph = load(path)
+        graph = LayerGraph.load(path)
     except InputError:  # none yet, or damaged
         return None
     same_name = model in (graph.model, graph.model.partition(":")[2])
@@ -75,7 +75,7 @@ def keep(graph: LayerGraph, model: str, resolution: int, classes: int | None) ->
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(graph, path)
+        graph.save(path)
     except (OSError, InputError):  # no room, no right to write, or an argument that is no plain value
         return
 

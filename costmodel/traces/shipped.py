@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CostModelError, InputError
-from ..graph import LayerGraph, Tensor
-from ..store import decode, encode, pack, unpack, write
+from ..graph.layer_graph import LayerGraph
+from ..graph.values import Tensor
+from ..graph.store import decode, encode, pack, unpack, write
 from .versions import LIBRARIES, installed, release
 
 NETWORKS = (
@@ -50,7 +51,7 @@ def find(model: str, resolution: int, classes: int | None = None, data: Path = D
         asked = [library for library in LIBRARIES if name != model or library in ("torch", name.partition(":")[0])]
         if not all(_same(versions[library], installed(library)) for library in asked):
             return None
-        graph = decode(texts[RESOLUTIONS.index(resolution)])
+        graph = LayerGraph(**decode(texts[RESOLUTIONS.index(resolution)]))
     except (OSError, InputError):  # not shipped, or in a format of before
         return None
     return graph if classes in (None, graph.classes) else with_classes(graph, classes)
@@ -85,7 +86,7 @@ def with_classes(graph: LayerGraph, classes: int) -> LayerGraph | None:
     inputs = {role: new.get(tensor.name, tensor) for role, tensor in head.inputs.items()}
     layers = (*graph.layers[:-1], replace(head, inputs=inputs, outputs=outputs))
     parameters = {name: new.get(name, tensor) for name, tensor in graph.parameters.items()}
-    return replace(graph, classes=classes, layers=layers, outputs=outputs, parameters=parameters, memo={})
+    return replace(graph, classes=classes, layers=layers, outputs=outputs, parameters=parameters)
 
 
 def versions_of(name: str, data: Path = DATA) -> dict[str, str]:
@@ -99,8 +100,8 @@ def ship(data: Path = DATA) -> Iterator[tuple[str, int]]:
     Errors: CostModelError if a network with other classes is not the one that `with_classes` makes, or if its bare name
     means another.
     """
-    from ..models import resolve
-    from ..tracer import trace
+    from ..tracing.models import resolve
+    from ..tracing.tracer import trace
 
     about = json.dumps({library: installed(library) for library in LIBRARIES})
     for name in NETWORKS:

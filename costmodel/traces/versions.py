@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 LIBRARIES = ("torch", "torchvision", "timm")
-_TRACING = ("graph.py", "store.py", "calls.py", "tracer.py", "models.py", "zoo/*.py")
+# The rooms whose code says what a trace holds: the tracer's own, and those that the zoo's networks are built from.
+TRACING = ("*.py", "graph", "tracing", "zoo", "layers", "methods", "rules", "accounting")
 
 
 def installed(library: str) -> str | None:
@@ -30,7 +31,8 @@ def tracer_version() -> str:
     """Return a digest of the code that traces, so that what an older tracer saw is not taken for today's."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in _TRACING for path in package.glob(pattern)):
+    patterns = (name if name.endswith(".py") else f"{name}/*.py" for name in TRACING)
+    for path in sorted(path for pattern in patterns for path in package.glob(pattern)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

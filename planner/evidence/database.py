@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from costmodel.errors import InputError
 
-from . import Row
+from .rows import Row
 
 try:
     import optuna

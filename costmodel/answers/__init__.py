@@ -1,0 +1,1 @@
+"""What a step costs: one question in every detail, many at once, two books compared."""

@@ -1,0 +1,143 @@
+"""What a training step really takes on this machine: saved bytes, peak and FLOPs, measured by PyTorch itself.
+
+Independent of the cost model: nothing here knows a rule. Saved bytes come from saved-tensor hooks, the peak from the
+profiler's memory events (CPU) or the allocator's statistics (CUDA), FLOPs from PyTorch's counter with its formula for
+the backward of a convolution replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from ..graph.layer_graph import LayerGraph
+from ..methods.assignment import Assignment
+from ..tracing.calls import ModulePath, tensors_in
+
+
+def prepare(model: nn.Module, graph: LayerGraph, assignment: Assignment) -> nn.Module:
+    """Set up a stock model, in place, to train what the assignment trains; return it in train mode."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in assignment.trained)
+    model.train()
+    for index in assignment.frozen_statistics:
+        model.get_submodule(graph.layers[index].module).training = False
+    return model
+
+
+def loss_of(outputs) -> torch.Tensor:
+    """Return a scalar: cross-entropy with class 0, summed over the network's outputs."""
+    total = None
+    for logits in tensors_in(outputs):
+        target = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
+        value = nn.functional.cross_entropy(logits.flatten(1), target)
+        total = value if total is None else total + value
+    return total
+
+
+class _Token:
+    """Stands for a saved tensor (which would keep its own graph alive) as long as its backward could ask for it."""
+
+    __slots__ = ("__weakref__",)
+
+
+def saved_bytes_by_module(model: nn.Module, images: torch.Tensor) -> dict[str, int]:
+    """Return the bytes that one forward pass keeps for backward, by the path of the module that keeps them first.
+
+    Unique storages; parameters and buffers are left out; the network's input counts if it is kept. What is kept for a
+    result that the forward pass itself drops again counts nothing.
+    """
+    counted = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    packed: list[tuple[weakref.ref[_Token], torch.UntypedStorage, str]] = []
+    path = ModulePath(model)
+
+    def pack(tensor: torch.Tensor) -> _Token:
+        with torch._C.DisableTorchFunction():
+            storage = tensor.untyped_storage()  # held, so that its address is not used again
+        token = _Token()
+        packed.append((weakref.ref(token), storage, str(path)))
+        return token
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token), path:
+        outputs = model(images)
+    by_module: dict[str, int] = {}
+    for token, storage, module in packed:
+        if token() is not None and storage._cdata not in counted:
+            counted.add(storage._cdata)
+            by_module[module] = by_module.get(module, 0) + storage.nbytes()
+    del outputs
+    return by_module
+
+
+def saved_bytes(model: nn.Module, images: torch.Tensor) -> int:
+    """Return the bytes that one forward pass keeps for backward; see `saved_bytes_by_module`."""
+    return sum(saved_bytes_by_module(model, images).values())
+
+
+def _convolution_backward_flops(
+    grad_shape, x_shape, w_shape, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, mask,
+    out_shape=None, **_,
+) -> int:  # fmt: skip
+    """The forward pass's FLOPs once for the input's gradient and once for the weight's.
+
+    PyTorch's own formula multiplies the weight gradient of a grouped convolution by the number of groups.
+    """
+    return (mask[0] + mask[1]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
+
+
+@contextmanager
+def corrected_flop_counter() -> Iterator[FlopCounterMode]:
+    """Count FLOPs of convolutions and matrix products, forward and backward, right for grouped convolutions."""
+    mapping = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        yield counter
+
+
+def step_flops(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
+    """Return the FLOPs of one forward and one backward pass (also on the meta device)."""
+    with corrected_flop_counter() as counter:
+        loss = loss_of(model(images))
+        forward = counter.get_total_flops()
+        loss.backward()
+        return forward, counter.get_total_flops() - forward
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the profiler's C++ code writes to standard error; Python's errors are raised as ever."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def peak_bytes(step: Callable[[], None], device: str = "cpu") -> int:
+    """Return the most memory that `step` takes above what is allocated when it starts."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU:
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak

@@ -1,0 +1,119 @@
+"""The layer graph: a network's forward pass as a plain value, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ..kept import derived
+from . import store
+from .values import Layer, Tensor
+
+if TYPE_CHECKING:
+    import os
+
+    import networkx
+
+    from .blocks import Parts
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGraph:
+    """A traced network: layers in the order of execution, with every parameter and buffer that it has.
+
+    `known_parts`: its blocks, where a rewrite put layers into it that would hide them.
+    """
+
+    model: str
+    resolution: int
+    classes: int
+    layers: tuple[Layer, ...]
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+    known_parts: Parts | None = None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it to a file, whole or not at all.
+
+        Errors: InputError if it cannot be written, or if a layer's argument is no plain value.
+        """
+        store.write_graph(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> LayerGraph:
+        """Return the graph that `save` wrote.
+
+        Errors: InputError if the file cannot be read, is no trace, is damaged, or has another format.
+        """
+        return LayerGraph(**store.read_fields(path))
+
+    def __getstate__(self) -> dict:
+        """Leave what was derived out of pickles and copies."""
+        own = derived(self)
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    @cached_property
+    def producer(self) -> dict[int, Layer]:
+        """The layer that made each tensor, by the tensor's id."""
+        return {tensor.id: layer for layer in self.layers for tensor in layer.outputs}
+
+    @cached_property
+    def consumers(self) -> dict[int, tuple[Layer, ...]]:
+        """The layers that read each tensor, by the tensor's id."""
+        readers: dict[int, list[Layer]] = {}
+        for layer in self.layers:
+            for id_ in {tensor.id for tensor in layer.inputs.values()}:
+                readers.setdefault(id_, []).append(layer)
+        return {id_: tuple(layers) for id_, layers in readers.items()}
+
+    @cached_property
+    def digraph(self) -> networkx.DiGraph:
+        """The layers as nodes (by index; -1 is the network's input), the tensors between them as edges."""
+        import networkx
+
+        graph = networkx.DiGraph()
+        graph.add_node(-1, layer=None)
+        for layer in self.layers:
+            graph.add_node(layer.index, layer=layer)
+            for tensor in layer.inputs.values():
+                if tensor.kind in ("input", "activation"):
+                    source = self.producer.get(tensor.id)
+                    graph.add_edge(source.index if source else -1, layer.index, tensor=tensor)
+        return graph
+
+    @cached_property
+    def reaches_output(self) -> frozenset[int]:
+        """Indices of the layers whose result takes part in an output of the network."""
+        alive = {tensor.id for tensor in self.outputs}
+        found = set()
+        for layer in reversed(self.layers):
+            if any(tensor.id in alive for tensor in layer.outputs):
+                found.add(layer.index)
+                alive.update(tensor.id for tensor in layer.inputs.values())
+        return frozenset(found)
+
+    @cached_property
+    def resident_storages(self) -> frozenset[int]:
+        """Storages that training holds in any case: those of parameters and buffers."""
+        return frozenset(tensor.storage.id for tensor in (*self.parameters.values(), *self.buffers.values()))
+
+    def derivation(self, tensor: Tensor) -> list[Layer]:
+        """Return the layers that compute a tensor from parameters; none where it is a parameter, or a view of one."""
+        if tensor.kind != "derived" or tensor.storage.id in self.resident_storages:
+            return []
+        found, open_tensors = {}, [tensor]
+        while open_tensors:
+            producer = self.producer.get(open_tensors.pop().id)
+            if producer is not None and producer.index not in found:
+                found[producer.index] = producer
+                open_tensors += producer.inputs.values()
+        return list(found.values())
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of parameters."""
+        return sum(tensor.elements for tensor in self.parameters.values())

@@ -1,0 +1,238 @@
+"""The only drawing of this package. The data of a plot is worked out before anything is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..accounting.table import ACCOUNTINGS
+from ..errors import InputError
+from ..step.timeline import CATEGORIES
+from ..units import format_bytes
+from .drawing import BLACK, BLUE, GREEN, GREY, LIGHT_SKY, ORANGE, PURPLE, VERMILLION, plot_path, save
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..answers.footprint import Footprint
+    from ..checking.reproduction import Reproduction
+
+# Colour and hatching in the order of CATEGORIES: neighbours differ in lightness or hatching, for print.
+_LOOKS = (
+    (BLUE, ""), (BLACK, ""), (GREY, ""), (ORANGE, "//"), (GREEN, "xx"), (PURPLE, ""), (LIGHT_SKY, ""),
+)  # fmt: skip
+_LOOK = dict(zip(CATEGORIES, _LOOKS, strict=True))
+
+
+def label(answer: Footprint) -> str:
+    """Return the method and its depth, such as 'mobiletl, k = 5'."""
+    return answer.method if answer.blocks is None else f"{answer.method}, k = {answer.blocks}"
+
+
+# --- memory over the moments of a step --------------------------------------------------------------------------------
+
+
+def timeline_data(answer: Footprint) -> pandas.DataFrame:
+    """Return a row per moment of the training step, in order.
+
+    Columns: moment (from 0), phase, layer, `<category>_bytes` for each category, total_bytes, and peak: whether it is
+    the footprint's peak. Errors: InputError for an accounting that does not follow a whole step.
+    """
+    import pandas
+
+    if not ACCOUNTINGS[answer.accounting].whole_step:
+        whole = ", ".join(name for name, entry in ACCOUNTINGS.items() if entry.whole_step)
+        raise InputError(f"the accounting {answer.accounting!r} follows no step from start to end; allowed: {whole}")
+    columns = [f"{category}_bytes" for category in CATEGORIES]
+    frame = pandas.DataFrame([moment.by_category for moment in answer.moments], columns=columns)
+    frame["total_bytes"] = frame.sum(axis=1)
+    frame["peak"] = [moment is answer.peak for moment in answer.moments]
+    frame.insert(0, "layer", [moment.layer for moment in answer.moments])
+    frame.insert(0, "phase", [moment.phase for moment in answer.moments])
+    return frame.rename_axis("moment").reset_index()
+
+
+def phase_spans(data: pandas.DataFrame) -> list[tuple[str, int, int]]:
+    """Return (phase, first moment, last moment) of each run of moments of one phase, in order."""
+    spans = []
+    for phase, moments in groupby(zip(data["phase"], data["moment"], strict=True), key=lambda pair: pair[0]):
+        numbers = [number for _, number in moments]
+        spans.append((phase, numbers[0], numbers[-1]))
+    return spans
+
+
+def draw_timeline(answers: Sequence[Footprint], path: str | Path) -> None:
+    """Draw what is in memory from the first to the last moment of a step, a panel per footprint.
+
+    The panels share both axes. Errors: those of `plot_path` and `timeline_data`.
+    """
+    path = plot_path(path)
+    tables = [timeline_data(answer) for answer in answers]
+    figure = _figure(7.5, 1.1 + 2.1 * len(answers))
+    panels = figure.subplots(len(answers), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
+    for axes, answer, data in zip(panels, answers, tables, strict=True):
+        _stack_moments(axes, data)
+        axes.set_title(label(answer), loc="left", fontsize=10)
+    panels[0].set_ylim(0, 1.3e-6 * max(data["total_bytes"].max() for data in tables))  # room for names of phases
+    panels[0].set_xlim(-0.5, max(map(len, tables)) - 0.5)
+    panels[-1].set_xlabel("moments of one training step, in order", fontsize=9)
+    for axes, data in zip(panels, tables, strict=True):
+        _mark_phases(axes, data)
+        _mark_peak(axes, data)
+    figure.supylabel("memory, MB", fontsize=9)
+    _finish(figure, panels[0], answers, path)
+
+
+def _stack_moments(axes: Axes, data: pandas.DataFrame) -> None:
+    edges = [*(data["moment"] - 0.5), len(data) - 0.5]  # a moment is a step as wide as any other
+    below = 0 * data["total_bytes"]
+    for category, (colour, hatch) in _LOOK.items():
+        above = below + data[f"{category}_bytes"] / 1e6
+        axes.stairs(
+            above, edges, baseline=below, fill=True, facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0,
+            label=category.replace("_", " "),
+        )  # fmt: skip
+        below = above
+    axes.stairs(below, edges, color="0.2", linewidth=0.7)
+    axes.set_xticks([])
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _mark_phases(axes: Axes, data: pandas.DataFrame) -> None:
+    """Draw a line where a phase begins, and name those that are wide enough."""
+    (_, right), (_, top) = axes.get_xlim(), axes.get_ylim()
+    for phase, first, last in phase_spans(data):
+        axes.axvline(first - 0.5, color="0.35", linewidth=0.7, linestyle=":")
+        if last - first > 0.06 * right:
+            axes.text((first + last) / 2, 0.97 * top, phase, ha="center", va="top", fontsize=8, color="0.25")
+
+
+def _mark_peak(axes: Axes, data: pandas.DataFrame) -> None:
+    peak = data[data["peak"]].iloc[0]
+    at, high = peak["moment"], peak["total_bytes"] / 1e6
+    left = at < axes.get_xlim()[1] / 2
+    axes.plot([at], [high], "v", color=BLACK, markersize=5, markeredgecolor="white")
+    text = f"{format_bytes(peak['total_bytes'])}, {peak['phase']}" + (f" of {peak['layer']}" if peak["layer"] else "")
+    axes.annotate(
+        text, (at, high), (7 if left else -7, 4), textcoords="offset points", ha="left" if left else "right",
+        fontsize=8, weight="bold",
+    )  # fmt: skip
+
+
+# --- categories at the peak -------------------------------------------------------------------------------------------
+
+
+def breakdown_data(answers: Sequence[Footprint]) -> pandas.DataFrame:
+    """Return a row per footprint: what is in memory at its peak.
+
+    Columns: label, method, blocks, `<category>_bytes` for each category, peak_bytes, phase, layer.
+    """
+    import pandas
+
+    rows = [
+        {
+            "label": label(answer),
+            "method": answer.method,
+            "blocks": answer.blocks,
+            **{f"{category}_bytes": size for category, size in answer.memory_bytes.items()},
+            "phase": answer.peak.phase,
+            "layer": answer.peak.layer,
+        }
+        for answer in answers
+    ]
+    return pandas.DataFrame(rows).astype({"blocks": "Int64"})
+
+
+def draw_breakdown(answers: Sequence[Footprint], path: str | Path) -> None:
+    """Draw a bar per footprint: the categories at its peak, the peak itself and where it is. Errors: of `plot_path`."""
+    path = plot_path(path)
+    data = breakdown_data(answers)
+    figure = _figure(7.5, 1.5 + 0.34 * len(data))
+    axes = figure.subplots()
+    before = 0 * data["peak_bytes"]
+    for category, (colour, hatch) in _LOOK.items():
+        size = data[f"{category}_bytes"] / 1e6
+        axes.barh(
+            data.index, size, left=before, height=0.72, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4,
+            label=category.replace("_", " "),
+        )  # fmt: skip
+        before = before + size
+    for row in data.itertuples():
+        where = row.phase + (f" of {row.layer}" if row.layer else "")
+        value = axes.annotate(
+            format_bytes(row.peak_bytes), (row.peak_bytes / 1e6, row.Index), (4, 0), textcoords="offset points",
+            va="center", fontsize=8, weight="bold",
+        )  # fmt: skip
+        axes.annotate(where, (1, 0.5), (4, 0), xycoords=value, textcoords="offset points", va="center", fontsize=7)
+    axes.set_yticks(data.index, data["label"], fontsize=9)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.55e-6 * data["peak_bytes"].max())  # room for the text beside the bars
+    axes.set_xlabel("memory at the peak of a training step, MB", fontsize=9)
+    axes.grid(axis="x", alpha=0.25, linewidth=0.5)
+    axes.set_axisbelow(True)
+    _finish(figure, axes, answers, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Return an empty figure of this many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _finish(figure: Figure, axes: Axes, answers: Sequence[Footprint], path: Path) -> None:
+    """Add the title and the legend of the categories that are there, and write the file."""
+    first = answers[0]
+    figure.suptitle(
+        f"{first.graph.model}, batch {first.batch}, {first.graph.resolution}x{first.graph.resolution}, "
+        f"{first.optimizer}, accounting {first.accounting}",
+        fontsize=10,
+    )
+    handles = [
+        handle
+        for place, handle in enumerate(axes.get_legend_handles_labels()[0])
+        if any(moment.by_category[place] for answer in answers for moment in answer.moments)
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False, handlelength=1.4,
+        columnspacing=1.2,
+    )  # fmt: skip
+    save(figure, path)
+
+
+# --- published against computed ---------------------------------------------------------------------------------------
+
+
+def published_against_computed(results: Sequence[Reproduction], path: str | Path) -> None:
+    """Draw a panel of points for each unit (logarithmic axes), and the line on which both are equal.
+
+    Errors: those of `plot_path`.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    path = plot_path(path)
+    units = [unit for unit in dict.fromkeys(result.published.unit for result in results) if unit]
+    figure = _figure(4 * len(units), 4)
+    for axes, unit in zip(figure.subplots(1, len(units), squeeze=False)[0], units, strict=True):
+        rows = [result for result in results if result.published.unit == unit]
+        values = [value for row in rows for value in (row.published.value, row.computed)]
+        ends = min(values) * 0.8, max(values) * 1.25
+        axes.plot(ends, ends, color="0.7", linewidth=1, zorder=0)
+        for same, colour, marker, name in ((True, BLUE, "o", "reproduced"), (False, VERMILLION, "^", "differs")):
+            points = [(row.published.value, row.computed) for row in rows if row.reproduced == same]
+            if points:
+                axes.scatter(*zip(*points, strict=True), s=18, color=colour, marker=marker, label=name)
+        axes.set(xscale="log", yscale="log", xlabel=f"published, {unit}", ylabel=f"computed, {unit}")
+        for direction in (axes.xaxis, axes.yaxis):
+            direction.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            direction.set_major_formatter(StrMethodFormatter("{x:g}"))
+            direction.set_minor_formatter(NullFormatter())
+        axes.legend(frameon=False)
+    save(figure, path)

@@ -1,0 +1,107 @@
+"""Facts about each kind of layer: one file per family, one table.
+
+To add an operation write a function `Layer -> Facts` in the family's file and a line here; every entry runs through
+the same tests against PyTorch's own saved tensors, gradients and FLOP counter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import UnknownOperationError
+from ..graph.layer_graph import LayerGraph
+from ..kept import kept
+from ..graph.values import Layer
+from ..table import Table
+from . import activations, arithmetic, linear, norms, reductions, shapes
+from .facts import Facts
+
+Rule = Callable[[Layer], Facts]
+
+RULES: Table[Rule] = Table("operation", {
+    "conv1d": linear.convolution,
+    "conv2d": linear.convolution,
+    "conv3d": linear.convolution,
+    "standardized_conv2d": linear.convolution,
+    "linear": linear.linear,
+    "matmul": linear.matmul,
+    "bmm": linear.matmul,
+    "batch_norm": norms.batch_norm,
+    "frozen_batch_norm": norms.frozen_batch_norm,
+    "group_norm": norms.group_norm,
+    "layer_norm": norms.layer_norm,
+    "relu": activations.two_slopes(1),
+    "relu6": activations.two_slopes(2),
+    "hardtanh": activations.two_slopes(2),
+    "leaky_relu": activations.two_slopes(2),
+    "hardsigmoid": activations.two_slopes(4, output_serves=False),
+    "sigmoid": activations.of_output(3, 3),
+    "tanh": activations.of_output(1, 3),
+    "exp": activations.of_output(1, 1, input_serves=False),
+    "sqrt": activations.of_output(1, 2, input_serves=False),
+    "rsqrt": activations.of_output(2, 3, input_serves=False),
+    "softmax": activations.of_output(4, 4, input_serves=False),
+    "hardswish": activations.of_input(5, 5),
+    "silu": activations.of_input(4, 6),
+    "gelu": activations.of_input(5, 8),
+    "mish": activations.of_input(6, 10),
+    "dropout": activations.dropout,
+    "add": arithmetic.add,
+    "sub": arithmetic.add,
+    "mul": arithmetic.mul,
+    "div": arithmetic.div,
+    "pow": arithmetic.power,
+    "square": arithmetic.power,
+    "addcmul": arithmetic.addcmul,
+    "adaptive_avg_pool2d": reductions.linear_map,
+    "avg_pool2d": reductions.linear_map,
+    "interpolate": reductions.linear_map,
+    "mean": reductions.linear_map,
+    "sum": reductions.total,
+    "var": reductions.variance,
+    "norm": reductions.euclidean_norm,
+    "max_pool2d": reductions.max_pool,
+    "cat": shapes.same_elements,
+    "stack": shapes.same_elements,
+    "contiguous": shapes.same_elements,
+    "clone": shapes.same_elements,
+    "flatten": shapes.same_elements,
+    "permute": shapes.same_elements,
+    "reshape": shapes.same_elements,
+    "reshape_as": shapes.same_elements,
+    "squeeze": shapes.same_elements,
+    "swapaxes": shapes.same_elements,
+    "transpose": shapes.same_elements,
+    "unflatten": shapes.same_elements,
+    "unsqueeze": shapes.same_elements,
+    "view": shapes.same_elements,
+    "view_as": shapes.same_elements,
+    "chunk": shapes.some_elements,
+    "expand": shapes.some_elements,
+    "expand_as": shapes.some_elements,
+    "getitem": shapes.selected,
+    "pad": shapes.some_elements,
+    "split": shapes.some_elements,
+})
+
+
+def operation(layer: Layer, frozen_statistics: bool = False) -> str:
+    """Return the name of the layer's rule: batch norm has one for each kind of statistics."""
+    if layer.op == "batch_norm" and (frozen_statistics or not layer.attributes.get("training", True)):
+        return "frozen_batch_norm"
+    return layer.op
+
+
+@kept
+def facts(graph: LayerGraph, layer: Layer, frozen_statistics: bool = False) -> Facts:
+    """Return the facts of a layer of a graph; they are worked out once per graph.
+
+    Errors: UnknownOperationError for an operation that has no rule.
+    """
+    name = operation(layer, frozen_statistics)
+    if name not in RULES:
+        raise UnknownOperationError(
+            f"no rule for the operation {layer.op!r} ({layer.location} of {graph.model}), so its cost is unknown; "
+            "give one with costmodel.register_rule"
+        )
+    return RULES[name](layer)

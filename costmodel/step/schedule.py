@@ -1,0 +1,61 @@
+"""How a training step is carried out. A schedule does not change what a step computes, but when and in which pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError, require_count
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the step is carried out.
+
+    micro_batch: images per forward and backward pass, whose gradients are added up; None is the whole batch.
+    inplace_update: every parameter is updated, and its gradient freed, as soon as the gradient is there.
+
+    Errors: InputError for a micro-batch that is no whole number of 1 or more.
+    """
+
+    micro_batch: int | None = None
+    inplace_update: bool = False
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None:
+            require_count("micro_batch", self.micro_batch)
+
+    def images_per_pass(self, batch: int) -> int:
+        """Return the images of one forward and backward pass.
+
+        Errors: InputError if the schedule does not fit a batch of this size.
+        """
+        micro_batch = batch if self.micro_batch is None else self.micro_batch
+        if batch % micro_batch:
+            raise InputError(f"micro_batch must divide batch, but {micro_batch} does not divide {batch}")
+        if self.inplace_update and micro_batch != batch:
+            raise InputError(
+                "inplace_update frees each gradient at once, so gradients of micro-batches cannot be added up; "
+                "leave out micro_batch or inplace_update"
+            )
+        return micro_batch
+
+    def label(self, batch: int) -> str:
+        """Return how a batch is carried out, for people, such as 'in micro-batches of 4'; empty if all in one go."""
+        pieces = [] if self.images_per_pass(batch) == batch else [f"in micro-batches of {self.micro_batch}"]
+        return ", ".join([*pieces, *(["updated in place"] if self.inplace_update else [])])
+
+    def to_dict(self, batch: int) -> dict[str, Any]:
+        """Return the schedule of a batch as plain values for JSON."""
+        return {"micro_batch": self.images_per_pass(batch), "inplace_update": self.inplace_update}
+
+
+PLAIN = Schedule()
+
+
+def schedule_from(saved: Mapping[str, Any]) -> Schedule:
+    """Return the schedule that `Schedule.to_dict` wrote; what is absent is as in the plain one."""
+    micro_batch = saved.get("micro_batch")
+    whole = micro_batch == saved.get("batch")
+    return Schedule(None if whole else micro_batch, saved.get("inplace_update", False))

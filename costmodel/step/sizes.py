@@ -1,0 +1,104 @@
+"""The bytes of a step that do not follow from the order of its calls: weights, gradients, copies, working memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic
+
+import numpy as np
+
+from ..accounting.kernels import Call, Kernels
+from ..accounting.requirements import Requirements
+from ..graph.values import Layer
+from ..kept import kept
+from ..units import FLOAT_BYTES, Count
+from .precision import Precision
+
+
+@dataclass(frozen=True)
+class Sizes(Generic[Count]):
+    """What a step takes in bytes apart from its layers.
+
+    batch: images per pass, one number or several. float_bytes: of one number of an activation. weights_bytes: of all
+    parameters as they are stored. trained: bytes of each trained parameter's gradient. copied: by layer, the bytes of
+    the copy of its weights that it makes to compute with (from int8, or in fp16 under autocast). working: by layer,
+    what its kernels need beside that, forward and backward.
+    """
+
+    batch: Count
+    float_bytes: int
+    weights_bytes: int
+    buffers_bytes: int
+    trained: dict[str, int]
+    copied: dict[int, int]
+    working: dict[int, tuple[Count, Count]]
+
+
+def sizes(required: Requirements, precision: Precision, kernels: Kernels, micro_batch: Count) -> Sizes[Count]:
+    """Return the sizes of a step of these images per pass. Errors: InputError for kernels that do not exist."""
+    return Sizes(
+        micro_batch, precision.activation_bytes, weights_bytes(required, precision), _buffers_bytes(required),
+        trained_bytes(required, precision), _copied(required, precision),
+        _working(required, precision, kernels, micro_batch),
+    )  # fmt: skip
+
+
+@kept
+def weights_bytes(required: Requirements, precision: Precision) -> int:
+    """Return the bytes of all parameters as they are stored."""
+    trained = required.assignment.trained
+    return sum(precision.stored_bytes(each, name in trained) for name, each in required.graph.parameters.items())
+
+
+@kept
+def _buffers_bytes(required: Requirements) -> int:
+    return sum(tensor.bytes(1) for tensor in required.graph.buffers.values())
+
+
+@kept
+def trained_bytes(required: Requirements, precision: Precision) -> dict[str, int]:
+    """Return the bytes of each trained parameter's gradient."""
+    return {name: precision.gradient_bytes * count for name, count in required.trained_elements.items()}
+
+
+@kept
+def _copied(required: Requirements, precision: Precision) -> dict[int, int]:
+    """Return, by layer, the bytes of the copy of its weights that it makes to compute with."""
+    trained, copied = required.assignment.trained, {}
+
+    def is_copied(layer: Layer) -> bool:
+        weight = layer.inputs.get("weight")
+        if weight is None or weight.kind != "parameter" or len(weight.shape) < 2:
+            return False
+        converts = precision.reduces(weight, weight.name in trained) and precision.frozen != precision.activations
+        return layer.op == "standardized_conv2d" or converts or precision.activation_bytes != FLOAT_BYTES
+
+    for layer in filter(is_copied, required.graph.layers):
+        copied[layer.index] = layer.inputs["weight"].elements * precision.activation_bytes
+    return copied
+
+
+def _working(
+    required: Requirements, precision: Precision, kernels: Kernels, micro_batch: Count
+) -> dict[int, tuple[Count, Count]]:
+    if kernels.library == "none":
+        return {}
+    books, found = required.books, {}
+    for layer in required.graph.layers:
+        roles = required.wanted.get(layer.index, ())
+        packs = any(key.label == "mask" for key in books.by_layer.get(layer.index, ()))
+
+        def call(batch: int, layer: Layer = layer, roles: tuple[str, ...] = roles, packs: bool = packs) -> Call:
+            return Call(layer, roles, batch, precision.activation_bytes, packs, kernels.threads)
+
+        found[layer.index] = _at_each(lambda batch, call=call: kernels.working(call(batch)), micro_batch)
+    return found
+
+
+def _at_each(working: Callable[[int], tuple[int, int]], batch: Count) -> tuple[Count, Count]:
+    """Return the working memory at a batch, or at each of several."""
+    if isinstance(batch, np.ndarray):
+        forward, backward = np.array([working(int(one)) for one in batch]).T
+        return forward, backward
+    return working(batch)

@@ -1,0 +1,372 @@
+"""One training step as allocations and frees -> the peak, and where it happens.
+
+The order is PyTorch's. Forward: a layer allocates its results and what it keeps; a value that nothing keeps is freed
+when the program's variables drop it. Backward runs the layers from the last to the first; each allocates the
+gradients that are wanted, then frees the gradient it was given and what it kept. A second gradient of the same tensor
+is added in place where the first has no other reader. Source: torch/csrc/autograd/engine.cpp, input_buffer.cpp.
+
+Update: one tensor at a time. Gradients are freed at the end (`zero_grad(set_to_none=True)`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple
+
+import numpy as np
+
+from ..accounting.kernels import Kernels
+from ..accounting.requirements import Requirements
+from ..accounting.table import ACCOUNTINGS
+from ..graph.layer_graph import LayerGraph
+from ..kept import kept
+from ..graph.values import Tensor
+from ..rules.facts import Dense
+from ..units import FLOAT_BYTES, Count, Counts
+from .optimizers import OPTIMIZERS, Optimizer
+from .precision import Precision
+from .schedule import Schedule
+from .sizes import Sizes, sizes
+from .step import Step
+
+CATEGORIES = ("weights", "buffers", "input", "saved_activations", "gradients", "optimizer", "transient")
+_WEIGHTS, _BUFFERS, _INPUT, _SAVED, _GRADIENTS, _OPTIMIZER, _TRANSIENT = range(len(CATEGORIES))
+
+
+class Moment(NamedTuple, Generic[Count]):
+    """Memory at one point of the step: bytes by category, while `layer` ran in `phase`."""
+
+    phase: str
+    layer: str
+    by_category: Sequence[Count]
+
+    @property
+    def total_bytes(self) -> Count:
+        """All categories together."""
+        return sum(self.by_category)  # type: ignore[return-value]  # there is always one
+
+
+class _Gradient:
+    """A gradient's memory and how many readers it still has."""
+
+    __slots__ = ("bytes", "readers")
+
+    def __init__(self, size: Any):
+        self.bytes, self.readers = size, 1
+
+
+class _Again(NamedTuple):
+    """A weight that is computed from parameters again: by layers whose backward runs within that of the one it is for.
+
+    made_bytes: of all that is made on the way; held_bytes: of what stays until the backward is over.
+    """
+
+    layers: list[int]
+    made_bytes: int
+    held_bytes: int
+
+
+_NOTHING_AGAIN = _Again([], 0, 0)
+
+
+class _Simulation(Generic[Count]):
+    """One step, from its first allocation to its last.
+
+    `now` holds the bytes by category; where many batches are simulated at once, a row of numbers each.
+    """
+
+    def __init__(self, required: Requirements, sizes: Sizes[Count], optimizer: Optimizer):
+        self.required, self.sizes, self.optimizer = required, sizes, optimizer
+        self.graph, self.books = required.graph, required.books
+        several = isinstance(sizes.batch, np.ndarray)
+        self.now: Any = np.zeros((len(CATEGORIES), sizes.batch.size), np.int64) if several else [0] * len(CATEGORIES)
+        self.several = several
+        self.moments: list[Moment[Count]] = []
+        self.kept = {saved.storage.id for saved in self.books.saved.values() if saved.storage is not None}
+        self.last_use = {key: min(saved.uses) for key, saved in self.books.saved.items()}
+        self.live: dict[int, Any] = {}  # activations in memory: storage -> bytes
+        self.gradients: dict[str, int] = {}
+        self.missing_state: dict[str, int] = {}  # optimizer state that the first update allocates
+        self.again = self._again()
+
+    def _again(self) -> dict[int, _Again]:
+        """Return by layer how its weight is computed from parameters again in its backward."""
+        graph, wanted, found = self.graph, self.required.wanted, {}
+        gone = self.kept | graph.resident_storages
+        for index, roles in wanted.items():
+            weight = graph.layers[index].inputs.get("weight")
+            if weight is None or weight.storage.id in self.kept or not {"input", "weight"} & {*roles}:
+                continue
+            chain = graph.derivation(weight)
+            if not chain or graph.layers[index].output.kind == "derived":
+                continue
+            inner = sorted((layer.index for layer in chain if layer.index in wanted), reverse=True)
+            if "weight" not in roles or len(graph.consumers[weight.id]) > 1:
+                inner = []
+            needs = [self.required.facts[one].needs[role][0] for one in inner for role in wanted[one]]
+            needed = [item.tensor for alternative in needs for item in alternative if isinstance(item, Dense)]
+            made = [tensor for layer in chain for tensor in layer.outputs]
+            held = [weight, *(tensor for tensor in needed if tensor.kind == "derived")]
+            made_bytes, held_bytes = (
+                sum({t.storage.id: t.bytes(1) for t in tensors if t.storage.id not in gone}.values())
+                for tensors in (made, held)
+            )
+            found[index] = _Again(inner, made_bytes, held_bytes)
+        return found
+
+    def start(self, state: dict[str, int], first_step: bool) -> None:
+        """Fill in what is there before the step."""
+        now, sizes = self.now, self.sizes
+        now[_WEIGHTS], now[_BUFFERS] = sizes.weights_bytes, sizes.buffers_bytes
+        now[_INPUT] = self.graph.input.bytes(sizes.batch, FLOAT_BYTES)
+        if first_step:
+            self.missing_state = state
+        else:
+            now[_OPTIMIZER] = sum(state.values())
+        self.mark("start", "")
+
+    def mark(self, phase: str, layer: str, extra: Any = 0) -> None:
+        """Note the memory now, with `extra` bytes of working memory."""
+        self.now[_TRANSIENT] += extra
+        self.moments.append(Moment(phase, layer, self.now.copy() if self.several else tuple(self.now)))
+        self.now[_TRANSIENT] -= extra
+
+    def forward(self) -> None:
+        now, sizes, live, kept = self.now, self.sizes, self.live, self.kept
+        batch, float_bytes = sizes.batch, sizes.float_bytes
+        live[self.graph.input.storage.id] = 0  # it has a category of its own
+        dying = _dying(self.graph)
+        allocated_first_here: set = set()
+        for layer in self.graph.layers:
+            for tensor in (*layer.outputs, *(t for t in layer.inputs.values() if t.kind == "constant")):
+                storage = tensor.storage
+                if storage.id not in live and storage.id not in self.graph.resident_storages:
+                    live[storage.id] = size = storage.bytes(batch, float_bytes)
+                    now[_SAVED if storage.id in kept else _TRANSIENT] += size
+            for key in self.books.by_layer.get(layer.index, ()):
+                saved = self.books.saved[key]
+                if saved.storage is None and key not in allocated_first_here:
+                    allocated_first_here.add(key)
+                    now[_SAVED] += saved.bytes(batch, float_bytes)
+            working = sizes.copied.get(layer.index, 0) + sizes.working.get(layer.index, (0, 0))[0]
+            self.mark("forward", layer.name, working)
+            for id_ in dying.get(layer.index, ()):
+                if id_ in live and id_ not in kept:
+                    now[_TRANSIENT] -= live.pop(id_)
+
+    def loss(self) -> dict[int, _Gradient]:
+        """Cross-entropy: log-probabilities kept, then their gradient, then that of the outputs."""
+        now, sizes = self.now, self.sizes
+        outputs = [tensor for tensor in self.graph.outputs if tensor.kind == "activation"]
+        pending = {tensor.id: _Gradient(tensor.bytes(sizes.batch, sizes.float_bytes)) for tensor in outputs}
+        size = sum(tensor.bytes(sizes.batch, sizes.float_bytes) for tensor in outputs)
+        now[_TRANSIENT] += size
+        self.mark("loss", "forward")
+        now[_TRANSIENT] += 2 * size
+        self.mark("loss", "backward")
+        now[_TRANSIENT] -= 2 * size
+        for id_ in {tensor.storage.id for tensor in self.graph.outputs}:
+            if id_ not in self.kept:
+                now[_TRANSIENT] -= self.live.pop(id_, 0)
+        return pending
+
+    def backward(self, pending: dict[int, _Gradient], in_place: bool) -> None:
+        """Run the backward of every layer, the last first; in_place: parameters are updated on the way."""
+        inner = {index for again in self.again.values() for index in again.layers}
+        for index in reversed(self.required.wanted):
+            if index not in inner:
+                self.node(index, pending, in_place)
+
+    def node(self, index: int, pending: dict[int, _Gradient], in_place: bool) -> None:
+        """Run the backward of one layer, and within it that of the layers that make its weight again."""
+        now, layer = self.now, self.graph.layers[index]
+        given = [pending.pop(tensor.id) for tensor in layer.outputs if tensor.id in pending]
+        again = self.again.get(index, _NOTHING_AGAIN)
+        if again.made_bytes:
+            self.mark("backward", layer.name, again.made_bytes)
+        made, updated, added = self.allocate_gradients(index, given)
+        working = self.sizes.copied.get(index, 0) + self.sizes.working.get(index, (0, 0))[1]
+        self.mark("backward", layer.name, added + working + again.held_bytes)
+        if again.layers:
+            pending |= {tensor.id: gradient for tensor, gradient in made if tensor.kind == "derived"}
+            made = [(tensor, gradient) for tensor, gradient in made if tensor.kind != "derived"]
+            now[_TRANSIENT] += again.held_bytes
+            for one in again.layers:
+                self.node(one, pending, in_place)
+            now[_TRANSIENT] -= again.held_bytes
+        for gradient in given:
+            self.release(gradient)
+        self.free_saved(index)
+        for tensor, gradient in made:
+            self.collect(pending, tensor, gradient, layer.name)
+        for name in updated if in_place else ():
+            now[_OPTIMIZER] += self.missing_state.pop(name, 0)
+            self.mark("update", name, self.optimizer.temporary_per_parameter * self.sizes.trained[name])
+            now[_GRADIENTS] -= self.gradients.pop(name, 0)
+
+    def allocate_gradients(
+        self, index: int, given: list[_Gradient]
+    ) -> tuple[list[tuple[Tensor, _Gradient]], list[str], int]:
+        """Allocate the gradients that a layer computes from those it was given.
+
+        Return those of activations, the names of the parameters that got theirs, and the working memory of adding to
+        gradients that are there already.
+        """
+        layer, passes = self.graph.layers[index], self.required.facts[index].passes_gradient
+        made: list[tuple[Tensor, _Gradient]] = []
+        updated: list[str] = []
+        added = 0
+        for role in self.required.wanted[index]:
+            tensor = layer.inputs[role]
+            if tensor.kind == "parameter":
+                added += self.parameter_gradient(tensor)
+                updated.append(tensor.name)
+            elif role in passes and len(given) == 1:
+                given[0].readers += 1
+                made.append((tensor, given[0]))
+            else:
+                gradient = _Gradient(tensor.bytes(self.sizes.batch, self.sizes.float_bytes))
+                self.now[_TRANSIENT] += gradient.bytes
+                made.append((tensor, gradient))
+        return made, updated, added
+
+    def parameter_gradient(self, tensor: Tensor) -> int:
+        """Allocate a parameter's gradient; return the working memory if it is added to one that is there."""
+        size = self.sizes.trained[tensor.name]
+        if tensor.name in self.gradients:
+            return size
+        self.gradients[tensor.name] = size
+        self.now[_GRADIENTS] += size
+        return 0
+
+    def free_saved(self, index: int) -> None:
+        """Free what was kept for a layer and for none before it."""
+        for key in self.books.by_layer.get(index, ()):
+            if self.last_use[key] != index:
+                continue
+            saved = self.books.saved[key]
+            if saved.storage is None:
+                self.now[_SAVED] -= saved.bytes(self.sizes.batch, self.sizes.float_bytes)
+            elif saved.storage.id in self.live:
+                self.now[_SAVED] -= self.live.pop(saved.storage.id)
+
+    def release(self, gradient: _Gradient) -> None:
+        gradient.readers -= 1
+        if not gradient.readers:
+            self.now[_TRANSIENT] -= gradient.bytes
+
+    def collect(self, pending: dict[int, _Gradient], tensor: Tensor, gradient: _Gradient, layer: str) -> None:
+        """Hand a gradient to the layer that made the tensor, added to what came from other readers."""
+        if tensor.kind == "input":
+            self.release(gradient)
+        elif tensor.id not in pending:
+            pending[tensor.id] = gradient
+        elif pending[tensor.id].readers == 1:
+            self.release(gradient)
+        else:
+            first, total = pending[tensor.id], _Gradient(tensor.bytes(self.sizes.batch, self.sizes.float_bytes))
+            self.now[_TRANSIENT] += total.bytes
+            self.mark("backward", layer)
+            self.release(first)
+            self.release(gradient)
+            pending[tensor.id] = total
+
+    def leave(self) -> None:
+        """Drop what the program's variables still hold when the pass is over."""
+        for id_ in [id_ for id_ in self.live if id_ not in self.kept]:
+            self.now[_TRANSIENT] -= self.live.pop(id_)
+
+    def update_all(self) -> None:
+        """Make the state that is missing, then update one tensor after the other."""
+        self.now[_OPTIMIZER] += sum(self.missing_state.values())
+        self.missing_state.clear()
+        for name, working in update_working(self.sizes.trained, self.optimizer):
+            self.mark("update", name, working)
+
+
+def update_working(trained: Mapping[str, int], optimizer: Optimizer) -> Iterator[tuple[str, int]]:
+    """Yield each trained tensor's name and the bytes that its update takes for a moment.
+
+    The loop's variable still holds the last temporary of the tensor before. Source: torch/optim/adam.py.
+    """
+    held = 0
+    for name, size in trained.items():
+        yield name, optimizer.temporary_per_parameter * size + held
+        held = size if optimizer.temporary_per_parameter else 0
+
+
+@kept
+def _dying(graph: LayerGraph) -> dict[int, list[int]]:
+    """Return the storages that the program's variables drop after each layer."""
+    dying: dict[int, list[int]] = {}
+    storages = {
+        tensor.storage.id: tensor.storage
+        for layer in graph.layers
+        for tensor in (*layer.outputs, *(t for t in layer.inputs.values() if t.kind == "constant"))
+    }
+    for storage in storages.values():
+        if storage.id not in graph.resident_storages:
+            dying.setdefault(storage.held_until, []).append(storage.id)
+    return dying
+
+
+@dataclass(frozen=True)
+class Carried(Generic[Count]):
+    """How a step is carried out, for one number of images per pass or for several at once.
+
+    passes: forward and backward passes (micro-batches) whose gradients are added before the update.
+    """
+
+    schedule: Schedule
+    precision: Precision
+    kernels: Kernels
+    optimizer: Optimizer
+    micro_batch: Count
+    passes: int
+    first_step: bool = False
+
+
+def moments(step: Step) -> list[Moment[int]]:
+    """Return the memory of a training step, moment by moment, from before its first layer to after its update."""
+    optimizer, kernels = OPTIMIZERS.find(step.optimizer), step.kernels or ACCOUNTINGS.find(step.accounting).kernels
+    carried = Carried(
+        step.schedule, step.precision, kernels, optimizer, step.micro_batch, step.passes, step.first_step
+    )
+    return simulate(step.requirements, carried)
+
+
+def simulate(required: Requirements, carried: Carried[Count]) -> list[Moment[Count]]:
+    """Return the memory of a step, moment by moment, or the accounting's own timeline in its place."""
+    if ACCOUNTINGS.find(required.accounting).timeline is not None:
+        return _own_timeline(required, carried.micro_batch, carried.precision.activation_bytes)
+    schedule, optimizer = carried.schedule, carried.optimizer
+    found = sizes(required, carried.precision, carried.kernels, carried.micro_batch)
+    run = _Simulation(required, found, optimizer)
+    run.start({name: optimizer.state_bytes(size) for name, size in found.trained.items()}, carried.first_step)
+    # From the second micro-batch on every pass is the same: gradients are there and are added to.
+    for _ in range(min(carried.passes, 2)):
+        run.forward()
+        run.backward(run.loss(), schedule.inplace_update)
+        run.leave()
+    if not schedule.inplace_update:
+        run.update_all()
+    run.now[_GRADIENTS] = 0
+    run.mark("end", "")
+    return run.moments
+
+
+def _own_timeline(required: Requirements, micro_batch: Count, float_bytes: int) -> list[Moment[Count]]:
+    """Return the moments of books that follow no step of their own."""
+    own = ACCOUNTINGS.find(required.accounting).timeline
+    assert own is not None
+    several = isinstance(micro_batch, np.ndarray)
+    batches = micro_batch.tolist() if several else [micro_batch]
+    each = [own(required.graph, required.assignment, required.books, batch, float_bytes) for batch in batches]
+    found: list[Moment[Any]] = []
+    for instants in zip(*each, strict=True):
+        phase, layer, _ = instants[0]
+        rows = [[by_category.get(name, 0) for _, _, by_category in instants] for name in CATEGORIES]
+        by_category: Counts | tuple[int, ...] = np.array(rows) if several else tuple(row[0] for row in rows)
+        found.append(Moment(phase, layer, by_category))  # type: ignore[arg-type]
+    return found

@@ -1,0 +1,50 @@
+"""The layer graph of a network by name: shipped with the package, or cached, or else traced now and cached.
+
+The first two need no torch. What is stored is used only where it is what a trace would give: the libraries are those it
+was made with. Modules and `path/file.py:function` are traced each time: nobody knows all the code that they run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import require_count
+from . import cache, shipped
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..graph.layer_graph import LayerGraph
+
+
+def trace(
+    model: nn.Module | str, resolution: int = 224, classes: int | None = None, *, fresh: bool = False
+) -> LayerGraph:
+    """Return the layer graph of a network.
+
+    model: a `torch.nn.Module` that takes images (N x channels x resolution x resolution), or a name:
+        torchvision:NAME, timm:NAME, zoo:NAME, path/file.py:function, or a bare NAME. A module is never changed: a copy
+        without weights is traced, in train mode.
+    resolution: height and width of the images, in pixels.
+    classes: number of classes of a new head; None keeps the network's own.
+    fresh: trace now, whatever is stored, and put the result in the cache.
+
+    Errors: ModelError if the network cannot be built, its forward fails, or it does what cannot be followed;
+    InputError for a resolution below 1 or classes below 1.
+    """
+    require_count("resolution", resolution)
+    if classes is not None:
+        require_count("classes", classes)
+    if isinstance(model, str) and not fresh:
+        stored = shipped.find(model, resolution, classes) or cache.find(model, resolution, classes)
+        if stored is not None:
+            return stored
+    from ..tracing.tracer import trace as trace_now
+
+    graph = trace_now(model, resolution, classes)
+    if isinstance(model, str):
+        from ..tracing.models import is_of_library
+
+        if is_of_library(graph.model):
+            cache.keep(graph, model, resolution, classes)
+    return graph

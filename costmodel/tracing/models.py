@@ -1,0 +1,215 @@
+"""Names -> torch models: "torchvision:NAME", "timm:NAME", "zoo:NAME", "path/file.py:function", or a bare NAME.
+
+On the meta device, for questions about shapes alone, a network is built without running its initialisation.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import CostModelError, InputError, ModelError, unknown
+from ..graph.layer_graph import LayerGraph
+
+_RANDOM_FILLS = {"normal_", "uniform_", "trunc_normal_", "bernoulli_", "random_", "exponential_"}
+
+
+class _SkipInitialisation(TorchFunctionMode):
+    """Leaves weights as they are allocated: no random numbers are drawn while a network is built."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if getattr(function, "__module__", None) == "torch.nn.init" or name in _RANDOM_FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def _timm():
+    try:
+        import timm
+    except ImportError:
+        raise InputError("timm is not installed; install it with: pip install 'finetune-planner[timm]'") from None
+    return timm
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    return models.list_models(module=models)
+
+
+def _torchvision_model(name: str, **options) -> nn.Module:
+    from torchvision import models
+
+    return models.get_model(name, weights=None, **options)
+
+
+def _zoo_names() -> list[str]:
+    from ..zoo.table import ZOO
+
+    return list(ZOO)
+
+
+def _zoo_model(name: str, **options) -> nn.Module:
+    from ..zoo.table import ZOO
+
+    return ZOO[name](**options)
+
+
+# A library of models: what it has, and how one is built. All take `num_classes`.
+LIBRARIES: dict[str, tuple[Callable[[], list[str]], Callable[..., nn.Module]]] = {
+    "torchvision": (_torchvision_names, _torchvision_model),
+    "timm": (lambda: _timm().list_models(), lambda name, **options: _timm().create_model(name, **options)),
+    "zoo": (_zoo_names, _zoo_model),
+}
+
+
+def is_of_library(name: str) -> bool:
+    """Return whether a full name's network is built by the library's own code: others may add to its names."""
+    source, _, model = name.rpartition(":")
+    if source == "torchvision":
+        from torchvision import models
+
+        maker = models.get_model_builder(model)
+    elif source == "timm":
+        maker = _timm().model_entrypoint(model)
+    else:
+        return source in LIBRARIES
+    return maker.__module__.startswith(f"{source}.")
+
+
+def resolve(name: str) -> str:
+    """Return the full name of a model: 'mobilenet_v2' -> 'torchvision:mobilenet_v2'.
+
+    Errors: InputError for a name that no library has (with near names), or that several have.
+    """
+    source, colon, model = name.rpartition(":")
+    if source.endswith(".py"):
+        if not Path(source).is_file():
+            raise InputError(f"there is no file {source!r}; write path/file.py:function")
+        return name
+    if colon:
+        if source not in LIBRARIES:
+            raise unknown("source of models", source, [*LIBRARIES, "path/file.py"])
+        names = LIBRARIES[source][0]()
+        if model not in names:
+            raise unknown(f"{source} model", model, names)
+        return name
+    found, everything = [], []
+    for library, (list_names, _) in LIBRARIES.items():
+        try:
+            names = list_names()
+        except InputError:  # timm is optional
+            continue
+        everything += names
+        if model in names:
+            found.append(f"{library}:{model}")
+    if len(found) > 1:
+        raise InputError(f"several libraries have a model {model!r}; write {' or '.join(found)}")
+    if not found:
+        raise unknown("model", model, set(everything))
+    return found[0]
+
+
+def build(name: str, classes: int | None = None, device: str = "cpu") -> nn.Module:
+    """Return the torch model of a name, untrained, its head with `classes` outputs if its builder can set them.
+
+    device: 'meta' allocates nothing and skips the initialisation.
+
+    Errors: InputError for an unknown name, ModelError if building fails.
+    """
+    source, _, model = resolve(name).rpartition(":")
+    options = {} if classes is None else {"num_classes": classes}
+
+    def make() -> nn.Module:
+        return (
+            _from_file(Path(source), model, options)
+            if source.endswith(".py")
+            else LIBRARIES[source][1](model, **options)
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if device != "meta":
+                return make()
+            with _SkipInitialisation():
+                try:
+                    with torch.device("meta"):
+                        return make()
+                except InputError:
+                    raise
+                except Exception:  # some compute their widths with tensors, which meta cannot
+                    return to_meta(make())
+        except CostModelError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"building {name} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            ) from error
+
+
+def to_meta(model: nn.Module) -> nn.Module:
+    """Return a copy of a module on the meta device, in float32; no weight is copied and the module is not touched."""
+    memo: dict[int, Any] = {}
+
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        if tensor.is_contiguous():  # much quicker
+            return torch.empty(tensor.shape, device="meta", dtype=dtype)
+        return torch.empty_like(tensor, device="meta", dtype=dtype)
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers, module.__dict__):
+            for value in tensors.values():
+                if isinstance(value, nn.Parameter):
+                    memo[id(value)] = nn.Parameter(empty(value), value.requires_grad)
+                elif isinstance(value, torch.Tensor):
+                    memo[id(value)] = empty(value)
+    return copy.deepcopy(model, memo)
+
+
+def _from_file(path: Path, function: str, options: dict) -> nn.Module:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    maker = getattr(module, function, None)
+    if not callable(maker):
+        defined = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        raise unknown(f"function in {path}", function, defined)
+    accepted = inspect.signature(maker).parameters
+    model = maker(**{name: value for name, value in options.items() if name in accepted})
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{path}:{function} must return a torch.nn.Module, not {type(model).__name__}")
+    return model
+
+
+def replace_head(module: nn.Module, graph: LayerGraph, classes: int) -> None:
+    """Give `module`, of which `graph` is the trace, a new head with `classes` outputs, in place.
+
+    Errors: ModelError if the last layer with parameters is no linear or 1x1-convolution module.
+    """
+    last = next(layer for layer in reversed(graph.layers) if layer.parameters)
+    head = module.get_submodule(last.module)
+    like: dict[str, Any] = {"bias": getattr(head, "bias", None) is not None, "device": next(head.parameters()).device}
+    if isinstance(head, nn.Linear):
+        new: nn.Module = nn.Linear(head.in_features, classes, **like)
+    elif isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1) and head.groups == 1:
+        new = nn.Conv2d(head.in_channels, classes, 1, **like)
+    else:
+        raise ModelError(
+            f"cannot give {graph.model} a head with {classes} classes: its last layer with parameters is "
+            f"{last.name!r} ({type(head).__name__}); build it with that head instead"
+        )
+    parent, _, attribute = last.module.rpartition(".")
+    setattr(module.get_submodule(parent), attribute, new)

@@ -1,0 +1,1 @@
+"""A torch network made to train in a way: apply, restore."""

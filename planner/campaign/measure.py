@@ -1,0 +1,342 @@
+"""A campaign: fine-tuning runs of the candidates that matter, on the user's images, until the best one is known.
+
+`planner.campaign` says what to run next, `planner.training` runs it with the real layers and checks its memory, and
+`planner.storage` keeps the result, so that any number of workers share a campaign and any of them may die.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from costmodel import CostModelError, LayerGraph, ModelError, block_count, trace
+from costmodel.errors import InputError
+
+from ..choosing.candidates import Candidate, axes, price_all
+from ..choosing.plan import parameters_digest
+from ..choosing.recommend import Recommendation, choose
+from ..evidence.database import COUNTED, StorageError, shown
+from ..evidence.rows import Row, pack
+from .fine_tuning import fine_tune
+from .images import DataSet, list_folder, read_folder
+from .next_trial import SEEDS, Trial, anchors, most_left, next_trial
+from .storage import Claim, Store, key_of
+from .weights import Weights, load_weights, make_network
+
+STORAGE = "sqlite:///runs.db"
+_LOOK_SECONDS = 1.0  # how often to look whether another worker has finished
+_RECORDED = ("finetune-planner", "torch", "torchvision", "timm", "optuna")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every run of a campaign trains; the seed is the run's own."""
+
+    epochs: int = 10
+    learning_rate: float = 0.01
+    batch: int = 8
+    resolution: int = 224
+    optimizer: str = "sgd"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run. stopped: it was hopeless and ended early, its accuracy that of its last epoch.
+
+    Bytes are those of a whole step; the predicted saved bytes must be the measured ones, and the peaks differ by at
+    most 1 % of what a step adds: `memory_agrees`.
+    """
+
+    number: int
+    method: str
+    blocks: int | None
+    seed: int
+    accuracy_percent: float
+    stopped: bool
+    test_images: int
+    seconds: float
+    peak_bytes: int
+    measured_peak_bytes: int
+    saved_bytes: int
+    measured_saved_bytes: int
+    memory_agrees: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a campaign came to. before, after: what is recommended without its runs, and with them.
+
+    ended: why it ended. failed: candidates that could not be trained, with the reason. notes: on data and weights.
+    """
+
+    before: Recommendation
+    after: Recommendation
+    runs: tuple[Finished, ...]
+    ended: str
+    failed: dict[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the runs changed the pick."""
+        return self.before.chosen.label != self.after.chosen.label
+
+    def to_dict(self) -> dict:
+        """Return everything as plain values, for JSON."""
+        return {
+            "ended": self.ended,
+            "changed": self.changed,
+            "runs": [asdict(run) for run in self.runs],
+            "failed": self.failed,
+            "notes": list(self.notes),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+        }
+
+
+class Watch:
+    """What is told while a campaign runs; this one does not listen."""
+
+    def reads(self, done: int, total: int) -> None:
+        """So many of the image files are read."""
+
+    def notes(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def starts(self, trial: Trial, number: int, done: int, most: int, epochs: int) -> None:
+        """A run of so many epochs starts: `done` of at most `most` runs are finished."""
+
+    def epoch(self, epoch: int, accuracy_percent: float) -> None:
+        """An epoch of the run is over."""
+
+    def ends(self, trial: Trial, accuracy_percent: float, stopped: bool) -> None:
+        """The run is over."""
+
+    def waits(self, running: Sequence[str]) -> None:
+        """All that is left to do is being done by other workers."""
+
+
+def measure(
+    model: str,
+    data: str | Path,
+    limits: dict[str, float],
+    *,
+    weights: str | None = None,
+    recipe: Recipe | None = None,
+    trials: int | None = None,
+    hours: float | None = None,
+    seeds: int = SEEDS,
+    storage: str = STORAGE,
+    strict: bool = False,
+    watch: Watch | None = None,
+    **storage_options,
+) -> Outcome:
+    """Fine-tune candidates on a folder of images until none can take the pick's place any more.
+
+    limits: by objective, as in `recommend`. weights: DEFAULT, a file, or random. trials: of all workers together, at
+    most; hours: after which this worker starts no further run; seeds: runs of one candidate, at most. storage: a file
+    or a URL. storage_options: as `storage.Store` takes them.
+
+    Errors: InputError for what cannot be used, StorageError for a database that cannot, InfeasibleError if nothing
+    keeps the limits.
+    """
+    recipe, watch = recipe or Recipe(), watch or Watch()
+    for name, value in (("trials", trials), ("seeds", seeds), ("hours", hours)):
+        if value is not None and not value > 0:
+            raise InputError(f"{name} must be positive, not {value}")
+    folder = list_folder(data)
+    graph = trace(model, recipe.resolution, len(folder.classes))
+    start = load_weights(graph.model, weights)
+    campaign = _Campaign(graph, limits, recipe, seeds, folder.name)
+    before = campaign.decide(())
+    _, head_note = make_network(graph, start, 0)  # weights that do not fit are refused before anything is read
+    settings = {
+        "model": graph.model, "dataset": folder.name, "data": folder.digest, "weights": start.label,
+        "parameters": parameters_digest((name, tensor.shape) for name, tensor in graph.parameters.items())[:8],
+        **asdict(recipe),
+    }  # fmt: skip
+    ways = campaign.space(()).ways(graph)
+    store = Store(storage, settings, {method for method, _ in ways}, block_count(graph), **storage_options)
+    images = read_folder(folder, recipe.resolution, start.normalisation, strict, watch.reads)
+    notes = (*images.notes, *([head_note] if head_note else []))
+    for note in notes:
+        watch.notes(note)
+    worker = _Worker(campaign, store, images, start, watch)
+    try:
+        ended = worker.work(trials, hours)
+        found = store.trials()
+    except StorageError as error:
+        raise StorageError(f"{error}; what is stored stays: mend it and run the same command again to go on") from error
+    rows = store.rows(found)
+    runs = tuple(_finished(trial) for trial in found if trial.state in COUNTED)
+    return Outcome(before, campaign.decide(rows), runs, ended, worker.failed, notes)
+
+
+@dataclass(frozen=True)
+class _Campaign:
+    """What is chosen among, and within which limits."""
+
+    graph: LayerGraph
+    limits: dict[str, float]
+    recipe: Recipe
+    seeds: int
+    dataset: str
+
+    @property
+    def name(self) -> str:
+        """What the trials of a campaign are counted by: a study may serve several budgets."""
+        return ", ".join(f"{name} {limit:g}" for name, limit in sorted(self.limits.items()))
+
+    def space(self, rows: Sequence[Row]):
+        return axes(
+            batch=self.recipe.batch, optimizer=self.recipe.optimizer, evidence=rows,
+            dataset=self.dataset if rows else None,
+        )  # fmt: skip
+
+    def priced(self, rows: Sequence[Row]) -> list[Candidate]:
+        return price_all([self.graph], self.space(rows))
+
+    def decide(self, rows: Sequence[Row]) -> Recommendation:
+        return choose(self.priced(rows), self.limits)
+
+
+class _Worker:
+    """One process of a campaign."""
+
+    def __init__(self, campaign: _Campaign, store: Store, images: DataSet, weights: Weights, watch: Watch):
+        self.campaign, self.store, self.images = campaign, store, images
+        self.weights, self.watch = weights, watch
+        self.failed: dict[str, str] = {}
+        self.succeeded = False
+
+    def work(self, most: int | None, hours: float | None) -> str:
+        """Run trials until the campaign ends; return why it ended."""
+        until = None if hours is None else time.monotonic() + 3600 * hours
+        campaign, store = self.campaign, self.store
+        while True:
+            trials = store.trials()
+            rows = store.rows(trials)
+            running = [trial for trial in trials if trial.state not in COUNTED]
+            taken = [key_of(trial) for trial in running]
+            own = [trial for trial in trials if trial.user_attrs["campaign"] == campaign.name]
+            priced = [candidate for candidate in campaign.priced(rows) if candidate.label not in self.failed]
+            trial = next_trial(priced, rows, campaign.limits, campaign.seeds, taken)
+            spent = most is not None and len(own) >= most
+            if until is not None and time.monotonic() > until:
+                return f"the time is over: {hours:g} h"
+            if trial is None or spent:
+                if running:  # a result may open the decision again, and a worker may have died
+                    self.watch.waits([f"trial {one.number}" for one in running])
+                    time.sleep(_LOOK_SECONDS)
+                    continue
+                return f"all {most} trials are done" if spent else _why(priced, rows, campaign)
+            done = sum(one.state in COUNTED for one in own)
+            left = most_left(priced, rows, campaign.limits, campaign.seeds, taken) + len(running)
+            self._run(trial, choose(priced, campaign.limits), done, min(done + left, most or done + left), most)
+
+    def _run(self, trial: Trial, decision: Recommendation, done: int, total: int, most: int | None) -> None:
+        candidate, recipe = trial.candidate, self.campaign.recipe
+        kept = [decision.chosen, *anchors(decision)]
+        threshold = None if candidate in kept else decision.scale.interval(decision.chosen)[0]
+        attributes = {
+            "threshold_percent": threshold if decision.scale.name == "accuracy" else None,
+            "command": command(),
+            "versions": versions(),
+            "skipped_images": list(self.images.skipped),
+        }
+        claim = self.store.claim(trial.key, recipe.learning_rate, attributes, most, self.campaign.name)
+        if claim is None:
+            return
+        self.watch.starts(trial, claim.number, done, total, recipe.epochs)
+        with claim.alive():
+            try:
+                self._train(trial, claim)
+            except (KeyboardInterrupt, StorageError):
+                claim.fail("interrupted")
+                raise
+            except (CostModelError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:300]
+                claim.fail(reason)
+                if not self.succeeded:  # then it is likely to be so with every candidate
+                    kind = type(error) if isinstance(error, CostModelError) else ModelError
+                    raise kind(f"{candidate.label} cannot be trained: {reason}") from error
+                self.failed[candidate.label] = reason
+                self.watch.notes(f"{candidate.label} cannot be trained and is left out: {reason}")
+
+    def _train(self, trial: Trial, claim: Claim) -> None:
+        candidate, recipe = trial.candidate, self.campaign.recipe
+        network, _ = make_network(self.campaign.graph, self.weights, trial.seed)
+
+        def report(epoch: int, accuracy_percent: float) -> bool:
+            self.watch.epoch(epoch, accuracy_percent)
+            return claim.report(epoch, accuracy_percent) and epoch < recipe.epochs
+
+        run = fine_tune(
+            network, self.images.train, self.images.test, method=candidate.method, blocks=candidate.blocks,
+            epochs=recipe.epochs, learning_rate=recipe.learning_rate, batch=recipe.batch, optimizer=recipe.optimizer,
+            seed=trial.seed, resolution=recipe.resolution, report=report,
+        )  # fmt: skip
+        results = {
+            "test_images": run.test_images,
+            "correct": pack(run.correct),
+            "train_images": len(self.images.train),
+            "epochs_run": run.epochs,
+            "seconds": run.seconds,
+            "memory": {**asdict(run.memory), "agrees": run.memory.agrees},
+        }
+        if claim.complete(run.accuracy_percent, run.stopped, results):
+            self.succeeded = True
+            self.watch.ends(trial, run.accuracy_percent, run.stopped)
+            if not run.memory.agrees:
+                self.watch.notes(f"{candidate.label}: its memory is not as predicted")
+        else:
+            self.watch.notes(f"trial {claim.number} was given up by another worker; its result does not count")
+
+
+def _why(priced: Sequence[Candidate], rows: Sequence[Row], campaign: _Campaign) -> str:
+    decision = choose(priced, campaign.limits)
+    if not decision.rivals:
+        return "decided: no other candidate could be more accurate than the pick"
+    return (
+        f"every candidate that could still win has its {campaign.seeds} runs; {len(decision.rivals)} cannot be told "
+        "from the pick with these test images and seeds"
+    )
+
+
+def _finished(trial) -> Finished:
+    method, blocks, seed = key_of(trial)
+    ended, memory = trial.user_attrs, trial.user_attrs["memory"]
+    more = memory["measured_above_start_bytes"] - memory["above_start_bytes"]
+    return Finished(
+        trial.number, method, blocks, seed, trial.value, trial.state.name == "PRUNED", ended["test_images"],
+        ended["seconds"], memory["peak_bytes"], memory["peak_bytes"] + more, memory["saved_bytes"],
+        memory["measured_saved_bytes"], memory["agrees"],
+    )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
+    for name in _RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def command() -> str:
+    """Return the command that runs, without a database's password."""
+    return shlex.join(shown(word) if word.startswith(("postgresql://", "postgresql+")) else word for word in sys.argv)

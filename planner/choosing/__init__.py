@@ -1,0 +1,1 @@
+"""Candidates, objectives, the frontier, the recommendation and its plan."""

@@ -1,0 +1,187 @@
+"""Devices to train on: one TOML file each, every number with its source.
+
+What a device leaves for training is its RAM less what the system holds and less the process's own part (interpreter,
+torch, torchvision, threads; measured by benchmarks/process_memory.py). On bare metal there is no such process, and
+`system` is what the firmware holds. A device of one's own is a copy of template.toml, given by its path.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from costmodel.errors import InputError, unknown
+from costmodel.units import format_bytes, format_count, parse_bytes
+
+FOLDER = files(__package__)
+_TEMPLATE = "template"
+
+
+def _bytes(value: object) -> int:
+    try:
+        return parse_bytes(value)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
+ByteCount = Annotated[int, BeforeValidator(_bytes)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Quantity(_Table):
+    source: Annotated[str, Field(pattern=r"^(Source|Assumption): \S")]
+
+
+class Memory(_Quantity):
+    """An amount of memory: bytes, or a text such as '512 MiB'."""
+
+    bytes: ByteCount
+
+
+class Peak(_Quantity):
+    """The most float32 operations per second of the processor that trains."""
+
+    flops_per_second: Rate
+
+
+class Bandwidth(_Quantity):
+    """The most bytes per second between that processor and its memory."""
+
+    bytes_per_second: Rate
+
+
+class Device(_Table):
+    """A device: its memory, who else needs of it, and how fast it computes.
+
+    name: for people. processor: what trains, the CPU or the GPU. runtime: `python` (a process with torch, which needs
+    `process` beside the training) or `bare metal`. system: the operating system, or the firmware. flash: where weights
+    that do not train could stay; no part of `ram`.
+    """
+
+    name: Text
+    processor: Text
+    runtime: Literal["python", "bare metal"]
+    ram: Memory
+    system: Memory
+    process: Memory | None = None
+    flash: Memory | None = None
+    peak: Peak
+    bandwidth: Bandwidth
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if (self.runtime == "python") != (self.process is not None):
+            wanted = "needs" if self.runtime == "python" else "has no"
+            raise ValueError(f"runtime {self.runtime!r} {wanted} [process]")
+        if self.training_ram_bytes < 1:
+            raise ValueError(f"nothing is left for training: {self._sum()}")
+        return self
+
+    @property
+    def training_ram_bytes(self) -> int:
+        """Bytes that are left for the training itself."""
+        return self.ram.bytes - self.system.bytes - (self.process.bytes if self.process else 0)
+
+    def step_seconds(self, flops: float, moved_bytes: float) -> float:
+        """Return the roofline time of one step: the longer of computing at the peak and moving at full bandwidth.
+
+        flops: of the step's convolutions and matrix products. moved_bytes: `Footprint.moved_bytes`. Either may be a
+        numpy array.
+
+        Source: Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009, doi 10.1145/1498765.1498785.
+        Assumption: computing and moving overlap fully, and each runs at its peak, which no kernel reaches: a step whose
+        layers exchange their data through memory takes longer. A lower bound, not a forecast.
+        """
+        return np.maximum(flops / self.peak.flops_per_second, moved_bytes / self.bandwidth.bytes_per_second)
+
+    def explain(self) -> str:
+        """Return in one line how the memory for training comes about."""
+        return f"{self.name}: {self._sum()} = {format_bytes(self.training_ram_bytes)} for training"
+
+    def quantities(self) -> list[tuple[str, str, str]]:
+        """Return (what, value as text, source) of every number."""
+        rows = [
+            (what, format_bytes(memory.bytes), memory.source)
+            for what, memory in (
+                ("RAM", self.ram), (self._system, self.system), ("Python with torch", self.process),
+                ("flash", self.flash),
+            )
+            if memory is not None
+        ]  # fmt: skip
+        return [
+            *rows,
+            (
+                f"peak, float32, {self.processor}",
+                f"{format_count(self.peak.flops_per_second)}FLOP/s",
+                self.peak.source,
+            ),
+            ("memory bandwidth", f"{format_bytes(self.bandwidth.bytes_per_second)}/s", self.bandwidth.source),
+        ]
+
+    @property
+    def _system(self) -> str:
+        return "system" if self.runtime == "python" else "firmware (bare metal, no Python)"
+
+    def _sum(self) -> str:
+        parts = [f"{format_bytes(self.ram.bytes)} RAM", f"{format_bytes(self.system.bytes)} {self._system}"]
+        if self.process:
+            parts.append(f"{format_bytes(self.process.bytes)} Python with torch")
+        return " - ".join(parts)
+
+
+def device_names() -> list[str]:
+    """Return the names of the devices that come with the package."""
+    stems = (entry.name.removesuffix(".toml") for entry in FOLDER.iterdir() if entry.name.endswith(".toml"))
+    return sorted(stem for stem in stems if stem != _TEMPLATE)
+
+
+def device(name: str | Path) -> Device:
+    """Return the device of that name, or of the TOML file at that path (it ends in .toml, or has a folder in it).
+
+    Errors: InputError for an unknown name, with the near ones; for a file that cannot be read or is no device.
+    """
+    text = str(name)
+    if isinstance(name, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
+        return _load(Path(name), text)
+    if text not in device_names():
+        raise unknown("device", text, device_names())
+    return _load(FOLDER / f"{text}.toml", f"{text}.toml")
+
+
+def _load(path, shown: str) -> Device:
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the device file {shown!r}: {getattr(error, 'strerror', error)}") from error
+    try:
+        return Device.model_validate(tomllib.loads(text))
+    except ValidationError as error:
+        problem = _problem(error)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        problem = f"not a TOML file: {error}"
+    raise InputError(f"device file {shown!r}: {problem}; planner/devices/template.toml shows how")
+
+
+def _problem(error: ValidationError) -> str:
+    """Return the first problem in one line: the key, its value, what is allowed."""
+    first = error.errors()[0]
+    key, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"lacks {key!r}"
+    if first["type"] == "extra_forbidden":
+        table = {"peak": Peak, "bandwidth": Bandwidth}.get(first["loc"][0], Memory) if "." in key else Device
+        return f"unknown key {key!r}; allowed: {', '.join(table.model_fields)}"
+    if first["type"] == "string_pattern_mismatch":
+        reason = "write 'Source: ...' or 'Assumption: ...'"
+    return f"{key} = {reprlib.repr(first['input'])}: {reason}" if key else reason

@@ -1,0 +1,1 @@
+"""Evidence -> the accuracy to expect of a candidate, with interval and kind."""

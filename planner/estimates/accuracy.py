@@ -1,0 +1,219 @@
+"""Accuracy as recovery: how far a method goes from training the last layer only (0) to training everything (1).
+
+    recovery(method, data set) = (accuracy(method) - accuracy(last)) / (accuracy(full) - accuracy(last))
+
+on one network, resolution and batch. It says nothing about how accurate training everything is, so recoveries of
+different networks tell how much of its own potential each reaches, not which of them is more accurate.
+
+An estimate is of one of these kinds:
+
+- `definition`: last (0) and full (1).
+- `measured`: the user's own runs of this very method and depth.
+- `interpolated`: the user's own runs of the method at a lower and at a higher depth. Assumption: accuracy does not fall
+  with depth; the value is linear in k, and the interval holds everything between the low end of the one and the high
+  end of the other.
+- `prior`: published accuracies or an assumed curve over depth (`planner.prior`). Beyond the depths that the user
+  measured it is held to them: never below what less depth reached, nor above what more depth did.
+- `unknown`: nothing. The value is None; nothing is put in its place.
+
+Two measured anchors of the user's own turn recovery R into accuracy: last, and full or one more method m,
+
+    accuracy = last + R (full - last)            accuracy = last + R / R_m (m - last)
+
+with the errors of all of them added in squares (`intervals.combine`). Of several m the one with the highest R_m counts.
+
+The anchors' own intervals are explained in `planner.runs`. A predicted accuracy is that of a run tested on as many
+images as they were, so it has a sampling error of its own. Assumption: all errors are independent. Methods tested on
+the same images err alike, so the interval is rather too wide than too narrow; two that were both measured are compared
+image by image (`planner.runs.difference`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ..evidence.rows import Row, published
+from .estimate import Estimate, Kind, Setting
+from .intervals import Interval, combine
+from .prior import CONVERTING, prior, published_prior
+from .runs import Key, Measured, data_set, measured_runs, sampling_error
+
+__all__ = ["Estimate", "Setting", "data_set", "estimate"]
+
+
+def estimate(
+    method: str,
+    k: int | None,
+    setting: Setting,
+    rows: Sequence[Row] | None = None,
+    own: Sequence[Row] = (),
+    dataset: str | None = None,
+) -> Estimate:
+    """Return the recovery to expect of a method (with its depth k, if it takes one) in a setting, and the accuracy.
+
+    rows: the published accuracies; those of the package if None. own: the user's rows (`evidence.load`); dataset: which
+    of their data sets it is about, if they hold several.
+
+    Errors: ValueError if k is not in 1 to block_count; InputError for a data set that is not there or not chosen, and
+    for a row of more blocks than the network has.
+    """
+    guess = published_prior(method, k, setting) if rows is None else prior(method, k, setting, rows)
+    name = data_set(own, dataset)
+    runs = measured_runs(own, name, setting)
+    if not runs:
+        return guess
+    guess = _with_recovery(guess, method, k, runs)
+    return _with_accuracy(guess, method, k, runs, setting, published() if rows is None else rows, name)
+
+
+def _at_depth(
+    k: int | None, known: Mapping[int | None, Interval], otherwise: Interval | None
+) -> tuple[Interval | None, Kind, tuple[int | None, ...]]:
+    """Return what is measured at depth k, else between two depths, else `otherwise` held to what was measured.
+
+    With it come the kind and the measured depths that it rests on.
+    """
+    if k in known:
+        return known[k], "measured", (k,)
+    below = max((depth for depth in known if k is not None and depth < k), default=None)
+    above = min((depth for depth in known if k is not None and depth > k), default=None)
+    if below is not None and above is not None:
+        less, more = known[below], known[above]
+        value = less.value + (more.value - less.value) * (k - below) / (above - below)
+        return Interval(value, min(less.low, more.low), max(less.high, more.high)), "interpolated", (below, above)
+    if otherwise is None:
+        return None, "unknown", ()
+    for depth, bound in ((below, max), (above, min)):
+        if depth is not None:
+            end = known[depth]
+            held = (otherwise.value, end.value), (otherwise.low, end.low), (otherwise.high, end.high)
+            return Interval(*(bound(pair) for pair in held)), "prior", (depth,)
+    return otherwise, "prior", ()
+
+
+def _label(key: Key) -> str:
+    return key[0] if key[1] is None else f"{key[0]}, k = {key[1]}"
+
+
+def _held(text: str, used: Sequence[int], k: int | None) -> str:
+    return text + "".join(
+        f"; not {'below' if depth < k else 'above'} what was measured at k = {depth}" for depth in used
+    )
+
+
+def _spread(own: Sequence[Measured]) -> str:
+    return " and ".join(dict.fromkeys(one.spread for one in own))
+
+
+def _interval(guess: Estimate) -> Interval | None:
+    return None if guess.value is None else Interval(guess.value, guess.low, guess.high)
+
+
+def _with_recovery(guess: Estimate, method: str, k: int | None, runs: Mapping[Key, Measured]) -> Estimate:
+    """Return the estimate with the recovery that the user's own last and full give, if they tell the two apart."""
+    last, full = runs.get(("last", None)), runs.get(("full", None))
+    if guess.kind == "definition" or not last or not full or last.accuracy.high >= full.accuracy.low:
+        return guess
+
+    def recovery(accuracy: float, low: float, high: float) -> float:
+        return (accuracy - low) / (high - low)
+
+    known = {
+        depth: combine(recovery, measured.accuracy, last.accuracy, full.accuracy)
+        for (name, depth), measured in runs.items()
+        if name == method
+    }
+    found, kind, used = _at_depth(k, known, _interval(guess))
+    if found is None or not used:
+        return guess
+    own = [runs[method, depth] for depth in used]
+    source = ", ".join(dict.fromkeys([last.source, full.source, *(one.source for one in own)]))
+    if kind == "prior":
+        source, rests_on, interval = guess.source, _held(guess.rests_on, used, k), guess.interval
+    else:
+        rests_on = f"your runs of {' and '.join(_label((method, depth)) for depth in used)}, of last and of full"
+        interval = f"your runs: {_spread(own)}, with that of last and full"
+    if kind == "interpolated":
+        rests_on += f"; k = {k} lies between them, linear in k"
+        interval += "; widened to all that lies between the two"
+    return replace(guess, value=found.value, low=found.low, high=found.high, kind=kind, source=source,
+                   rests_on=rests_on, interval=interval)  # fmt: skip
+
+
+def _with_accuracy(
+    guess: Estimate,
+    method: str,
+    k: int | None,
+    runs: Mapping[Key, Measured],
+    setting: Setting,
+    rows: Sequence[Row],
+    dataset: str,
+) -> Estimate:
+    """Return the estimate with the accuracy on the user's data set, if anything tells it."""
+    predicted, rests_on, interval = _from_anchors(_interval(guess), runs, setting, rows)
+    known = {depth: measured.accuracy for (name, depth), measured in runs.items() if name == method}
+    found, kind, used = _at_depth(k, known, predicted)
+    if found is None:
+        return replace(guess, accuracy_rests_on=rests_on)
+    if kind == "prior":
+        rests_on = _held(rests_on, used, k)
+    else:
+        own = [runs[method, depth] for depth in used]
+        names = " and ".join(f"{_label((method, depth))} ({one.runs}x)" for depth, one in zip(used, own, strict=True))
+        rests_on, interval = f"your runs of {names} on {dataset}: {own[0].source}", _spread(own)
+    if kind == "interpolated":
+        rests_on += f"; k = {k} lies between them, linear in k"
+        interval += "; widened to all that lies between the two"
+    return replace(
+        guess,
+        accuracy_percent=found.value,
+        accuracy_low_percent=found.low,
+        accuracy_high_percent=found.high,
+        accuracy_kind=kind,
+        accuracy_rests_on=rests_on,
+        accuracy_interval=interval,
+        runs=runs.get((method, k)),
+    )
+
+
+def _from_anchors(
+    recovery: Interval | None, runs: Mapping[Key, Measured], setting: Setting, rows: Sequence[Row]
+) -> tuple[Interval | None, str, str]:
+    """Return the accuracy that a recovery means between the user's own anchors, what it rests on, and its interval."""
+    last = runs.get(("last", None))
+    if last is None or recovery is None:
+        reason = (
+            "its recovery is unknown" if last else "it takes a run of last, and of full or one more method, to tell"
+        )
+        return None, f"not measured, and {reason}", "none"
+    others = {
+        key: expected
+        for key in runs
+        if key[0] not in ("last", *CONVERTING)
+        and (expected := _interval(prior(*key, replace(setting, converted=False), rows))) and expected.value > 0
+    }  # fmt: skip
+    if not others:
+        return None, "not measured, and last is the only anchor: it takes a run of full or of one more method", "none"
+    key = max(others, key=lambda key: (others[key].value, key[0] == "full", str(key)))
+    other = runs[key]
+    numbers = [last.accuracy, other.accuracy, others[key], recovery]
+    value = _between(*(number.value for number in numbers))
+    images = last.test_images or other.test_images
+    error = sampling_error(value, images) if images else Interval.exact(0.0)
+    found = combine(lambda *all: _between(*all[:4]) + all[4], *numbers, error).within(0.0, 100.0)
+    ends = f"{last.accuracy.value:.4g} %) and {_label(key)} ({other.accuracy.value:.4g} %)"
+    rests_on = f"the recovery, between your runs of last ({ends}"
+    if key != ("full", None):
+        rests_on += f", whose own recovery is taken to be {others[key].value:.3g}"
+    last_part = f"the sampling error of {images} test images" if images else "no sampling error (no test_images)"
+    return found, rests_on, f"the recovery's interval, the errors of the anchors, and {last_part}, added in squares"
+
+
+def _between(last: float, other: float, recovery_of_other: float, recovery: float) -> float:
+    """Return last + recovery / recovery_of_other (other - last); an end of the scale where that has no bound."""
+    if recovery == 0 or other == last:
+        return last
+    if recovery_of_other <= 0:
+        return 100.0 if other > last else 0.0
+    return last + recovery / recovery_of_other * (other - last)

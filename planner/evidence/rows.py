@@ -1,0 +1,249 @@
+"""Observed accuracies: the published ones that come with the package, and the user's own.
+
+The user's own are in a CSV file, or in the database of `planner measure`. All have the same columns. A row needs
+`model`, `method`, `dataset` and `top1_percent`, and `trained_blocks` if the method has a depth; every other column may
+be left out. A file with a bad row is refused whole, with the file, line, column and value in one line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from costmodel import METHODS
+from costmodel.errors import InputError, unknown
+
+PUBLISHED = files(__package__) / "data" / "accuracy_published.csv"
+TEST_SETS = files(__package__) / "data" / "test_sets.csv"
+
+Name = Annotated[str, Field(min_length=1)]
+Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+_ROUNDED_POINTS = 0.06  # an accuracy may be given to one decimal
+
+
+def pack(correct: Sequence[bool]) -> str:
+    """Return which images were classified right as hexadecimal digits: the first image is the highest bit."""
+    return np.packbits(np.asarray(correct, bool)).tobytes().hex()
+
+
+def unpack(text: str, count: int) -> np.ndarray:
+    """Return the first `count` outcomes (bool) that `pack` wrote. Errors: ValueError if it is of another number."""
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        raise ValueError("these are no pairs of hexadecimal digits") from None
+    if len(data) != -(-count // 8):
+        raise ValueError(f"{len(data)} bytes are not the outcomes of {count} test images, which are {-(-count // 8)}")
+    return np.unpackbits(np.frombuffer(data, np.uint8), count=count).astype(bool)
+
+
+class Row(BaseModel):
+    """One observed accuracy: a method on a network and a data set.
+
+    `top1_percent` is the accuracy; `points_below_full` stands in its place where a source only states the distance to
+    training everything, in percentage points. `trained_blocks` (or layers) is empty for methods without a depth,
+    `resolution` and `batch` where they are not stated. `seed` tells repeated runs apart. `test_images`: how many images
+    the accuracy was measured on. `correct`: which of them were classified right, as `pack` writes it; runs on the same
+    images are then compared image by image. `reachable_percent`: of a run that was stopped early, the most that it
+    could still have reached. `source`: the file's name if empty. `memory_mb` is the source's own figure, counted by its
+    own `memory_convention`: a record, not used here. `file` and `line` are the row's place.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Name
+    method: Name
+    trained_blocks: Annotated[int, Field(ge=0)] | None = None
+    dataset: Name
+    top1_percent: Points | None = None
+    points_below_full: Points | None = None
+    resolution: Positive | None = None
+    batch: Positive | None = None
+    seed: int | None = None
+    test_images: Positive | None = None
+    correct: str = ""
+    reachable_percent: Points | None = None
+    source: Name
+    locator: str = ""
+    memory_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    memory_convention: str = ""
+    file: str = ""
+    line: int = 0
+
+    @model_validator(mode="after")
+    def _has_accuracy(self) -> Self:
+        if (self.top1_percent is None) == (self.points_below_full is None):
+            raise ValueError("a row needs one of top1_percent and points_below_full, not both")
+        return self
+
+    @field_validator("correct")
+    @classmethod
+    def _images_make_accuracy(cls, text: str, given: ValidationInfo) -> str:
+        images, percent = given.data.get("test_images"), given.data.get("top1_percent")
+        if text:
+            if images is None or percent is None:
+                raise ValueError("it needs test_images and top1_percent beside it")
+            share = 100 * unpack(text, images).mean()
+            if abs(share - percent) > _ROUNDED_POINTS:
+                raise ValueError(f"it says {share:.4g} % right, top1_percent says {percent:g}")
+        return text
+
+    @field_validator("reachable_percent")
+    @classmethod
+    def _reaches_no_less(cls, percent: float | None, given: ValidationInfo) -> float | None:
+        reached = given.data.get("top1_percent")
+        if percent is not None and reached is not None and percent < reached:
+            raise ValueError(f"the run has reached more, {reached:g}")
+        return percent
+
+    @property
+    def outcomes(self) -> np.ndarray | None:
+        """Whether each test image was classified right, if that is recorded."""
+        return unpack(self.correct, self.test_images) if self.correct else None
+
+    @property
+    def run(self) -> tuple:
+        """What tells one run from another."""
+        return self.model, self.method, self.trained_blocks, self.dataset, self.resolution, self.batch, self.seed
+
+    @property
+    def setting(self) -> tuple[str, str, int | None, int | None]:
+        """What rows must share to be compared: source, model, resolution, batch."""
+        return self.source, self.model, self.resolution, self.batch
+
+
+COLUMNS = tuple(name for name in Row.model_fields if name not in ("file", "line"))
+_NEEDED = ("model", "method", "dataset")
+
+
+def load(path: str | Path) -> tuple[Row, ...]:
+    """Return the rows of the user's own CSV file, or of a database of `planner measure` (runs.db, postgresql://...).
+
+    Errors: InputError if the file cannot be read, lacks a column that is needed, has an unknown one, or has a bad or
+    repeated row: among them a method that this package does not know, and one without the depth that it needs; for a
+    database that cannot be read or holds no finished runs.
+    """
+    if "://" in str(path) or Path(path).suffix in (".db", ".sqlite", ".sqlite3"):
+        from .database import measured  # which loads optuna
+
+        return measured(str(path))
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {path}: byte {error.start} is not UTF-8 text") from error
+    rows = parse(text, str(path))
+    for row in rows:
+        _check_own(row)
+    return rows
+
+
+def load_all(paths: Sequence[str | Path]) -> tuple[Row, ...]:
+    """Return the rows of several files or databases, as `load` does each.
+
+    Errors: InputError also for a run that stands in two of them: it would count as repeated.
+    """
+    found: list[Row] = []
+    for path in paths:
+        known = {row.run: row for row in found}
+        for row in load(path):
+            if first := known.get(row.run):
+                raise InputError(
+                    f"{row.file}, line {row.line}: {row.method!r} on {row.dataset!r} repeats {first.file}, line "
+                    f"{first.line}; give runs seeds and data sets names of their own, or leave one out"
+                )
+            found.append(row)
+    return tuple(found)
+
+
+@cache
+def published() -> tuple[Row, ...]:
+    """Return the published accuracies that come with the package."""
+    return parse(PUBLISHED.read_text(encoding="utf-8"), PUBLISHED.name)
+
+
+@cache
+def standard_test_sets() -> dict[str, int]:
+    """Return the number of images in the standard test split of each published data set."""
+    rows = csv.DictReader(io.StringIO(TEST_SETS.read_text(encoding="utf-8")))
+    return {row["dataset"]: int(row["test_images"]) for row in rows}
+
+
+def parse(text: str, name: str) -> tuple[Row, ...]:
+    """Return the rows of CSV text; `name` stands for the file in errors (InputError)."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows: list[Row] = []
+    first_line: dict[tuple, int] = {}
+    try:
+        _check_header(reader.fieldnames or (), name)
+        for cells in reader:
+            row = _row(cells, len(reader.fieldnames), name, reader.line_num)
+            key = (row.source, *row.run)
+            if key in first_line:
+                raise InputError(
+                    f"{name}, line {row.line}, column method: {row.method!r} on {row.dataset!r} repeats "
+                    f"line {first_line[key]}; remove one of the two, or give each run its seed"
+                )
+            first_line[key] = row.line
+            rows.append(row)
+    except csv.Error as error:
+        raise InputError(f"{name}, line {reader.line_num}: not a CSV file ({error})") from error
+    return tuple(rows)
+
+
+def _check_header(header: Sequence[str], name: str) -> None:
+    wrong = [f"lacks {column!r}" for column in _NEEDED if column not in header]
+    if not {"top1_percent", "points_below_full"} & set(header):
+        wrong.append("lacks 'top1_percent'")
+    wrong += [f"has an unknown column {column!r}" for column in header if column not in COLUMNS]
+    wrong += [f"repeats {column!r}" for column in COLUMNS if list(header).count(column) > 1]
+    if wrong:
+        needed = (*_NEEDED, "top1_percent")
+        others = [column for column in COLUMNS if column not in needed]
+        raise InputError(
+            f"{name}, line 1: {', '.join(wrong)}; needed are {', '.join(needed)}; allowed are {', '.join(others)}"
+        )
+
+
+def _row(cells: dict, columns: int, name: str, line: int) -> Row:
+    if None in cells or None in cells.values():
+        given = sum(cell is not None for key, cell in cells.items() if key) + len(cells.get(None, ()))
+        raise InputError(f"{name}, line {line}: {given} values for {columns} columns")
+    values = {key: cell.strip() for key, cell in cells.items() if cell.strip() or key in _NEEDED}
+    try:
+        return Row(**{"source": name, **values}, file=name, line=line)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        column = str(problem["loc"][0]) if problem["loc"] else "top1_percent"
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise InputError(f"{name}, line {line}, column {column}: {cells.get(column, '')!r}: {reason}") from error
+
+
+def _check_own(row: Row) -> None:
+    def refuse(column: str, reason: str) -> InputError:
+        value = getattr(row, column)
+        return InputError(
+            f"{row.file}, line {row.line}, column {column}: {('' if value is None else value)!r}: {reason}"
+        )
+
+    if row.method not in METHODS:
+        raise InputError(f"{row.file}, line {row.line}, column method: {unknown('method', row.method, METHODS)}")
+    if row.top1_percent is None:
+        raise refuse("top1_percent", "your own rows need the accuracy itself, in percent")
+    method = METHODS[row.method]
+    if method.takes_blocks and not row.trained_blocks:
+        raise refuse("trained_blocks", f"method {row.method!r} needs its number of trained blocks, 1 or more")
+    if not method.takes_blocks and not method.options and row.trained_blocks is not None:
+        raise refuse("trained_blocks", f"method {row.method!r} has no depth; leave it empty")

@@ -1,0 +1,389 @@
+"""The command line `planner`: what to do with the memory there is."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from costmodel import ACCOUNTINGS, OPTIMIZERS, InputError
+from costmodel.interface.drawing import plot_path
+from costmodel.interface.running import run
+from costmodel.units import parse_bytes
+
+if TYPE_CHECKING:
+    from ..devices.device import Device
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which way of fine-tuning to choose for the memory there is. "
+    "MODEL is torchvision:NAME, timm:NAME, zoo:NAME, path/file.py:function, or a bare NAME. "
+    "--debug shows the traceback of an error.",
+)
+
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL...", help="One or more, such as torchvision:mobilenet_v2.", show_default=False),
+]
+_SEVERAL = "One, several (1,2,4), or a range (1-64, 8-64:8)."
+DeviceName = Annotated[str | None, typer.Option("--device", help="A device (see planner devices), or a TOML file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+
+
+def _numbers(text: str | None, option: str) -> list[int] | None:
+    """Return the whole numbers in '8', '1,2,4', '1-64' or '8-64:8'. Errors: InputError, naming the option."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?\s*", part)
+        first, last, step = (int(number) if number else None for number in match.groups()) if match else (None,) * 3
+        values = [first] if last is None else range(first, last + 1, step or 1) if step != 0 else ()
+        if not match or not values:
+            raise InputError(f"{option} {text!r} is no number, list (1,2,4) or range (1-64, 8-64:8)")
+        found += values
+    return found
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def _space(
+    batch: Annotated[str, typer.Option(help=f"Images per update. {_SEVERAL}")] = "8",
+    micro_batch: Annotated[
+        str | None, typer.Option(help="Images per pass, the batch's divisors; default: the whole batch.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help=f"One or several of {', '.join(OPTIMIZERS)}.")] = "sgd",
+    resolution: Annotated[str, typer.Option(help="Height and width of the images in pixels; one or several.")] = "224",
+    frozen_dtype: Annotated[
+        str, typer.Option(help="How frozen weights are stored: float32, float16, int8.")
+    ] = "float32",
+    method: Annotated[str | None, typer.Option(help="One or several; default: all without options.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Depths of the methods that have one; default: all.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of a new head; default: the network's own.")] = None,
+    accounting: Annotated[str, typer.Option(help=f"One of {', '.join(ACCOUNTINGS)}.")] = "lean",
+    evidence: Annotated[
+        list[str] | None,
+        typer.Option(help="A CSV file of your own accuracies, or a database of planner measure; may be repeated."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Which data set of --evidence it is about, if there are several.")
+    ] = None,
+) -> dict:
+    """Return what `candidates.candidates` takes beside the models."""
+    from ..evidence.rows import load_all
+
+    return {
+        "batch": _numbers(batch, "--batch"),
+        "micro_batch": _numbers(micro_batch, "--micro-batch"),
+        "optimizer": _names(optimizer),
+        "resolution": _numbers(resolution, "--resolution"),
+        "frozen_dtype": _names(frozen_dtype),
+        "methods": _names(method),
+        "blocks": _numbers(blocks, "--blocks"),
+        "classes": classes,
+        "accounting": accounting,
+        "evidence": load_all(evidence or ()),
+        "dataset": dataset,
+    }
+
+
+def _with_space(command: Callable) -> Callable:
+    """Give a command the options of `_space`, in the place of its parameter `space`, which gets what they mean."""
+    options = signature(_space, eval_str=True).parameters
+
+    @wraps(command)
+    def filled(**given) -> None:
+        command(**{name: value for name, value in given.items() if name not in options},
+                space=_space(**{name: given[name] for name in options}))  # fmt: skip
+
+    own = signature(command, eval_str=True).parameters.values()
+    parameters = [one for each in own for one in (options.values() if each.name == "space" else [each])]
+    # Typer hands arguments over by name, so that those with defaults may come first.
+    filled.__signature__ = Signature([each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters])
+    filled.__annotations__ = {each.name: each.annotation for each in parameters}
+    return filled
+
+
+class Against(StrEnum):
+    """What memory is drawn against."""
+
+    recovery = "recovery"
+    flops = "flops"
+
+
+def _device(name: str | None) -> Device | None:
+    """Return the device of that name or file, if one is named."""
+    if name is None:
+        return None
+    from ..devices.device import device
+
+    return device(name)
+
+
+@app.command("recommend")
+@_with_space
+def recommend_command(
+    models: Models,
+    ram: Annotated[str | None, typer.Option(help="Memory for the training itself, such as 64MB or 61MiB.")] = None,
+    device: DeviceName = None,
+    *,
+    space: dict,
+    flash: Annotated[str | None, typer.Option(help="Most bytes of weights and buffers, such as 4MB.")] = None,
+    max_flops: Annotated[float | None, typer.Option(help="Most FLOPs of a step per image, such as 500e6.")] = None,
+    max_epoch_seconds: Annotated[
+        float | None, typer.Option(help="Most roofline time; needs --device, --images.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Images of an epoch.")] = None,
+    min_recovery: Annotated[float | None, typer.Option(help="Least expected recovery, 0 to 1.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Least expected accuracy in percent.")] = None,
+    objective: Annotated[
+        str, typer.Option(help="What the frontier is made of, of memory, flops, time, flash, recovery, accuracy.")
+    ] = "memory,flops,recovery",
+    save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The method and depth with the best expected accuracy of those that fit in --ram or --device, and why.
+
+    Exit code 3 if nothing fits; the message names the smallest footprint.
+    """
+    from ..choosing.recommend import recommend
+
+    target = _device(device)
+    ram_bytes = None if ram is None else parse_bytes(ram)
+    if target is not None:
+        if ram_bytes is not None and ram_bytes > target.training_ram_bytes:
+            raise InputError(f"--ram {ram} is more than the device leaves: {target.explain()}")
+        ram_bytes = ram_bytes or target.training_ram_bytes
+    limits = {
+        "flash": None if flash is None else parse_bytes(flash), "flops": max_flops, "recovery": min_recovery,
+        "accuracy": min_accuracy,
+    }  # fmt: skip
+    if max_epoch_seconds is not None:
+        if target is None or images is None or images < 1:
+            raise InputError("--max-epoch-seconds needs --device, and --images of 1 or more")
+        limits["time"] = max_epoch_seconds / images
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    if ram_bytes is None and not limits:
+        raise InputError("no limit was given; give --ram 64MB, --device raspberry-pi-zero-2w, or another limit")
+    answer = recommend(models, ram_bytes, limits=limits, objectives=_names(objective), device=target, **space)
+    if save is not None:
+        answer.plan.save(save)
+    if as_json:
+        print(json.dumps(answer.to_dict(), indent=2))
+        return
+    from .report import show_recommendation
+
+    show_recommendation(answer, target)
+    if save is not None:
+        print(f"wrote {save}; use it with planner.plan.Plan.load({save!r}).apply(model)")
+
+
+@app.command("candidates")
+@_with_space
+def candidates_command(
+    models: Models,
+    *,
+    space: dict,
+    device: DeviceName = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print every column as CSV.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every method at every depth of each MODEL: memory, FLOPs and expected accuracy."""
+    from ..choosing.candidates import candidates, to_frame
+
+    priced = candidates(models, device=_device(device), **space)
+    if as_json:
+        print(json.dumps([candidate.to_dict() for candidate in priced], indent=2))
+    elif as_csv:
+        to_frame(priced).to_csv(sys.stdout, index=False)
+    else:
+        several = len({candidate.model for candidate in priced}) > 1
+        title = "every method and depth" if several else priced[0].model
+        from .report import candidate_table, console
+
+        console().print(candidate_table([("", candidate) for candidate in priced], several, title))
+
+
+@app.command("sweep")
+@_with_space
+def sweep_command(
+    models: Models,
+    out: Annotated[str, typer.Option(help="The file to write: .csv or .parquet.", show_default=False)],
+    *,
+    space: dict,
+    device: DeviceName = None,
+) -> None:
+    """Every combination of the axes of each MODEL, priced in bulk, to a file."""
+    from ..choosing.candidates import axes, sweep, trace_all, write_frame
+
+    graphs = trace_all(models, space.pop("resolution"), space.pop("classes"))
+    frame = sweep(graphs, axes(device=_device(device), **space))
+    write_frame(frame, out)
+    print(f"wrote {len(frame):,} candidates to {out}")
+
+
+@app.command("devices")
+def devices_command(
+    name: Annotated[str | None, typer.Argument(help="One of them, or a TOML file, with every number's source.")] = None,
+) -> None:
+    """The devices that --device knows: what each leaves for training."""
+    from ..devices.device import device
+    from .report import show_device, show_devices
+
+    show_devices() if name is None else show_device(device(name))
+
+
+@app.command("pareto")
+@_with_space
+def pareto_command(
+    models: Models,
+    out: Annotated[str | None, typer.Option(help="The picture to write: .png, .svg or .pdf.")] = None,
+    html: Annotated[str | None, typer.Option(help="The interactive page to write: .html.")] = None,
+    ram: Annotated[str | None, typer.Option(help="A budget to draw, such as 64MB.")] = None,
+    against: Annotated[Against, typer.Option(help="What to draw memory against, in --out.")] = Against.recovery,
+    *,
+    space: dict,
+) -> None:
+    """Draw memory against expected accuracy or FLOPs, every method at every depth of each MODEL."""
+    if not out and not html:
+        raise InputError("nothing to write; give --out pareto.png (or .svg, .pdf), --html pareto.html, or both")
+    if out:
+        plot_path(out)
+    if html:
+        plot_path(html, (".html",))
+    ram_bytes = None if ram is None else parse_bytes(ram)
+    from ..choosing.candidates import candidates
+
+    priced = candidates(models, **space)
+    if out:
+        from .plots import draw_pareto
+
+        draw_pareto(priced, out, ram_bytes, against.value)
+        print(f"wrote {out}")
+    if html:
+        from .page import write_page
+
+        write_page(priced, html, ram_bytes)
+        print(f"wrote {html}")
+
+
+def main() -> None:
+    """Run the command line."""
+    run(app)
+
+
+evidence_app = typer.Typer(no_args_is_help=True, help="The accuracies that estimates rest on.")
+app.add_typer(evidence_app, name="evidence")
+
+
+@evidence_app.command("check")
+def evidence_check_command(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print only the summary, as a table for docs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How far off the published evidence is on a data set that it has not seen.
+
+    Predicts every published recovery and accuracy without the data set it was measured on. Exit code 1 if fewer than
+    90 % of the accuracies lie in their 90 % intervals.
+    """
+    from ..estimates.validation import WANTED_COVERAGE, leave_one_out, summaries
+    from ..estimates.validation import markdown as markdown_table
+
+    found = leave_one_out()
+    if as_json:
+        print(json.dumps([one.to_dict() for one in found], indent=2))
+    elif markdown:
+        print(markdown_table(found))
+    else:
+        from .report import show_left_out
+
+        show_left_out(found)
+    if summaries(found)[-1].coverage < WANTED_COVERAGE:
+        raise typer.Exit(1)
+
+
+# --- measure ----------------------------------------------------------------------------------------------------------
+
+
+@app.command("measure")
+def measure_command(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Such as torchvision:mobilenet_v2.", show_default=False)
+    ],
+    data: Annotated[
+        str, typer.Option(help="A folder of images, one subfolder per class, or train/ and test/ of such.")
+    ],
+    weights: Annotated[str | None, typer.Option(help="DEFAULT (the library's own), a file, or random.")] = None,
+    ram: Annotated[str | None, typer.Option(help="Memory for the training itself, such as 64MB or 61MiB.")] = None,
+    device: DeviceName = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Most runs of all workers together; default: until decided.")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(help="Start no further run after so many hours.")] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of a run.")] = 10,
+    seeds: Annotated[int, typer.Option(help="Most runs of one candidate, each with its seed.")] = 3,
+    resolution: Annotated[int, typer.Option(help="Height and width of the images in pixels.")] = 224,
+    batch: Annotated[int, typer.Option(help="Images per update.")] = 8,
+    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "sgd",
+    lr: Annotated[
+        float, typer.Option(help="Learning rate of the first step; it falls to 0 along a half cosine.")
+    ] = 0.01,
+    storage: Annotated[
+        str, typer.Option(help="Where runs are kept: a SQLite file, or postgresql://user@host/database.")
+    ] = "sqlite:///runs.db",
+    strict: Annotated[
+        bool, typer.Option(help="Refuse images that cannot be read, and classes with one image.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune the candidates that could be the best on your images, until it is known which one is.
+
+    A rerun goes on where the last one stopped; several at once, with one --storage, share the runs. Then `planner
+    recommend MODEL --ram ... --evidence runs.db` uses what was measured.
+    """
+    import signal
+    import threading
+
+    target = _device(device)
+    ram_bytes = None if ram is None else parse_bytes(ram)
+    if target is not None:
+        ram_bytes = min(ram_bytes or target.training_ram_bytes, target.training_ram_bytes)
+    if ram_bytes is None:
+        raise InputError("no limit was given; give --ram 64MB, or --device raspberry-pi-zero-2w")
+    from ..campaign.measure import Recipe, measure
+    from ..evidence.database import shown
+    from .measure_view import Bars, tables
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a worker that is asked to stop leaves its run
+    try:
+        with Bars() as watch:
+            outcome = measure(
+                model, data, {"memory": ram_bytes}, weights=weights,
+                recipe=Recipe(epochs, lr, batch, resolution, optimizer), trials=trials, hours=hours, seeds=seeds,
+                storage=storage, strict=strict, watch=watch,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print(
+            f"stopped; finished runs are kept in {shown(storage)}, and the same command goes on with the next one",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(outcome.to_dict(), indent=2))
+    else:
+        from .report import console
+
+        out = console()
+        for part in tables(outcome):
+            out.print(part)

@@ -1,0 +1,139 @@
+"""A campaign for people: progress bars while it runs, and its tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from costmodel.units import format_bytes
+
+from ..campaign.measure import Finished, Outcome, Watch
+from ..campaign.next_trial import Trial
+from ..choosing.candidates import Candidate
+from ..choosing.objectives import seconds_text
+from ..choosing.recommend import Recommendation
+
+
+class Bars(Watch):
+    """Progress bars on standard error: the images, the campaign's runs, and the epochs of the present one."""
+
+    def __init__(self):
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self.tasks: dict[str, int] = {}
+
+    def __enter__(self) -> Bars:
+        """Show the bars, once there is one."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Leave them as they are."""
+        if self.tasks:
+            self.progress.stop()
+
+    def _set(self, bar: str, text: str, done: float, total: float, anew: bool = False) -> None:
+        if not self.tasks:
+            self.progress.start()
+        if bar not in self.tasks:
+            self.tasks[bar] = self.progress.add_task(text, total=total)
+        elif anew:
+            self.progress.reset(self.tasks[bar])
+        self.progress.update(self.tasks[bar], description=text, completed=done, total=total)
+
+    def reads(self, done: int, total: int) -> None:
+        """Show how many of the images are read."""
+        self._set("images", "reading images", done, total)
+
+    def notes(self, text: str) -> None:
+        """Write a line above the bars."""
+        self.progress.console.print(Text(f"note: {text}"))
+
+    def starts(self, trial: Trial, number: int, done: int, most: int, epochs: int) -> None:
+        """Show the campaign's bar, and an empty one for the run."""
+        self._set("runs", "runs, at most", done, most)
+        self._set("epochs", f"trial {number}: {trial.label}", 0, epochs, anew=True)
+
+    def epoch(self, epoch: int, accuracy_percent: float) -> None:
+        """Move the run's bar on."""
+        self.progress.update(self.tasks["epochs"], completed=epoch)
+
+    def ends(self, trial: Trial, accuracy_percent: float, stopped: bool) -> None:
+        """Write the result above the bars."""
+        early = ", stopped early: it could not reach the pick" if stopped else ""
+        self.progress.console.print(Text(f"{trial.label}: {accuracy_percent:.1f} %{early}"))
+        self.progress.advance(self.tasks["runs"])
+
+    def waits(self, running: Sequence[str]) -> None:
+        """Say whose runs are waited for."""
+        self._set("epochs", f"waiting for {', '.join(running)} of other workers", 0, 1)
+
+
+def tables(outcome: Outcome) -> Iterator[RenderableType]:
+    """Yield what a campaign came to."""
+    yield _runs(outcome)
+    mismatched = [run for run in outcome.runs if not run.memory_agrees]
+    for run in mismatched:
+        yield Text(
+            f"memory not as predicted in trial {run.number} ({_way(run)}): saved {run.saved_bytes:,} predicted, "
+            f"{run.measured_saved_bytes:,} measured; peak {run.peak_bytes:,} and {run.measured_peak_bytes:,} bytes"
+        )
+    for label, reason in outcome.failed.items():
+        yield Text(f"{label} could not be trained: {reason}")
+    for note in outcome.notes:
+        yield Text(f"note: {note}")
+    yield Text(f"ended: {outcome.ended}")
+    then = "" if outcome.changed else ", as before the runs"
+    yield Text(f"recommended{then}: {_promise(outcome.after)}", "bold")
+    if outcome.changed:
+        yield Text(f"recommended before the runs: {_promise(outcome.before)}")
+
+
+def _runs(outcome: Outcome) -> Table:
+    """Return the table of what was measured, the most accurate first."""
+    table = Table(title="measured", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    for name in ("runs", "accuracy", "90 % interval", "peak predicted", "measured", "memory", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    candidates = {(c.method, c.blocks): c for c in outcome.after.candidates}
+    groups: dict[tuple[str, int | None], list[Finished]] = {}
+    for run in outcome.runs:
+        groups.setdefault((run.method, run.blocks), []).append(run)
+    for key, runs in sorted(groups.items(), key=lambda item: -candidates[item[0]].recovery.accuracy_percent):
+        guess = candidates[key].recovery
+        whole = [run for run in runs if not run.stopped]
+        early = f"{len(runs) - len(whole)} stopped early" if len(whole) < len(runs) else ""
+        table.add_row(
+            candidates[key].label,
+            ", ".join(part for part in (str(len(whole)) if whole else "", early) if part),
+            f"{guess.accuracy_percent:.1f} %",
+            f"{guess.accuracy_low_percent:.1f} to {guess.accuracy_high_percent:.1f}",
+            format_bytes(runs[0].peak_bytes),
+            format_bytes(max(run.measured_peak_bytes for run in runs)),
+            "as predicted" if all(run.memory_agrees for run in runs) else "DIFFERS",
+            seconds_text(sum(run.seconds for run in runs)),
+            style="bold" if key == (outcome.after.chosen.method, outcome.after.chosen.blocks) else "",
+        )
+    return table
+
+
+def _way(run: Finished) -> str:
+    return run.method if run.blocks is None else f"{run.method}, k = {run.blocks}"
+
+
+def _promise(answer: Recommendation) -> str:
+    chosen: Candidate = answer.chosen
+    value = answer.scale.text(answer.scale.value(chosen))
+    kind = answer.scale.kind(chosen)
+    return f"{chosen.label}, {answer.scale.name} {value} ({kind}), peak {format_bytes(chosen.peak_bytes)}"

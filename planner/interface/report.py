@@ -1,0 +1,221 @@
+"""Answers of the planner as tables and panels for the terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from costmodel.units import format_bytes, format_count
+
+from ..choosing.objectives import seconds_text
+from ..choosing.reasons import namer, short_names
+from ..choosing.recommend import Recommendation, Scale, scale_of, where
+from ..devices.device import Device, device, device_names
+from ..estimates.validation import LeftOut, summaries
+
+if TYPE_CHECKING:
+    from ..choosing.candidates import Candidate
+
+
+def console() -> Console:
+    """Return the terminal, or 120 columns where there is none."""
+    terminal = Console()
+    if not terminal.is_terminal:  # a pipe or file has no width of its own
+        terminal.width = 120
+    return terminal
+
+
+def _expected(candidate: Candidate, by_accuracy: bool) -> tuple[str, str]:
+    """Return the expected accuracy or recovery with its interval, and its kind."""
+    guess = candidate.recovery
+    if not by_accuracy:
+        return _recovery(candidate), guess.kind
+    if guess.accuracy_percent is None:
+        return "unknown", "unknown"
+    ends = f"({guess.accuracy_low_percent:.1f} to {guess.accuracy_high_percent:.1f})"
+    return f"{guess.accuracy_percent:.1f} % {ends}", guess.accuracy_kind
+
+
+def _recovery(candidate: Candidate) -> str:
+    guess = candidate.recovery
+    text = Scale("recovery").text(-math.inf if guess.value is None else guess.value)
+    return text if guess.kind in ("definition", "unknown") else f"{text} ({guess.low:.2f} to {guess.high:.2f})"
+
+
+def candidate_table(rows: list[tuple[str, Candidate]], several: bool, title: str) -> Table:
+    """Return a table of candidates, each behind a label; the label and model columns only where they tell apart."""
+    short, name = short_names(candidate.model for _, candidate in rows), namer([candidate for _, candidate in rows])
+    labelled = any(label for label, _ in rows)
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    if labelled:
+        table.add_column("", no_wrap=True)
+    if several:
+        table.add_column("model", overflow="fold", min_width=18)
+    table.add_column("method", overflow="fold")
+    for column in ("peak", "FLOPs", *(() if several else ("trained",))):
+        table.add_column(column, justify="right", no_wrap=True)
+    by_accuracy = scale_of(candidate for _, candidate in rows).name == "accuracy"
+    table.add_column("accuracy" if by_accuracy else "recovery", no_wrap=True)
+    table.add_column("basis", no_wrap=True)
+    for label, candidate in rows:
+        table.add_row(
+            *([label] if labelled else []),
+            *([short[candidate.model]] if several else []),
+            name(candidate, with_model=False),
+            format_bytes(candidate.peak_bytes),
+            format_count(candidate.total_flops),
+            *(() if several else (format_count(candidate.trained_parameters),)),
+            *_expected(candidate, by_accuracy),
+        )
+    return table
+
+
+def _bullets(lines: list[str]) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    for line in lines:
+        grid.add_row("-", plain(line))
+    return grid
+
+
+def plain(text: str) -> Text:
+    """Return text that rich shows as it is."""
+    return Text(text)
+
+
+def _panel(answer: Recommendation, target: Device | None) -> Panel:
+    """Return the pick with its costs and what its accuracy rests on."""
+    chosen, guess = answer.chosen, answer.chosen.recovery
+    parts = [
+        f"{name.replace('_', ' ')} {format_bytes(size)}"
+        for name, size in chosen.memory_bytes.items()
+        if size and name != "peak"
+    ]
+    micro = f" in micro-batches of {chosen.micro_batch}" if chosen.micro_batch != chosen.batch else ""
+    frozen = f", frozen weights in {chosen.frozen_dtype}" if chosen.frozen_dtype != "float32" else ""
+    budget = f" of {format_bytes(answer.ram_bytes)}" if answer.ram_bytes else ""
+    time = "" if chosen.step_seconds is None else f"{seconds_text(chosen.step_seconds)} or more (roofline)"
+    percent = guess.accuracy_percent
+    rows = [
+        ("model", chosen.model),
+        ("method", chosen.method if chosen.blocks is None else f"{chosen.method}, the last k = {chosen.blocks} blocks"),
+        ("step", f"batch {chosen.batch}{micro}, {chosen.resolution}x{chosen.resolution}, {chosen.classes} classes, "
+                 f"{chosen.optimizer}, accounting {chosen.accounting}{frozen}"),
+        ("device", target.explain() if target else ""),
+        ("peak memory", f"{format_bytes(chosen.peak_bytes)}{budget}, {where(chosen)}"),
+        ("", ", ".join(parts)),
+        ("FLOPs per step", f"{format_count(chosen.total_flops)} (forward {format_count(chosen.forward_flops)}, "
+                           f"backward {format_count(chosen.backward_flops)})"),
+        ("time per step", time),
+        ("trained", f"{format_count(chosen.trained_parameters)} parameters"),
+        ("expected accuracy", "" if percent is None else f"{percent:.1f} % ({guess.accuracy_low_percent:.1f} to "
+                              f"{guess.accuracy_high_percent:.1f}), {guess.accuracy_kind}: {guess.accuracy_rests_on}"),
+        ("expected recovery", f"{_recovery(chosen)} of the way from training the last layer (0) to everything (1)"),
+        ("  kind", guess.kind),
+        ("  rests on", guess.rests_on),
+        ("  source", guess.source),
+        ("  interval", guess.interval),
+    ]  # fmt: skip
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        if text:
+            grid.add_row(label, plain(text), style="bold" if label in ("model", "method") else "")
+    return Panel(grid, title="recommended", title_align="left")
+
+
+def _alternatives(answer: Recommendation) -> list[tuple[str, Candidate]]:
+    """Return the candidates worth knowing besides the pick, each once, with what sets it apart."""
+
+    def lack(candidate: Candidate) -> str:
+        missing = candidate.peak_bytes - (answer.ram_bytes or math.inf)
+        return f"lacks {format_bytes(missing)}" if missing > 0 else "beyond a limit"
+
+    labelled = [(lack(c), c) for c in (answer.next_better, answer.best_unfit) if c]
+    labelled += [("cheaper", candidate) for candidate in answer.cheaper]
+    labelled += [(label, c) for label, c in (("faster", answer.faster), ("safer", answer.safer)) if c]
+    labelled += [("other network", c) for c in answer.best_per_model if c.model != answer.chosen.model]
+    return list({id(candidate): (label, candidate) for label, candidate in labelled}.values())
+
+
+def show_recommendation(answer: Recommendation, target: Device | None) -> None:
+    """Print the pick, what else there is, and why."""
+    out = console()
+    out.print(_panel(answer, target))
+    rows = _alternatives(answer)
+    if rows:
+        several = len({candidate.model for candidate in answer.candidates}) > 1
+        out.print(candidate_table(rows, several, "alternatives"))
+    out.print("[bold]why[/bold]", _bullets([*answer.reasons, *(f"note: {note}" for note in answer.notes)]), sep="\n")
+
+
+def show_left_out(found: list[LeftOut]) -> None:
+    """Print the error on each data set that was left out."""
+    title = "each data set left out: predicted, true, and the error"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("method", "network", "data set"):
+        table.add_column(name, no_wrap=True)
+    for name in ("recovery", "true", "error", "top-1 %", "true", "error", "90 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for one in found:
+        guess = one.predicted
+        table.add_row(
+            one.method,
+            f"{one.model}, unseen" if one.unseen else one.model,
+            one.dataset,
+            f"{guess.value:.2f}",
+            f"{one.recovery:.2f}",
+            f"{one.recovery_error:+.2f}",
+            f"{guess.accuracy_percent:.1f}",
+            f"{one.top1_percent:.1f}",
+            f"{one.points_error:+.1f}",
+            f"{guess.accuracy_low_percent:.1f} to {guess.accuracy_high_percent:.1f}",
+            "" if one.covered else "missed",
+        )
+    out = console()
+    out.print(table)
+    out.print(
+        _bullets(
+            [
+                f"{one.name}: {one.count} predictions, mean absolute error {one.recovery_error:.2f} of recovery, "
+                f"{one.points_error:.1f} points; {one.covered} ({100 * one.coverage:.0f} %) lie in the 90 % interval, "
+                f"{one.recovery_covered} of the recoveries in theirs"
+                for one in summaries(found)
+            ]
+            + ["the curve over depth rests on one number alone: nothing can be left out, so its error is not known"]
+        )
+    )
+
+
+def show_devices() -> None:
+    """Print what each device has, and what it leaves for training."""
+    listing = Table(box=SIMPLE_HEAD)
+    for column in ("device", "RAM", "for training", "peak", "bandwidth"):
+        listing.add_column(column, no_wrap=True, justify="left" if column == "device" else "right")
+    for name in device_names():
+        found = device(name)
+        listing.add_row(
+            name,
+            format_bytes(found.ram.bytes),
+            format_bytes(found.training_ram_bytes),
+            f"{format_count(found.peak.flops_per_second)}FLOP/s",
+            f"{format_bytes(found.bandwidth.bytes_per_second)}/s",
+        )
+    console().print(listing)
+
+
+def show_device(found: Device) -> None:
+    """Print a device's numbers, each with its source."""
+    listing = Table(box=SIMPLE_HEAD, title=plain(found.explain()), title_justify="left")
+    for column in ("quantity", "value", "source"):
+        listing.add_column(column, overflow="fold")
+    for row in found.quantities():
+        listing.add_row(*map(plain, row))
+    console().print(listing)

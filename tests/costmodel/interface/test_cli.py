@@ -1,0 +1,243 @@
+"""The command line: what it prints, and that a mistake is one clear line and exit code 2, without a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from networks import traced
+
+import costmodel.interface.cli
+from costmodel import ACCOUNTINGS, METHODS, OPTIMIZERS, CostModelError, footprint, parts
+from costmodel.tracing.tracer import trace
+
+MODEL = "torchvision:mobilenet_v3_small"
+
+
+def outside(*arguments: str) -> subprocess.CompletedProcess:
+    """Run a Python program in a process of its own."""
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ([], {}),
+        (["--method", "mobiletl", "--blocks", "5"], {"method": "mobiletl", "blocks": 5}),
+        (["--method", "bias", "--batch", "4", "--micro-batch", "2"], {"method": "bias", "batch": 4, "micro_batch": 2}),
+        (["--optimizer", "adamw", "--accounting", "eager"], {"optimizer": "adamw", "accounting": "eager"}),
+        (["--activation-dtype", "bfloat16", "--frozen-dtype", "int8", "--method", "last"],
+         {"activation_dtype": "bfloat16", "frozen_dtype": "int8", "method": "last"}),
+        (["--inplace-update"], {"inplace_update": True}),
+        (["--first-step", "--optimizer", "adam"], {"first_step": True, "optimizer": "adam"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_json_is_the_footprints_dictionary(command, arguments, options):
+    code, out, err = command("footprint", MODEL, "--json", *arguments)
+    assert (code, err) == (0, "")
+    assert json.loads(out) == footprint(traced(MODEL), **options).to_dict()
+
+
+def test_json_at_another_resolution_and_number_of_classes(command):
+    _, out, _ = command("footprint", MODEL, "--json", "--resolution", "96", "--classes", "10")
+    assert json.loads(out) == footprint(trace(MODEL, 96, 10)).to_dict()
+    assert (json.loads(out)["resolution"], json.loads(out)["classes"]) == (96, 10)
+
+
+@pytest.mark.parametrize("per", ["layer", "block", "operation", "tensor"])
+def test_json_with_rows(command, per):
+    _, out, _ = command("footprint", MODEL, "--method", "last", "--json", "--per", per)
+    answer = footprint(traced(MODEL), "last")
+    result = json.loads(out)
+    assert result.pop(f"per_{per}") == answer.to_frame(per).to_dict("records")
+    assert result == answer.to_dict()
+
+
+@pytest.mark.parametrize("per", ["layer", "block", "operation", "tensor"])
+def test_table_with_rows(command, per):
+    code, out, err = command("footprint", MODEL, "--method", "mobiletl", "--blocks", "2", "--per", per)
+    assert (code, err) == (0, "")
+    assert "peak memory" in out and "mobiletl, last 2 blocks" in out and f"per {per}" in out
+    rows = footprint(traced(MODEL), "mobiletl", 2).to_frame(per)
+    assert str(rows.iloc[0, 0]).split(":")[0] in out and str(rows.iloc[-1, 0]).split(":")[0] in out
+
+
+def test_layers(command):
+    graph = traced(MODEL)
+    code, out, _ = command("layers", MODEL, "--json")
+    rows = json.loads(out)
+    assert code == 0 and [row["layer"] for row in rows] == [layer.name for layer in graph.layers]
+    assert [row["part"] for row in rows] == [parts(graph).where(layer) for layer in graph.layers]
+    assert sum(row["parameters"] for row in rows) == graph.parameter_count
+    code, out, _ = command("layers", MODEL)
+    assert code == 0 and "157 layers, 11 blocks" in out and "classifier.3" in out and "N x 3 x 224 x 224" in out
+
+
+def test_methods(command):
+    code, out, _ = command("methods")
+    assert code == 0 and all(name in out for name in METHODS)
+
+
+def test_compare(command):
+    code, out, _ = command("compare", MODEL, "--method", "full", "--method", "mobiletl", "--blocks", "3", "--json")
+    result = json.loads(out)
+    assert code == 0 and [row["method"] for row in result["methods"]] == ["full", "mobiletl 3"]
+    for row, options in zip(result["methods"], ({"method": "full"}, {"method": "mobiletl", "blocks": 3}), strict=True):
+        for accounting in ACCOUNTINGS:
+            answer = footprint(traced(MODEL), accounting=accounting, kernels="none", **options)
+            if ACCOUNTINGS[accounting].whole_step:
+                assert row[f"{accounting}_saved_bytes"] == answer.saved_bytes
+                assert row[f"{accounting}_peak_bytes"] == answer.peak_bytes
+            else:  # a paper's one number
+                assert row[f"{accounting}_bytes"] == answer.peak_bytes
+
+
+def test_help_names_the_choices(command):
+    code, out, _ = command("footprint", "--help")
+    assert code == 0
+    for name in (*METHODS, *OPTIMIZERS, *ACCOUNTINGS):
+        assert name in out
+    code, out, _ = command()
+    assert code == 0 and all(name in out for name in ("footprint", "layers", "methods", "--debug"))
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+OWN_NETWORK = """
+from torch import nn
+
+def fails():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(7, 2))
+
+def raises():
+    raise ValueError("first line\\nsecond line")
+
+def assigns():
+    class Assigns(nn.Module):
+        def forward(self, x):
+            y = x * 2
+            y[:, 0] = 0
+            return y.mean((2, 3))
+    return Assigns()
+"""
+
+MISTAKES = {
+    "unknown model": ([f"{MODEL}l"], ["unknown torchvision model", "mobilenet_v3_small"]),
+    "bare unknown model": (["mobilnet_v2"], ["unknown model 'mobilnet_v2'", "did you mean", "mobilenet_v2"]),
+    "ambiguous model": (["resnet18"], ["torchvision:resnet18", "timm:resnet18"]),
+    "unknown source": (["hub:resnet18"], ["unknown source of models 'hub'", "torchvision"]),
+    "no such file": (["nowhere.py:net"], ["no file 'nowhere.py'"]),
+    "unknown method": ([MODEL, "--method", "mobile-tl"], ["unknown method 'mobile-tl'", "'mobiletl'"]),
+    "k too large": ([MODEL, "--method", "blocks", "--blocks", "12"], ["11 blocks", "12"]),
+    "k missing": ([MODEL, "--method", "mobiletl"], ["1 to 11", "--blocks"]),
+    "k not wanted": ([MODEL, "--method", "bias", "--blocks", "2"], ["'bias'", "no number of blocks"]),
+    "no blocks": (
+        ["torchvision:alexnet", "--method", "blocks", "--blocks", "1"],
+        ["alexnet", "full, last, norm, bias"],
+    ),
+    "resolution too small": (["torchvision:alexnet", "--resolution", "8"], ["8x8", "resolution may be too small"]),
+    "resolution 0": ([MODEL, "--resolution", "0"], ["resolution", "1 or more", "0"]),
+    "classes 0": ([MODEL, "--classes", "0"], ["classes", "1 or more", "0"]),
+    "batch 0": ([MODEL, "--batch", "0"], ["batch", "1 or more", "0"]),
+    "batch no number": ([MODEL, "--batch", "many"], ["--batch", "integer"]),
+    "micro-batch": ([MODEL, "--micro-batch", "3"], ["micro_batch must divide batch"]),
+    "unknown optimizer": ([MODEL, "--optimizer", "adamm"], ["unknown optimizer 'adamm'", "adam"]),
+    "unknown accounting": ([MODEL, "--accounting", "fat"], ["unknown accounting 'fat'", "lean"]),
+    "unknown dtype": ([MODEL, "--activation-dtype", "fp4"], ["unknown activation dtype 'fp4'", "float16"]),
+    "unknown grouping": ([MODEL, "--per", "module"], ["'module'", "layer"]),
+    "unknown option": ([MODEL, "--blokcs", "3"], ["--blokcs", "--help"]),
+    "no model": ([], ["Missing argument", "--help"]),
+    "no rule": (["torchvision:vit_b_32"], ["multi_head_attention_forward", "encoder_layer_0", "costmodel/rules"]),
+    "forward fails": (["OWN:fails"], ["failed in 1", "linear"]),
+    "builder fails": (["OWN:raises"], ["ValueError", "first line second line"]),
+    "cannot be followed": (["OWN:assigns"], ["assigns to a slice"]),
+    "unknown function": (["OWN:fail"], ["unknown function", "'fail'", "fails"]),
+}
+
+
+@pytest.fixture
+def own_network(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(OWN_NETWORK)
+    return path
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_clear_line(command, own_network, mistake):
+    arguments, expected = MISTAKES[mistake]
+    given = [argument.replace("OWN", str(own_network)) for argument in arguments]
+    code, out, err = command("footprint", *given)
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert "Traceback" not in err and len(err) < 900
+    for part in expected:
+        assert part in err
+
+
+def test_unknown_command(command):
+    code, _, err = command("footprnt", MODEL)
+    assert code == 2 and err.startswith("error: ") and "footprnt" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("ram", ["64 bananas", "-3MB", "lots", ""])
+def test_budget_that_is_no_size(command, ram):
+    import planner.interface.cli
+
+    code, out, err = command("recommend", MODEL, f"--ram={ram}", main=planner.interface.cli.main)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and "64MB" in err and repr(ram) in err
+
+
+def test_debug_raises_the_error_itself(monkeypatch):
+    for arguments in (["--debug", "footprint", "nonsense"], ["footprint", "nonsense", "--debug"]):
+        monkeypatch.setattr(sys, "argv", ["costmodel", *arguments])
+        with pytest.raises(CostModelError, match="nonsense"):
+            costmodel.interface.cli.main()
+
+
+# --- as a program -----------------------------------------------------------------------------------------------------
+
+RUN = "import sys; sys.argv = ['costmodel', *sys.argv[1:]]; from costmodel.interface.cli import main; main()"
+
+
+def test_debug_shows_the_traceback():
+    shown = outside("-c", RUN, "footprint", "nowhere.py:net", "--debug")
+    assert shown.returncode != 0 and "Traceback" in shown.stderr and "there is no file 'nowhere.py'" in shown.stderr
+    hidden = outside("-c", RUN, "footprint", "nowhere.py:net")
+    assert hidden.returncode == 2 and "Traceback" not in hidden.stderr
+    assert hidden.stderr.splitlines()[-1] == shown.stderr.splitlines()[-1].replace(
+        "costmodel.errors.InputError", "error"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["footprint", "--help"], ["methods"]], ids=str)
+def test_help_does_not_load_torch(arguments):
+    program = f"""
+import sys
+sys.argv = ["costmodel", *{arguments!r}]
+from costmodel.interface.cli import main
+try:
+    main()
+finally:
+    loaded = {{"torch", "torchvision", "timm", "pandas", "networkx"}} & set(sys.modules)
+    print("loaded:", " ".join(sorted(loaded & {{"torch", "torchvision", "timm"}})), file=sys.stderr)
+"""
+    done = outside("-c", program)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) > 5
+    assert done.stderr == "loaded: \n"
+
+
+def test_reader_that_has_seen_enough():
+    """`costmodel layers ... | head -1` leaves quietly."""
+    program = [sys.executable, "-c", RUN, "layers", "zoo:proxylessnas_mobile"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr.read() == ""
+        assert running.wait(60) == 0

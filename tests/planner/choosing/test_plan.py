@@ -1,0 +1,95 @@
+"""Plans: saved, loaded, applied to the real network, and refused where they do not belong."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import build
+
+from costmodel import InputError, restore
+from planner.choosing.plan import Plan
+from planner.choosing.recommend import recommend
+
+MODEL = "torchvision:mobilenet_v3_small"
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return recommend(MODEL, 25_000_000, resolution=64, frozen_dtype=["float32", "float16"]).plan
+
+
+def test_a_saved_plan_is_the_same_and_holds_the_pick(plan, tmp_path):
+    path = tmp_path / "plan.json"
+    plan.save(path)
+    assert Plan.load(path) == plan
+    answer = recommend(MODEL, 25_000_000, resolution=64, frozen_dtype=["float32", "float16"])
+    assert (plan.method, plan.blocks, plan.peak_bytes) == (
+        answer.chosen.method, answer.chosen.blocks, answer.chosen.peak_bytes,
+    )  # fmt: skip
+    assert set(Plan.model_json_schema()["properties"]) == set(json.loads(path.read_text()))
+
+
+def test_apply_trains_what_was_planned_and_keeps_as_many_bytes(plan):
+    from costmodel.checking.measuring import saved_bytes
+
+    model = plan.apply(build(MODEL)).train()
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert trained == plan.trained_parameters
+    assert saved_bytes(model, torch.randn(plan.micro_batch, 3, 64, 64)) == plan.saved_bytes
+    assert type(restore(model)).__name__ == "MobileNetV3"
+
+
+def test_a_plan_for_another_network_is_refused_with_the_reason(plan):
+    with pytest.raises(
+        InputError, match=r"the plan is for torchvision:mobilenet_v3_small with 1000 classes, 2,542,856"
+    ):
+        plan.apply(build("timm:tinynet_e"))
+    other_head = build(MODEL)
+    other_head.classifier[3] = torch.nn.Linear(1024, 10)
+    with pytest.raises(InputError, match="plan for this network"):
+        plan.apply(other_head)
+    assert all(parameter.requires_grad for parameter in other_head.parameters())
+
+
+def test_a_method_that_only_has_a_price_is_refused(plan):
+    with warnings.catch_warnings(), pytest.raises(InputError, match="priced only"):
+        plan.model_copy(update={"method": "back-razor", "blocks": None}).apply(build(MODEL))
+    with pytest.raises(InputError, match="'magic' is unknown here; it was made with"):
+        plan.model_copy(update={"method": "magic"}).apply(build(MODEL))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": 2}, "is a plan of version 2, and this package reads version 1"),
+        ({"batch": 0}, "batch: Input should be greater than 0"),
+        ({"extra": 1}, "extra: Extra inputs are not permitted"),
+        ({"method": None}, "method: Input should be a valid string"),
+    ],
+)
+def test_a_bad_file_is_one_line(plan, tmp_path, change, said):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan.model_dump() | change))
+    with pytest.raises(InputError, match=said) as refused:
+        Plan.load(path)
+    assert "\n" not in str(refused.value) and str(path) in str(refused.value)
+
+
+@given(st.binary(max_size=60))
+def test_no_garbage_is_a_plan(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("plans") / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is not a plan"):
+        Plan.load(path)
+
+
+def test_files_that_cannot_be_read_or_written(plan, tmp_path):
+    with pytest.raises(InputError, match="cannot read the plan"):
+        Plan.load(tmp_path / "none.json")
+    with pytest.raises(InputError, match="cannot write the plan"):
+        plan.save(tmp_path / "none" / "plan.json")

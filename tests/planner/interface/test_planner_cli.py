@@ -1,0 +1,166 @@
+"""The planner's command line over every axis: what is asked for, what comes out, and one line where it cannot be."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodel import InputError
+from planner.choosing.candidates import axes, candidates, sweep, to_frame, trace_all
+from planner.choosing.objectives import DEFAULT, OBJECTIVES
+from planner.choosing.plan import Plan
+from planner.devices.device import device
+from planner.interface import cli
+
+MODEL = "torchvision:mobilenet_v3_small"
+
+
+@pytest.fixture
+def planner(command):
+    return functools.partial(command, main=cli.main)
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50), st.integers(1, 9)), min_size=1, max_size=4))
+def test_numbers_are_single_lists_or_ranges(parts):
+    text = ",".join(f"{first}-{first + more}:{step}" if more else str(first) for first, more, step in parts)
+    expected = [n for first, more, step in parts for n in (range(first, first + more + 1, step) if more else [first])]
+    assert cli._numbers(text, "--batch") == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "1-", "-", "5-1", "1-5:0", "1,,2", "1.5", "1e3", "9" * 12])
+def test_what_is_no_number_is_refused(text):
+    with pytest.raises(InputError, match="is no number, list"):
+        cli._numbers(text, "--batch")
+
+
+def test_axes_of_the_command_line_are_those_of_the_api(planner):
+    code, text, _ = planner(
+        "candidates", MODEL, "--batch", "4,8", "--micro-batch", "2-4:2", "--optimizer", "sgd,adam",
+        "--resolution", "96", "--frozen-dtype", "float16", "--method", "bias,blocks", "--blocks", "1-2", "--json",
+    )  # fmt: skip
+    expected = candidates(
+        MODEL, batch=[4, 8], micro_batch=[2, 4], optimizer=["sgd", "adam"], resolution=96, frozen_dtype="float16",
+        methods=["bias", "blocks"], blocks=[1, 2],
+    )  # fmt: skip
+    assert code == 0 and len(expected) == 2 * 2 * 2 * 3
+    assert json.loads(text) == [candidate.to_dict() for candidate in expected]
+
+
+def test_a_sweep_holds_the_same_numbers_as_candidates(planner, tmp_path):
+    import pandas
+
+    space = {"batch": range(1, 5), "optimizer": ["sgd", "adam"], "device": device("raspberry-pi-4-1gb")}
+    frame = sweep(trace_all([MODEL, "timm:tinynet_e"], 96), axes(**space))
+    rows = to_frame(candidates([MODEL, "timm:tinynet_e"], resolution=96, **space))
+    assert len(frame) == len(rows) and set(frame.columns) <= set(rows.columns)
+    for column in frame.columns:
+        given, expected = frame[column].astype(object), rows[column].astype(object)
+        assert given.where(given.notna(), None).tolist() == expected.where(expected.notna(), None).tolist(), column
+    for name in ("c.csv", "c.parquet"):
+        code, out, _ = planner(
+            "sweep",
+            MODEL,
+            "--out",
+            str(tmp_path / name),
+            "--resolution",
+            "96",
+            "--batch",
+            "1-4",
+            "--optimizer",
+            "sgd,adam",
+        )
+        assert code == 0 and out.startswith("wrote 232 candidates to ")
+    first, second = pandas.read_csv(tmp_path / "c.csv"), pandas.read_parquet(tmp_path / "c.parquet")
+    assert first["peak_bytes"].tolist() == second["peak_bytes"].tolist()
+    assert (second["peak_bytes"] > 0).all() and len(second) == 232
+
+
+def test_a_device_leaves_less_than_its_ram_and_says_so(planner, tmp_path):
+    path = tmp_path / "plan.json"
+    code, out, err = planner(
+        "recommend", MODEL, "--resolution", "96", "--device", "raspberry-pi-zero-2w", "--save", str(path)
+    )
+    pi = device("raspberry-pi-zero-2w")
+    assert (code, err) == (0, "") and "roofline" in out and "Python with torch" in out
+    assert 0 < Plan.load(path).peak_bytes <= pi.training_ram_bytes < pi.ram.bytes
+
+
+def test_limits_are_kept(planner):
+    code, text, _ = planner(
+        "recommend", MODEL, "--resolution", "96", "--device", "raspberry-pi-4-1gb", "--min-recovery", "0.5",
+        "--max-flops", "50e6", "--flash", "11MB", "--max-epoch-seconds", "100", "--images", "10000", "--json",
+    )  # fmt: skip
+    answer = json.loads(text)
+    assert code == 0 and set(answer["limits"]) == {"memory", "flops", "recovery", "flash", "time"}
+    chosen = answer["chosen"]
+    assert chosen["total_flops"] / 8 <= 50e6 and chosen["recovery"]["value"] >= 0.5
+    assert chosen["step_seconds"] / 8 * 10_000 <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "no limit was given"),
+        (["--device", "raspberry-pi-9"], 2, "unknown device 'raspberry-pi-9'"),
+        (["--device", "raspberry-pi-zero-2w", "--ram", "1GB"], 2, "is more than the device leaves"),
+        (["--ram", "1GB", "--max-epoch-seconds", "5"], 2, "needs --device, and --images"),
+        (["--ram", "1GB", "--max-flops", "-5"], 2, "must be a positive number, not -5"),
+        (["--ram", "1GB", "--objective", "beauty"], 2, "unknown objective 'beauty'"),
+        (["--ram", "1GB", "--batch", "8", "--micro-batch", "3"], 2, "no micro-batch of 3 divides a batch of 8"),
+        (["--ram", "1GB", "--method", "magic"], 2, "unknown method 'magic'"),
+        (["--ram", "1GB", "--blocks", "99"], 2, "no network has blocks"),
+        (["--ram", "1GB", "--frozen-dtype", "int4"], 2, "int4"),
+        (["--ram", "1GB", "--min-accuracy", "80"], 3, "is not known of any candidate"),
+        (["--ram", "1GB", "--max-flops", "1"], 3, "the nearest is last"),
+        (["--ram", "1GB", "--max-flops", "30e6", "--min-recovery", "0.999"], 3, "at once, though each one alone"),
+        (["--ram", "9MB"], 3, "the smallest footprint is last"),
+        (["--ram", "1GB", "--evidence", "none.csv"], 2, "cannot read none.csv"),
+    ],
+)
+def test_what_cannot_be_is_one_line(planner, arguments, code, said):
+    if "--blocks" in arguments:
+        arguments = [*arguments, "--method", "blocks"]
+    found, out, err = planner("recommend", MODEL, "--resolution", "96", *arguments)
+    assert (found, out) == (code, "")
+    assert said in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_own_evidence_is_used_and_said(planner, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(
+        "model,method,trained_blocks,dataset,top1_percent,test_images\n"
+        f"{MODEL},last,,mine,70,2000\n{MODEL},full,,mine,90,2000\n{MODEL},mobiletl,3,mine,88,2000\n"
+    )
+    code, text, _ = planner(
+        "recommend", MODEL, "--resolution", "96", "--ram", "20MB", "--evidence", str(path), "--json"
+    )
+    answer = json.loads(text)
+    assert code == 0 and answer["compared_by"] == "accuracy"
+    measured = next(c for c in answer["candidates"] if (c["method"], c["blocks"]) == ("mobiletl", 3))
+    assert measured["recovery"]["accuracy_percent"] == 88 and measured["recovery"]["accuracy_kind"] == "measured"
+    code, out, _ = planner("recommend", MODEL, "--resolution", "96", "--ram", "26MB", "--evidence", str(path))
+    assert (
+        "88.0 % (" in out
+        and "measured: your runs of mobiletl, k = 3" in out
+        and "is the cheapest of those that tie" in out
+    )
+    path.write_text(path.read_text() + f"{MODEL},norm,,mine,190,2000\n")
+    code, out, err = planner("recommend", MODEL, "--ram", "20MB", "--evidence", str(path))
+    assert (code, out) == (2, "") and "mine.csv, line 5, column top1_percent: '190'" in err
+
+
+def test_devices_are_listed_with_their_sources(planner):
+    code, out, _ = planner("devices")
+    assert code == 0 and "raspberry-pi-zero-2w" in out and "stm32f746" in out
+    code, out, _ = planner("devices", "esp32-s3")
+    assert code == 0 and "Source:" in out and "Assumption:" in out
+
+
+def test_help_names_every_objective():
+    documented = cli.recommend_command.__annotations__["objective"]
+    assert all(name in documented.__metadata__[0].help for name in OBJECTIVES)
+    assert ",".join(DEFAULT) == "memory,flops,recovery"
