@@ -27,7 +27,7 @@ from planner.campaign.next_trial import next_trial
 from planner.choosing.candidates import Candidate, axes, price_all
 from planner.choosing.recommend import choose
 from planner.estimates.intervals import student_t
-from planner.evidence.rows import Row, load
+from planner.evidence import Row, load
 
 PLOT = Path(__file__).parents[1] / "docs" / "decision_quality.png"
 BUDGETS, SHARE = 12, 0.25

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from costmodel.errors import InputError, unknown
-from planner.campaign.fine_tuning import classify, train_epochs
+from planner.campaign.fine_tuning import Recipe, classify, train_epochs
 
 RESOLUTION = 32
 # Letters whose upper and lower case look alike are one class: the 15 merges of EMNIST's "balanced" split.
@@ -236,7 +236,7 @@ def _pretrain(
         model = NETWORKS[network](len(LETTERS))
         train, test = letters(rendered, seed), letters(-(-rendered // 15), seed + 1)
         progress(f"pre-training {network} on {rendered} letters")
-        for epoch in train_epochs(model, train, epochs, 3e-3, 64, "adam"):
+        for epoch in train_epochs(model, train, Recipe(epochs, 3e-3, 64, RESOLUTION, "adam")):
             progress(f"pre-training {network}: epoch {epoch} of {epochs}")
         right = sum(classify(model, test))
         progress(f"pre-trained {network}: {right} of {len(test[0])} new letters right")

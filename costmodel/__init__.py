@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .accounting.kernels import Kernels
-from .accounting.table import ACCOUNTINGS
+from .accounting.table import ACCOUNTINGS, register_rule, whole_step
 from .answers.footprint import Footprint, footprint
 from .answers.price import Prices, price
 from .errors import CostModelError, InfeasibleError, InputError, ModelError, UnknownOperationError
@@ -22,24 +22,27 @@ from .graph.layer_graph import LayerGraph
 from .graph.values import Layer, Tensor
 from .methods.assignment import Assignment
 from .methods.method import Method
-from .methods.table import METHODS, register_method, way
-from .methods.way import Way
+from .methods.table import METHODS, anchor, register_method, way, way_from
+from .methods.way import Way, read_options
 from .rules.table import RULES
 from .step.optimizers import OPTIMIZERS
-from .step.precision import Precision
-from .step.schedule import Schedule
+from .step.precision import Precision, precision_from
+from .step.schedule import Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
-    from .checking.verification import verify
+    from .checking.verification import Verification, verify
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
+    from .training.optimizers import make_optimizer
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
+    "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
+    "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
     "trace": "traces.stored",
@@ -76,17 +79,26 @@ __all__ = [
     "Step",
     "Tensor",
     "UnknownOperationError",
+    "Verification",
     "Way",
+    "anchor",
     "apply",
     "block_count",
     "build",
     "footprint",
+    "make_optimizer",
     "parts",
+    "precision_from",
     "price",
+    "read_options",
     "register_method",
+    "register_rule",
     "replace_head",
     "restore",
+    "schedule_from",
     "trace",
     "verify",
     "way",
+    "way_from",
+    "whole_step",
 ]

@@ -41,5 +41,7 @@ def forget(owner: object) -> None:
 
 def derived(owner: object) -> set[str]:
     """Return the names of the attributes that hold what was derived: no part of the value, so left out of pickles."""
-    properties = (name for cls in type(owner).__mro__ for name, item in vars(cls).items() if isinstance(item, cached_property))
+    properties = (
+        name for cls in type(owner).__mro__ for name, item in vars(cls).items() if isinstance(item, cached_property)
+    )
     return {_ATTRIBUTE, *properties}

@@ -1,6 +1,43 @@
 """What to do about the cost of fine-tuning: every method and depth priced, with the accuracy to expect, and one pick.
 
-`planner.recommend.recommend(models, ram_bytes)` answers the main question; `planner.candidates.candidates(models)`
-gives everything it chose from. What the accuracies mean, and how runs of your own become one, is in `planner.accuracy`;
-how far off they are without is in `planner.validation`.
+    answer = recommend("torchvision:mobilenet_v3_small", ram_bytes=64_000_000)
+    answer.plan.save("plan.json")
+
+`candidates` gives everything it chose from. What the accuracies mean, and how runs of your own become one, is in
+`planner.estimates`; `planner.evidence.load` reads yours.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .choosing.candidate import Candidate
+    from .choosing.candidates import candidates
+    from .choosing.frames import sweep
+    from .choosing.plan import Plan
+    from .choosing.recommend import Recommendation, recommend
+    from .devices.device import Device, device
+
+_LATER = {
+    "Candidate": "choosing.candidate",
+    "Device": "devices.device",
+    "Plan": "choosing.plan",
+    "Recommendation": "choosing.recommend",
+    "candidates": "choosing.candidates",
+    "device": "devices.device",
+    "recommend": "choosing.recommend",
+    "sweep": "choosing.frames",
+}
+
+
+def __getattr__(name: str):
+    if name in _LATER:
+        value = getattr(import_module(f".{_LATER[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["Candidate", "Device", "Plan", "Recommendation", "candidates", "device", "recommend", "sweep"]

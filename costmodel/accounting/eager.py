@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 
 from ..errors import UnknownOperationError
@@ -24,11 +24,11 @@ from ..rules.table import operation
 from ..table import Table
 from ..units import FLOAT_BITS
 from .books import Accounting, Books, Ledger
-from .kernels import Kernels
 from .gradients import Wanted
+from .kernels import Kernels
 
 Item = Dense | Private
-Keeps = Callable[[Layer, tuple[str, ...]], Iterator[Item]]
+Keeps = Callable[[Layer, tuple[str, ...]], Iterable[Item]]
 
 _INDEX_BITS = 64
 

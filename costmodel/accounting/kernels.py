@@ -214,7 +214,7 @@ def _layers(call: Call) -> Working:
 
 
 def _input_gradient(call: Call) -> int:
-    """Return the bytes of a convolution's backward that computes no gradient of its weight: a transposed convolution."""
+    """Return the bytes of a convolution's backward without the weight's gradient: of a transposed convolution."""
     layer, batch, float_bytes = call.layer, call.batch, call.float_bytes
     if "input" not in call.wanted or (_given(layer, "groups") == 1 and _is_matrix_product(layer)):
         return 0

@@ -11,10 +11,9 @@ Source of the needs: `rules/`. The torch layers of `costmodel.layers` keep exact
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import itertools
 import math
+from collections.abc import Sequence
 
 from ..graph.layer_graph import LayerGraph
 from ..graph.values import Layer

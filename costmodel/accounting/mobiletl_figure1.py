@@ -13,9 +13,7 @@ Source: Chiang et al.: MobileTL, AAAI 2023 (arXiv 2212.03246), Figure 1 and abst
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..graph.layer_graph import LayerGraph
 from ..methods.assignment import Assignment

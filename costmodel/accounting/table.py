@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ..errors import InputError
+from ..rules.table import RULES, Rule
 from ..table import Table
 from .books import Accounting
-from .eager import EAGER
+from .eager import EAGER, KEEPS, Keeps
 from .gradient_filter import GRADIENT_FILTER
 from .lean import LEAN
 from .mcunetv3 import MCUNETV3
@@ -16,6 +17,27 @@ ACCOUNTINGS: Table[Accounting] = Table(
     "accounting",
     ((books.name, books) for books in (LEAN, EAGER, TINYTL, GRADIENT_FILTER, MOBILETL_FIGURE1, MCUNETV3)),
 )
+
+
+def register_rule(operation: str, rule: Rule, eager: Keeps | None = None) -> None:
+    """Add an operation that the package does not know: what its gradients need, its FLOPs, and what PyTorch keeps.
+
+    operation: its name, as an error or `costmodel layers` shows it. rule: a function `Layer -> Facts`. eager: (layer,
+    roles whose gradient is wanted) -> what stock PyTorch keeps for backward; without it the books `eager` refuse it.
+
+    >>> import costmodel
+    >>> from costmodel.rules.facts import Facts, dense
+    >>> def softsign(layer):  # y = x / (1 + |x|), dx = dy / (1 + |x|)^2: needs x
+    ...     count = layer.output.elements
+    ...     return Facts({"input": (dense(layer.input),)}, forward_elementwise=3 * count,
+    ...                  backward_elementwise={"input": 4 * count})
+    >>> costmodel.register_rule("softsign", softsign, eager=lambda layer, wanted: dense(layer.input))
+
+    Errors: InputError if there is a rule for the operation.
+    """
+    RULES.add(operation, rule)
+    if eager is not None:
+        KEEPS.add(operation, eager)
 
 
 def whole_step(name: str, purpose: str) -> Accounting:

@@ -27,8 +27,8 @@ from collections.abc import Sequence
 
 from ..graph.blocks import ACTIVATIONS, CONVOLUTIONS, NORMS, parts
 from ..graph.layer_graph import LayerGraph
-from ..kept import kept
 from ..graph.values import Layer
+from ..kept import kept
 from ..methods.assignment import Assignment
 from ..rules.facts import Facts
 from ..units import FLOAT_BITS, bytes_of_bits

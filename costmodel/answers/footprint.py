@@ -288,7 +288,7 @@ class Footprint:
         """Return the answer as (label, text) pairs for people."""
         flops = self.flops
         rows = [
-            ("method", self.way.label),
+            ("method", self.way.description),
             ("step", self.step.label),
             ("peak memory", f"{format_bytes(self.peak_bytes)} ({self.peak.phase}, {self.peak.layer or '-'})"),
         ]

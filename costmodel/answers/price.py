@@ -50,11 +50,12 @@ class Prices:
     columns: `way`, `precision`, `batches` and `optimizer` are indices into what was asked for; `place` is one into
     `places`, (phase, layer) pairs, where the peak is. The others are named as in `Footprint`: `peak_bytes`, its parts,
     `saved_bytes`, `moved_bytes`, `trained_parameters`, FLOPs. `converted`: 1 where the method puts other operations
-    into the network than it was pre-trained with.
+    into the network than it was pre-trained with. categories: of memory, each with a column `<category>_bytes`.
     """
 
     columns: dict[str, Counts]
     places: tuple[Place, ...]
+    categories: tuple[str, ...] = CATEGORIES
 
 
 class _Update(NamedTuple):

@@ -7,34 +7,48 @@ says what the rule gives, and `reason` why or how far that is understood. An exp
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ..accounting.mobiletl_figure1 import books_with
 from ..answers.footprint import Footprint, footprint
 from ..errors import InputError
 from ..graph.blocks import block_count, parts
 from ..graph.layer_graph import LayerGraph
+from ..methods.table import way
+from ..methods.way import Way, read_options
+from ..step.step import Step
 from ..traces.stored import trace
 from ..units import scale_of
 
 SAVING, FLOPS_SAVING = "saving of block ", "FLOPs saving"
 
 
-@dataclass(frozen=True)
-class Published:
+def _or_none(text: object) -> object:
+    return None if text == "" else text
+
+
+Depth = Annotated[int | None, BeforeValidator(_or_none)]
+Number = Annotated[float | None, BeforeValidator(_or_none)]
+
+
+class Published(BaseModel):
     """A published number and how it is recomputed. `blocks` and `classes` are None where they play no part."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     table: str
     network: str
     method: str
-    blocks: int | None
-    options: dict[str, str]
-    classes: int | None
+    blocks: Depth
+    options: Annotated[dict[str, str], BeforeValidator(lambda text: read_options(text.split()))]
+    classes: Depth
     resolution: int
     batch: int
     accounting: str
@@ -44,8 +58,13 @@ class Published:
     tolerance: float
     rounding: str
     expected: str
-    rule_gives: float | None
+    rule_gives: Number
     reason: str
+
+    @property
+    def way(self) -> Way:
+        """What trains."""
+        return way(self.method, self.blocks, self.options)
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,8 @@ class Reproduction:
         """Whether the row's expectation holds."""
         if self.published.expected == "reproduced":
             return self.reproduced
-        return not self.reproduced and _prints_as(self.computed, self.published.rule_gives, self.published)
+        gives = self.published.rule_gives
+        return not self.reproduced and gives is not None and _prints_as(self.computed, gives, self.published)
 
 
 def _prints_as(computed: float, value: float, row: Published) -> bool:
@@ -74,36 +94,11 @@ def _prints_as(computed: float, value: float, row: Published) -> bool:
     return abs(computed - value) <= row.tolerance * (1 + 1e-9)
 
 
-def read_options(parts: Iterable[str]) -> dict[str, str]:
-    """Return options from texts such as 'layers=22', 'weights=21:1,24:1/2'.
-
-    Errors: InputError for a text without a '='.
-    """
-    options = {}
-    for part in parts:
-        name, equals, value = part.partition("=")
-        if not equals or not name or not value:
-            raise InputError(f"cannot read the option {part!r}; write name=value, such as patch=2")
-        options[name] = value
-    return options
-
-
 @cache
 def published() -> tuple[Published, ...]:
     """Return the published numbers in the file's order."""
     text = files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
-    rows = []
-    for row in csv.DictReader(text.splitlines()):
-        rows.append(Published(
-            row["source"], row["table"], row["network"], row["method"],
-            int(row["blocks"]) if row["blocks"] else None,
-            read_options(row["options"].split()),
-            int(row["classes"]) if row["classes"] else None,
-            int(row["resolution"]), int(row["batch"]), row["accounting"], row["quantity"],
-            float(row["value"]), row["unit"], float(row["tolerance"]), row["rounding"], row["expected"],
-            float(row["rule_gives"]) if row["rule_gives"] else None, row["reason"],
-        ))  # fmt: skip
-    return tuple(rows)
+    return tuple(Published(**row) for row in csv.DictReader(text.splitlines()))
 
 
 @cache
@@ -120,10 +115,10 @@ def compute(row: Published) -> float:
     """Return the number of a row by its rule, in its unit."""
     graph = _traced(row.network, row.resolution, row.classes)
 
-    def price(method: str, blocks: int | None, options: dict[str, str]) -> Footprint:
-        return footprint(graph, method, blocks, row.batch, accounting=row.accounting, options=options)
+    def of(way: Way) -> Footprint:
+        return footprint(Step(graph, way, row.batch, accounting=row.accounting))
 
-    answer = price(row.method, row.blocks, row.options)
+    answer = of(row.way)
     if row.quantity == "memory":
         return answer.peak_bytes / scale_of(row.unit)
     if row.quantity == "parameters":
@@ -131,10 +126,10 @@ def compute(row: Published) -> float:
     if row.quantity == "trained":
         return answer.trained_parameters
     if row.quantity == FLOPS_SAVING:
-        return 100 * (1 - answer.total_flops / price("full", None, {}).total_flops)
+        return 100 * (1 - answer.total_flops / of(Way("full")).total_flops)
     if row.quantity.startswith(SAVING):
         part = f"block {row.quantity.removeprefix(SAVING)}"
-        plain = price("blocks", row.blocks, {})
+        plain = of(Way("blocks", row.blocks))
         return 100 * (1 - _of_part(answer, part) / _of_part(plain, part))
     raise InputError(f"unknown quantity {row.quantity!r} in published.csv")
 
@@ -208,21 +203,14 @@ CONCLUSION = (
 )
 
 
-def to_records(results: list[Reproduction]) -> list[dict]:
+def to_records(results: list[Reproduction]) -> list[dict[str, Any]]:
     """Return the rows as plain values."""
     return [
         {
-            **vars(result.published),
+            **result.published.model_dump(),
             "computed": result.computed,
             "reproduced": result.reproduced,
             "as_expected": result.as_expected,
         }
         for result in results
     ]
-
-
-def plot(results: list[Reproduction], path: str | Path) -> None:
-    """Draw published against computed, one panel for each unit, into an image file."""
-    from ..interface.plots import published_against_computed
-
-    published_against_computed(results, path)

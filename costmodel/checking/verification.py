@@ -10,21 +10,30 @@ from dataclasses import dataclass
 import torch
 
 from ..accounting.eager import EAGER
+from ..accounting.kernels import NO_KERNELS, Kernels
 from ..accounting.lean import LEAN
 from ..answers.footprint import Footprint, footprint
 from ..errors import InputError, ModelError
 from ..graph.layer_graph import LayerGraph
+from ..methods.table import Trained, way_of
+from ..methods.way import Options, Way
+from ..step.precision import Precision
+from ..step.step import Step
 from ..tracing.models import build
 from ..tracing.tracer import trace
 from ..training.applied import apply
+from ..training.optimizers import make_optimizer
 from .measuring import loss_of, peak_bytes, prepare, saved_bytes_by_module, step_flops
 
 # Not in the model: reductions' scratchpads per thread, 0-dimensional tensors, the rounding of CUDA's allocator.
 # `lean` unpacks masks piece by piece, a few hundred kilobytes at a time.
 PEAK_TOLERANCE = {("eager", "cpu"): 0.005, ("lean", "cpu"): 0.01, ("eager", "cuda"): 0.01, ("lean", "cuda"): 0.01}
 
-# Assumption: the scratchpads of a reduction over two threads; measured, up to 130 kB in MobileNetV2's first layers.
+# With several threads. Assumption: the scratchpads of a reduction over two; measured, up to 130 kB in MobileNetV2's
+# first layers.
 PEAK_SLACK_BYTES = 2**18
+
+_LEARNING_RATE = 1e-6  # so small that no weight leaves its range in a few steps
 
 
 @dataclass(frozen=True)
@@ -51,14 +60,23 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """The checks of one configuration, and where saved bytes differ: (module, predicted, measured).
+    """What one configuration takes, predicted and measured: saved bytes, the peak above the step's start, FLOPs.
 
-    What several layers keep stands with the first of them.
+    differing_modules: where saved bytes differ: (module, predicted, measured). What several layers keep stands with the
+    first of them.
     """
 
     footprint: Footprint
-    checks: tuple[Check, ...]
+    saved: Check
+    peak: Check
+    forward: Check
+    backward: Check
     differing_modules: tuple[tuple[str, int, int], ...]
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """All checks."""
+        return self.saved, self.peak, self.forward, self.backward
 
     @property
     def agrees(self) -> bool:
@@ -68,7 +86,7 @@ class Verification:
 
 def verify(
     model: str | torch.nn.Module,
-    method: str = "full",
+    method: Way | str | None = None,
     blocks: int | None = None,
     batch: int = 8,
     resolution: int = 224,
@@ -77,27 +95,35 @@ def verify(
     optimizer: str = "sgd",
     device: str = "cpu",
     progress: Callable[[str], None] = lambda stage: None,
+    *,
+    options: Options | None = None,
+    trained: Trained | None = None,
+    frozen_dtype: str = "float32",
 ) -> Verification:
     """Build the model, train it for real steps on this machine, and compare with the prediction.
 
-    model: as in `trace`; of a module a copy trains. progress: called with what is being done.
+    model: as in `trace`; of a module a copy trains. method: a `Way`, or the name of a method, with blocks, options and
+    trained as in `footprint`. frozen_dtype: as in `apply`. progress: called with what is being done.
 
     Errors: InputError for an accounting that no torch model realises, ModelError if the model cannot train so.
     """
     if accounting not in (EAGER.name, LEAN.name):
         raise InputError(f"accounting {accounting!r} cannot be verified by running a network; allowed: eager, lean")
+    if accounting == EAGER.name and frozen_dtype != "float32":
+        raise InputError("stock PyTorch computes with frozen weights in float32 only; use --accounting lean")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("this machine has no CUDA device; leave out --device cuda")
     progress("tracing")
     graph = trace(model, resolution, classes)
-    kernels = f"{'onednn' if accounting == EAGER.name else 'layers'}, {torch.get_num_threads()} threads"
-    if device != "cpu":
-        kernels = "none"
-    predicted = footprint(graph, method, blocks, batch, optimizer, accounting, kernels=kernels)
+    way = method if isinstance(method, Way) else way_of(graph, method, blocks, options, trained)
+    library = "onednn" if accounting == EAGER.name else "layers"
+    kernels = Kernels(library, torch.get_num_threads()) if device == "cpu" else NO_KERNELS
+    precision = Precision(frozen=frozen_dtype)
+    predicted = footprint(Step(graph, way, batch, precision=precision, optimizer=optimizer, accounting=accounting,
+                               kernels=kernels))  # fmt: skip
     progress("building the network")
-    network = _network(model, graph, classes, predicted, resolution).to(device)
-    image = graph.input.shape[1:]
-    images = torch.randn(batch, *image, device=device)
+    network = _network(model, graph, classes, predicted).to(device)
+    images = torch.randn(batch, *graph.input.shape[1:], device=device)
     try:
         progress("measuring saved bytes")
         by_module = saved_bytes_by_module(network, images)
@@ -109,44 +135,39 @@ def verify(
         raise ModelError(
             f"{graph.model} cannot be trained with batch {batch}: {' '.join(str(error).split())[:300]}"
         ) from error
-    checks = (
+    above_start = predicted.peak_bytes - predicted.moments[0].total_bytes
+    tolerance = PEAK_TOLERANCE[accounting, device]
+    slack = PEAK_SLACK_BYTES if device != "cpu" or torch.get_num_threads() > 1 else 0
+    return Verification(
+        predicted,
         Check("saved for backward", "bytes", predicted.saved_bytes, sum(by_module.values()), 0),
-        Check(
-            "peak above the step's start", "bytes", predicted.peak_bytes - predicted.moments[0].total_bytes, peak,
-            PEAK_TOLERANCE[accounting, device], PEAK_SLACK_BYTES,
-        ),
+        Check("peak above the step's start", "bytes", above_start, peak, tolerance, slack),
         Check("forward", "FLOPs", predicted.forward_flops, forward, 0),
         Check("backward", "FLOPs", predicted.backward_flops, backward, 0),
-    )  # fmt: skip
-    return Verification(predicted, checks, tuple(_differences(predicted, by_module)))
+        tuple(_differences(predicted, by_module)),
+    )
 
 
 def _network(
-    model: str | torch.nn.Module, graph: LayerGraph, classes: int | None, predicted: Footprint, resolution: int
+    model: str | torch.nn.Module, graph: LayerGraph, classes: int | None, predicted: Footprint
 ) -> torch.nn.Module:
     """Return the torch model that keeps the books: stock PyTorch, or with this package's layers."""
     network = build(graph.model, classes) if isinstance(model, str) else copy.deepcopy(model)
     if graph.classes != (classes or graph.classes):
         raise ModelError(f"{graph.model} cannot be built with {classes} classes")
     if predicted.accounting == EAGER.name:
-        if any(layer.in_place_of for layer in predicted.graph.layers):
+        if predicted.requirements.is_converted:
             raise InputError(f"method {predicted.method!r} needs this package's layers; use --accounting lean")
         return prepare(network, predicted.graph, predicted.assignment)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the function changes does not matter here
-        return apply(network, predicted.method, predicted.blocks, resolution).train()
+        frozen_dtype = predicted.step.precision.frozen
+        return apply(network, predicted.way, resolution=graph.resolution, frozen_dtype=frozen_dtype).train()
 
 
 def _second_step_peak(network: torch.nn.Module, images: torch.Tensor, optimizer: str, device: str) -> int:
     """Return the peak of the second step, when the optimizer's state exists."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    rate = 1e-6
-    update = {
-        "sgd": lambda: torch.optim.SGD(trained, rate),
-        "momentum": lambda: torch.optim.SGD(trained, rate, momentum=0.9),
-        "adam": lambda: torch.optim.Adam(trained, rate),
-        "adamw": lambda: torch.optim.AdamW(trained, rate),
-    }[optimizer]()
+    update = make_optimizer(optimizer, network, _LEARNING_RATE)
 
     def step() -> None:
         loss_of(network(images)).backward()

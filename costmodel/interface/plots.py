@@ -7,8 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..accounting.table import ACCOUNTINGS
-from ..errors import InputError
+from ..accounting.table import whole_step
 from ..step.timeline import CATEGORIES
 from ..units import format_bytes
 from .drawing import BLACK, BLUE, GREEN, GREY, LIGHT_SKY, ORANGE, PURPLE, VERMILLION, plot_path, save
@@ -28,11 +27,6 @@ _LOOKS = (
 _LOOK = dict(zip(CATEGORIES, _LOOKS, strict=True))
 
 
-def label(answer: Footprint) -> str:
-    """Return the method and its depth, such as 'mobiletl, k = 5'."""
-    return answer.method if answer.blocks is None else f"{answer.method}, k = {answer.blocks}"
-
-
 # --- memory over the moments of a step --------------------------------------------------------------------------------
 
 
@@ -44,9 +38,7 @@ def timeline_data(answer: Footprint) -> pandas.DataFrame:
     """
     import pandas
 
-    if not ACCOUNTINGS[answer.accounting].whole_step:
-        whole = ", ".join(name for name, entry in ACCOUNTINGS.items() if entry.whole_step)
-        raise InputError(f"the accounting {answer.accounting!r} follows no step from start to end; allowed: {whole}")
+    whole_step(answer.accounting, "has no moments to draw")
     columns = [f"{category}_bytes" for category in CATEGORIES]
     frame = pandas.DataFrame([moment.by_category for moment in answer.moments], columns=columns)
     frame["total_bytes"] = frame.sum(axis=1)
@@ -76,7 +68,7 @@ def draw_timeline(answers: Sequence[Footprint], path: str | Path) -> None:
     panels = figure.subplots(len(answers), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axes, answer, data in zip(panels, answers, tables, strict=True):
         _stack_moments(axes, data)
-        axes.set_title(label(answer), loc="left", fontsize=10)
+        axes.set_title(answer.way.label, loc="left", fontsize=10)
     panels[0].set_ylim(0, 1.3e-6 * max(data["total_bytes"].max() for data in tables))  # room for names of phases
     panels[0].set_xlim(-0.5, max(map(len, tables)) - 0.5)
     panels[-1].set_xlabel("moments of one training step, in order", fontsize=9)
@@ -136,7 +128,7 @@ def breakdown_data(answers: Sequence[Footprint]) -> pandas.DataFrame:
 
     rows = [
         {
-            "label": label(answer),
+            "label": answer.way.label,
             "method": answer.method,
             "blocks": answer.blocks,
             **{f"{category}_bytes": size for category, size in answer.memory_bytes.items()},
@@ -191,8 +183,7 @@ def _finish(figure: Figure, axes: Axes, answers: Sequence[Footprint], path: Path
     """Add the title and the legend of the categories that are there, and write the file."""
     first = answers[0]
     figure.suptitle(
-        f"{first.graph.model}, batch {first.batch}, {first.graph.resolution}x{first.graph.resolution}, "
-        f"{first.optimizer}, accounting {first.accounting}",
+        f"{first.graph.model}, {first.step.label}",
         fontsize=10,
     )
     handles = [

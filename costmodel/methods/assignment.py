@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 class KeptInput:
     """How a layer's input is kept for backward, where that differs from what the exact gradient needs.
 
-    kind: what is kept, such as 'mask'. bits: per element. exact: whether the gradient stays exact. threshold: a 1-bit mask passes the gradient where the
-    input is above it; None is the function's own exact test. role: the gradient that it is kept for. elements: per
-    image, how many are kept; None keeps all. extra_bits: per image, beside them (a bitmap of which they are).
+    kind: what is kept, such as 'mask'. bits: per element. exact: whether the gradient stays exact. threshold: a 1-bit
+    mask passes the gradient where the input is above it; None is the function's own exact test. role: the gradient that
+    it is kept for. elements: per image, how many are kept; None keeps all. extra_bits: per image, beside them (a bitmap
+    of which they are).
     """
 
     kind: str

@@ -41,9 +41,9 @@ class Method:
     min_blocks: the blocks that a network must have for it. lacks: why it cannot train a network; empty if it can.
     options: what else may be chosen. has_layers: whether torch layers exist that train so; others can only be priced.
 
-    anchor: whether it is an end of the scale of recovery: 'last' (0) or 'full' (1). evidence: the published method whose
-    accuracies stand for it (default: its own). converts: whether it puts other operations into a network than it was
-    pre-trained with, unless it was pre-trained so. needs_norm: whether it says nothing of a network without norms.
+    anchor: whether it is an end of the scale of recovery: 'last' (0) or 'full' (1). evidence: the published method
+    whose accuracies stand for it (default: its own). converts: whether it puts other operations into a network than it
+    was pre-trained with, unless it was pre-trained so. needs_norm: whether it needs norm layers to differ from others.
     """
 
     name: str
@@ -67,7 +67,8 @@ class Method:
         """Return why the method cannot train a network; empty if it can."""
         count = len(parts(graph).blocks)
         if count < self.min_blocks:
-            return f"it needs {self.min_blocks} or more inverted residual or residual blocks, and there are {count or 'none'}"
+            needed = f"{self.min_blocks} or more inverted residual or residual blocks"
+            return f"it needs {needed}, and there are {count or 'none'}"
         return self.lacks(graph)
 
     def depths(self, graph: LayerGraph) -> range:

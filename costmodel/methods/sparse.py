@@ -41,11 +41,12 @@ _WEIGHTS_HELP = "write pairs of a convolution's number, from 0, and 0, 1/8, 1/4,
 
 
 def _read_weights(value: object) -> tuple[tuple[int, float], ...]:
-    """Return (convolution, share of its input channels) pairs, from a mapping, pairs or a text such as '21:1,36:1/8'."""
+    """Return (convolution, share of its inputs) pairs, from a mapping, pairs or a text such as '21:1,36:1/8'."""
     try:
         if isinstance(value, str):
             value = [item.split(":") for item in value.split(",") if item.strip()]
-        pairs = [(int(index), _ratio(ratio)) for index, ratio in (value.items() if isinstance(value, Mapping) else value)]
+        given = value.items() if isinstance(value, Mapping) else value
+        pairs = [(int(index), _ratio(ratio)) for index, ratio in given]  # type: ignore[union-attr]
     except (TypeError, ValueError, ZeroDivisionError):
         raise ValueError(_WEIGHTS_HELP) from None
     if len({index for index, _ in pairs}) < len(pairs) or any(i < 0 or ratio not in RATIOS for i, ratio in pairs):
@@ -124,7 +125,9 @@ SPARSE_UPDATE = Method(
     _sparse_update,
     options=(
         Option("layers", "how many of the last convolutions train their bias", 8, whole_number()),
-        Option("weights", "convolutions whose weight trains, with the share of their input channels", (), _read_weights),
+        Option(
+            "weights", "convolutions whose weight trains, with the share of their input channels", (), _read_weights
+        ),
     ),
     has_layers=False,
 )

@@ -50,6 +50,11 @@ COMMON_OPTIONS: Table[Option] = Table("option", {
 })  # fmt: skip
 
 
+def anchor(end: str) -> Way:
+    """Return the way that is an end of the scale of recovery: 'last' (0) or 'full' (1)."""
+    return next(Way(method.name) for method in METHODS.values() if method.anchor == end)
+
+
 def register_method(method: Method) -> Method:
     """Add a method of your own to `METHODS`, and return it.
 
@@ -148,7 +153,11 @@ def assign(graph: LayerGraph, way: Way) -> Training:
         return graph, Assignment(way.trained)
     method = METHODS.find(way.method)
     if lacking := method.why_not(graph):
-        raise InputError(f"method {method.name!r} cannot train {graph.model}: {lacking}; see costmodel methods")
+        others = (each for each in METHODS.values() if not (each.min_blocks or each.options or each.converts))
+        raise InputError(
+            f"method {method.name!r} cannot train {graph.model}: {lacking}; "
+            f"methods that need nothing of a network: {', '.join(each.name for each in others)}"
+        )
     if method.takes_blocks:
         count = len(method.depths(graph))
         if way.blocks is None:

@@ -18,8 +18,8 @@ from dataclasses import replace
 from ..errors import InputError
 from ..graph.blocks import Block, Parts, parts
 from ..graph.layer_graph import LayerGraph
-from ..graph.values import Layer, Tensor
 from ..graph.rewrite import Draft
+from ..graph.values import Layer, Tensor
 from .assignment import Assignment
 from .method import Chosen, Method, Training, head_parameters, parameters_of
 

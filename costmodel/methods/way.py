@@ -17,8 +17,8 @@ OptionValue = bool | int | float | str | tuple["OptionValue", ...]
 class Way:
     """What trains, and how: a method, its depth if it takes one, and its options.
 
-    blocks: how many of the last blocks train. options: (name, value) pairs by name; `costmodel.way` fills in what is not
-    given. trained: instead of a method's choice, the names of the parameters that train.
+    blocks: how many of the last blocks train. options: (name, value) pairs by name; `costmodel.way` fills in what is
+    not given. trained: instead of a method's choice, the names of the parameters that train.
     """
 
     method: str = "full"
@@ -35,6 +35,11 @@ class Way:
         """The way's name for people, such as 'mobiletl, k = 5'."""
         depth = [] if self.blocks is None else [f"k = {self.blocks}"]
         return ", ".join([self.method, *depth, *(f"{name} {show(value)}" for name, value in self.options)])
+
+    @property
+    def description(self) -> str:
+        """The label for who does not know what k is, such as 'mobiletl, the last k = 5 blocks'."""
+        return self.label.replace(f"k = {self.blocks}", f"the last k = {self.blocks} blocks", 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the way as plain values for JSON; `options` and `trained` only where there are any."""

@@ -19,7 +19,7 @@ from .optimizers import OPTIMIZERS
 from .precision import Precision
 from .schedule import PLAIN, Schedule
 
-FLOAT32 = Precision()
+FLOAT32, FULL = Precision(), Way()
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Step:
     """
 
     graph: LayerGraph
-    way: Way = Way()
+    way: Way = FULL
     batch: int = 8
     schedule: Schedule = PLAIN
     precision: Precision = FLOAT32

@@ -20,8 +20,8 @@ from ..accounting.kernels import Kernels
 from ..accounting.requirements import Requirements
 from ..accounting.table import ACCOUNTINGS
 from ..graph.layer_graph import LayerGraph
-from ..kept import kept
 from ..graph.values import Tensor
+from ..kept import kept
 from ..rules.facts import Dense
 from ..units import FLOAT_BYTES, Count, Counts
 from .optimizers import OPTIMIZERS, Optimizer
@@ -330,9 +330,7 @@ class Carried(Generic[Count]):
 def moments(step: Step) -> list[Moment[int]]:
     """Return the memory of a training step, moment by moment, from before its first layer to after its update."""
     optimizer, kernels = OPTIMIZERS.find(step.optimizer), step.kernels or ACCOUNTINGS.find(step.accounting).kernels
-    carried = Carried(
-        step.schedule, step.precision, kernels, optimizer, step.micro_batch, step.passes, step.first_step
-    )
+    carried = Carried(step.schedule, step.precision, kernels, optimizer, step.micro_batch, step.passes, step.first_step)
     return simulate(step.requirements, carried)
 
 

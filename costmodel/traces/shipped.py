@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..errors import CostModelError, InputError
 from ..graph.layer_graph import LayerGraph
-from ..graph.values import Tensor
 from ..graph.store import decode, encode, pack, unpack, write
+from ..graph.values import Tensor
 from .versions import LIBRARIES, installed, release
 
 NETWORKS = (

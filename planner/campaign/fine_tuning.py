@@ -15,20 +15,25 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from costmodel import apply, verify
-from costmodel.errors import InputError, unknown
+from costmodel import OPTIMIZERS, Verification, Way, apply, make_optimizer, verify
+from costmodel.errors import InputError, require_count
 
 Data = tuple[torch.Tensor, torch.Tensor] | Dataset
-PEAK_TOLERANCE = 0.01
 _TEST_BATCH = 64
 
-# As costmodel.optimizers prices them: PyTorch's defaults.
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "momentum": lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run trains: what its accuracy depends on beside the way and the seed.
+
+    learning_rate: of the first step. batch: images per update. resolution: height and width of the images in pixels.
+    """
+
+    epochs: int = 10
+    learning_rate: float = 0.01
+    batch: int = 8
+    resolution: int = 224
+    optimizer: str = "sgd"
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Memory:
 
     saved_bytes: kept for backward. peak_bytes: of the whole step, with the working memory of this machine's kernels
     (which a candidate's peak leaves out). above_start_bytes: of that peak, what comes on top of the memory that is
-    taken when a step starts; that is what a profiler sees.
+    taken when a step starts; that is what a profiler sees. agrees: as `costmodel verify` says it.
     """
 
     peak_bytes: int
@@ -45,15 +50,16 @@ class Memory:
     measured_saved_bytes: int
     above_start_bytes: int
     measured_above_start_bytes: int
+    agrees: bool
 
-    @property
-    def agrees(self) -> bool:
-        """Whether saved bytes are equal and the peaks within 1 %."""
-        difference = abs(self.above_start_bytes - self.measured_above_start_bytes)
-        return (
-            self.saved_bytes == self.measured_saved_bytes
-            and difference <= PEAK_TOLERANCE * self.measured_above_start_bytes
-        )
+    @classmethod
+    def of(cls, found: Verification) -> Memory:
+        """Return what a verification says of memory."""
+        saved, peak = found.saved, found.peak
+        return cls(
+            found.footprint.peak_bytes, saved.predicted, saved.measured, peak.predicted, peak.measured,
+            saved.agrees and peak.agrees,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,20 +94,15 @@ def fine_tune(
     model: nn.Module,
     train: Data,
     test: Data,
+    way: Way,
+    recipe: Recipe,
     *,
-    method: str,
-    blocks: int | None = None,
-    epochs: int,
-    learning_rate: float,
-    batch: int = 8,
-    optimizer: str = "sgd",
     seed: int = 0,
-    resolution: int,
     report: Callable[[int, float], bool] | None = None,
     evaluate_every: int = 1,
     check_memory: bool = True,
 ) -> Run:
-    """Fine-tune a copy of the model by a method and return what came of it; the model itself stays as it is.
+    """Fine-tune a copy of the model in a way and return what came of it; the model itself stays as it is.
 
     train, test: (images, labels) as tensors, or data sets of such pairs. report: called with the epoch and the accuracy
     on `test` in percent; returns True to stop. evaluate_every: epochs between two evaluations; the last is evaluated
@@ -110,34 +111,33 @@ def fine_tune(
     Errors: InputError for a number that makes no sense and for less data than one batch; those of `costmodel.apply`.
     """
     train, test = _data_set(train), _data_set(test)
-    _check(train, test, optimizer, learning_rate, epochs=epochs, batch=batch, evaluate_every=evaluate_every)
+    _check(train, test, recipe, evaluate_every)
     with torch.random.fork_rng(devices=[]):
-        memory = measure_memory(model, method, blocks, batch, optimizer, resolution) if check_memory else None
+        memory = measure_memory(model, way, recipe) if check_memory else None
         torch.manual_seed(seed)
-        network = apply(copy.deepcopy(model), method, blocks, resolution)
+        network = apply(copy.deepcopy(model), way, resolution=recipe.resolution)
         start = time.perf_counter()
         history: list[tuple[int, float]] = []
-        stopped = False
-        for epoch in train_epochs(network, train, epochs, learning_rate, batch, optimizer):
-            if epoch % evaluate_every == 0 or epoch == epochs:
+        correct: tuple[bool, ...] = ()
+        stopped, epoch = False, 0
+        for epoch in train_epochs(network, train, recipe):
+            if epoch % evaluate_every == 0 or epoch == recipe.epochs:
                 correct = classify(network, test)
                 history.append((epoch, 100 * sum(correct) / len(correct)))
                 stopped = report is not None and bool(report(*history[-1]))
                 if stopped:
                     break
         seconds = time.perf_counter() - start
-    return Run(tuple(history), epoch, epoch * (len(train) // batch), stopped, correct, seconds, memory)
+    steps = epoch * (_length(train) // recipe.batch)
+    return Run(tuple(history), epoch, steps, stopped, correct, seconds, memory)
 
 
-def train_epochs(
-    network: nn.Module, train: Data, epochs: int, learning_rate: float, batch: int, optimizer: str
-) -> Iterator[int]:
+def train_epochs(network: nn.Module, train: Data, recipe: Recipe) -> Iterator[int]:
     """Train what asks for gradients, in place; yield each epoch's number when it is done."""
-    loader = DataLoader(_data_set(train), batch, shuffle=True, drop_last=True)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    update = _OPTIMIZERS[optimizer](trained, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(update, epochs * len(loader))
-    for epoch in range(1, epochs + 1):
+    loader = DataLoader(_data_set(train), recipe.batch, shuffle=True, drop_last=True)
+    update = make_optimizer(recipe.optimizer, network, recipe.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(update, recipe.epochs * len(loader))
+    for epoch in range(1, recipe.epochs + 1):
         network.train()
         for images, labels in loader:
             nn.functional.cross_entropy(network(images), labels).backward()
@@ -147,13 +147,12 @@ def train_epochs(
         yield epoch
 
 
-def measure_memory(
-    model: nn.Module, method: str, blocks: int | None, batch: int, optimizer: str, resolution: int
-) -> Memory:
+def measure_memory(model: nn.Module, way: Way, recipe: Recipe) -> Memory:
     """Return the memory of one step, predicted and measured on a copy of the model."""
-    found = verify(model, method, blocks, batch, resolution, accounting="lean", optimizer=optimizer)
-    saved, peak = found.checks[:2]
-    return Memory(found.footprint.peak_bytes, saved.predicted, saved.measured, peak.predicted, peak.measured)
+    found = verify(
+        model, way, batch=recipe.batch, resolution=recipe.resolution, accounting="lean", optimizer=recipe.optimizer
+    )  # fmt: skip
+    return Memory.of(found)
 
 
 @torch.no_grad()
@@ -168,17 +167,19 @@ def _data_set(data: Data) -> Dataset:
     return TensorDataset(*data) if isinstance(data, tuple) else data
 
 
-def _check(train: Dataset, test: Dataset, optimizer: str, learning_rate: float, **counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} must be a whole number of 1 or more, not {value!r}")
-    if not 0 < learning_rate < float("inf"):
-        raise InputError(f"the learning rate must be a positive number, not {learning_rate!r}")
-    if optimizer not in _OPTIMIZERS:
-        raise unknown("optimizer", optimizer, _OPTIMIZERS)
-    if len(train) < counts["batch"]:
+def _length(data: Dataset) -> int:
+    return len(data)  # type: ignore[arg-type]  # map-style data sets have a length
+
+
+def _check(train: Dataset, test: Dataset, recipe: Recipe, evaluate_every: int) -> None:
+    for name, value in (("epochs", recipe.epochs), ("batch", recipe.batch), ("evaluate_every", evaluate_every)):
+        require_count(name, value)
+    if not 0 < recipe.learning_rate < float("inf"):
+        raise InputError(f"the learning rate must be a positive number, not {recipe.learning_rate!r}")
+    OPTIMIZERS.find(recipe.optimizer)
+    if _length(train) < recipe.batch:
         raise InputError(
-            f"{len(train)} training images are less than a batch of {counts['batch']}; take a smaller batch"
+            f"{_length(train)} training images are less than a batch of {recipe.batch}; take a smaller batch"
         )
-    if not len(test):
+    if not _length(test):
         raise InputError("there are no test images; give one or more")

@@ -10,41 +10,34 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from costmodel import CostModelError, LayerGraph, ModelError, block_count, trace
+from costmodel import CostModelError, LayerGraph, ModelError, Way, block_count, trace
 from costmodel.errors import InputError
 
-from ..choosing.candidates import Candidate, axes, price_all
+from ..choosing.axes import Axes, axes
+from ..choosing.candidate import Candidate
+from ..choosing.candidates import price_all
 from ..choosing.plan import parameters_digest
 from ..choosing.recommend import Recommendation, choose
 from ..evidence.database import COUNTED, StorageError, shown
 from ..evidence.rows import Row, pack
-from .fine_tuning import fine_tune
+from .fine_tuning import Recipe, Run, fine_tune
 from .images import DataSet, list_folder, read_folder
 from .next_trial import SEEDS, Trial, anchors, most_left, next_trial
 from .storage import Claim, Store, key_of
+from .watch import Watch
 from .weights import Weights, load_weights, make_network
 
 STORAGE = "sqlite:///runs.db"
 _LOOK_SECONDS = 1.0  # how often to look whether another worker has finished
 _RECORDED = ("finetune-planner", "torch", "torchvision", "timm", "optuna")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How every run of a campaign trains; the seed is the run's own."""
-
-    epochs: int = 10
-    learning_rate: float = 0.01
-    batch: int = 8
-    resolution: int = 224
-    optimizer: str = "sgd"
 
 
 @dataclass(frozen=True)
@@ -56,8 +49,7 @@ class Finished:
     """
 
     number: int
-    method: str
-    blocks: int | None
+    way: Way
     seed: int
     accuracy_percent: float
     stopped: bool
@@ -68,6 +60,11 @@ class Finished:
     saved_bytes: int
     measured_saved_bytes: int
     memory_agrees: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, for JSON."""
+        own = {name: value for name, value in vars(self).items() if name != "way"}
+        return {"number": self.number, **self.way.to_dict(), **own}
 
 
 @dataclass(frozen=True)
@@ -87,41 +84,19 @@ class Outcome:
     @property
     def changed(self) -> bool:
         """Whether the runs changed the pick."""
-        return self.before.chosen.label != self.after.chosen.label
+        return self.before.chosen.way != self.after.chosen.way
 
     def to_dict(self) -> dict:
         """Return everything as plain values, for JSON."""
         return {
             "ended": self.ended,
             "changed": self.changed,
-            "runs": [asdict(run) for run in self.runs],
+            "runs": [run.to_dict() for run in self.runs],
             "failed": self.failed,
             "notes": list(self.notes),
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
         }
-
-
-class Watch:
-    """What is told while a campaign runs; this one does not listen."""
-
-    def reads(self, done: int, total: int) -> None:
-        """So many of the image files are read."""
-
-    def notes(self, text: str) -> None:
-        """Something that the user should know."""
-
-    def starts(self, trial: Trial, number: int, done: int, most: int, epochs: int) -> None:
-        """A run of so many epochs starts: `done` of at most `most` runs are finished."""
-
-    def epoch(self, epoch: int, accuracy_percent: float) -> None:
-        """An epoch of the run is over."""
-
-    def ends(self, trial: Trial, accuracy_percent: float, stopped: bool) -> None:
-        """The run is over."""
-
-    def waits(self, running: Sequence[str]) -> None:
-        """All that is left to do is being done by other workers."""
 
 
 def measure(
@@ -137,13 +112,14 @@ def measure(
     storage: str = STORAGE,
     strict: bool = False,
     watch: Watch | None = None,
+    trainer: Callable[..., Run] = fine_tune,
     **storage_options,
 ) -> Outcome:
     """Fine-tune candidates on a folder of images until none can take the pick's place any more.
 
     limits: by objective, as in `recommend`. weights: DEFAULT, a file, or random. trials: of all workers together, at
     most; hours: after which this worker starts no further run; seeds: runs of one candidate, at most. storage: a file
-    or a URL. storage_options: as `storage.Store` takes them.
+    or a URL. trainer: what trains a candidate, as `fine_tune` does. storage_options: as `storage.Store` takes them.
 
     Errors: InputError for what cannot be used, StorageError for a database that cannot, InfeasibleError if nothing
     keeps the limits.
@@ -164,12 +140,12 @@ def measure(
         **asdict(recipe),
     }  # fmt: skip
     ways = campaign.space(()).ways(graph)
-    store = Store(storage, settings, {method for method, _ in ways}, block_count(graph), **storage_options)
+    store = Store(storage, settings, {way.method for way in ways}, block_count(graph), **storage_options)
     images = read_folder(folder, recipe.resolution, start.normalisation, strict, watch.reads)
     notes = (*images.notes, *([head_note] if head_note else []))
     for note in notes:
         watch.notes(note)
-    worker = _Worker(campaign, store, images, start, watch)
+    worker = _Worker(campaign, store, images, start, watch, trainer)
     try:
         ended = worker.work(trials, hours)
         found = store.trials()
@@ -195,7 +171,7 @@ class _Campaign:
         """What the trials of a campaign are counted by: a study may serve several budgets."""
         return ", ".join(f"{name} {limit:g}" for name, limit in sorted(self.limits.items()))
 
-    def space(self, rows: Sequence[Row]):
+    def space(self, rows: Sequence[Row]) -> Axes:
         return axes(
             batch=self.recipe.batch, optimizer=self.recipe.optimizer, evidence=rows,
             dataset=self.dataset if rows else None,
@@ -211,9 +187,12 @@ class _Campaign:
 class _Worker:
     """One process of a campaign."""
 
-    def __init__(self, campaign: _Campaign, store: Store, images: DataSet, weights: Weights, watch: Watch):
+    def __init__(
+        self, campaign: _Campaign, store: Store, images: DataSet, weights: Weights, watch: Watch,
+        trainer: Callable[..., Run],
+    ):  # fmt: skip
         self.campaign, self.store, self.images = campaign, store, images
-        self.weights, self.watch = weights, watch
+        self.weights, self.watch, self.trainer = weights, watch, trainer
         self.failed: dict[str, str] = {}
         self.succeeded = False
 
@@ -279,23 +258,23 @@ class _Worker:
             self.watch.epoch(epoch, accuracy_percent)
             return claim.report(epoch, accuracy_percent) and epoch < recipe.epochs
 
-        run = fine_tune(
-            network, self.images.train, self.images.test, method=candidate.method, blocks=candidate.blocks,
-            epochs=recipe.epochs, learning_rate=recipe.learning_rate, batch=recipe.batch, optimizer=recipe.optimizer,
-            seed=trial.seed, resolution=recipe.resolution, report=report,
+        run = self.trainer(
+            network, self.images.train, self.images.test, candidate.way, recipe, seed=trial.seed, report=report,
         )  # fmt: skip
+        memory = run.memory
+        assert memory is not None  # it is checked with every run of a campaign
         results = {
             "test_images": run.test_images,
             "correct": pack(run.correct),
             "train_images": len(self.images.train),
             "epochs_run": run.epochs,
             "seconds": run.seconds,
-            "memory": {**asdict(run.memory), "agrees": run.memory.agrees},
+            "memory": asdict(memory),
         }
         if claim.complete(run.accuracy_percent, run.stopped, results):
             self.succeeded = True
             self.watch.ends(trial, run.accuracy_percent, run.stopped)
-            if not run.memory.agrees:
+            if not memory.agrees:
                 self.watch.notes(f"{candidate.label}: its memory is not as predicted")
         else:
             self.watch.notes(f"trial {claim.number} was given up by another worker; its result does not count")
@@ -312,11 +291,11 @@ def _why(priced: Sequence[Candidate], rows: Sequence[Row], campaign: _Campaign) 
 
 
 def _finished(trial) -> Finished:
-    method, blocks, seed = key_of(trial)
+    way, seed = key_of(trial)
     ended, memory = trial.user_attrs, trial.user_attrs["memory"]
     more = memory["measured_above_start_bytes"] - memory["above_start_bytes"]
     return Finished(
-        trial.number, method, blocks, seed, trial.value, trial.state.name == "PRUNED", ended["test_images"],
+        trial.number, way, seed, trial.value, trial.state.name == "PRUNED", ended["test_images"],
         ended["seconds"], memory["peak_bytes"], memory["peak_bytes"] + more, memory["saved_bytes"],
         memory["measured_saved_bytes"], memory["agrees"],
     )  # fmt: skip

@@ -13,14 +13,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..choosing.candidates import Candidate
+from costmodel import Way, anchor
+
+from ..choosing.candidate import Candidate
+from ..choosing.choice import Choice, best
 from ..choosing.objectives import keeps
-from ..choosing.recommend import Recommendation, best, choose
-from ..estimates.estimate import Setting
+from ..choosing.recommend import choose
 from ..estimates.runs import concerns
+from ..estimates.setting import Setting
 from ..evidence.rows import Row
 
 SEEDS = 3
+TrialKey = tuple[Way, int]
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,9 @@ class Trial:
     seed: int
 
     @property
-    def key(self) -> tuple[str, int | None, int]:
-        """Method, depth and seed, which tell the runs of a campaign apart."""
-        return self.candidate.method, self.candidate.blocks, self.seed
+    def key(self) -> TrialKey:
+        """The way and the seed, which tell the runs of a campaign apart."""
+        return self.candidate.way, self.seed
 
     @property
     def label(self) -> str:
@@ -46,7 +50,7 @@ def next_trial(
     rows: Sequence[Row],
     limits: Mapping[str, float],
     seeds: int = SEEDS,
-    running: Collection[tuple[str, int | None, int]] = (),
+    running: Collection[TrialKey] = (),
 ) -> Trial | None:
     """Return the run to do next, or None if none can change the recommendation.
 
@@ -62,9 +66,9 @@ def next_trial(
     def trial(candidate: Candidate, taken: Collection[int | None]) -> Trial:
         return Trial(candidate, next(seed for seed in range(len(taken) + 1) if seed not in taken))
 
-    for anchor in anchors(decision):
-        if not seeds_of(anchor, rows, running):
-            return trial(anchor, ())
+    for end in anchors(decision):
+        if not seeds_of(end, rows, running):
+            return trial(end, ())
     for rival in decision.rivals:  # the highest upper end first
         pair = [(candidate, seeds_of(candidate, rows, running)) for candidate in (decision.chosen, rival)]
         candidate, taken = min(pair, key=lambda one: len(one[1]))
@@ -78,7 +82,7 @@ def most_left(
     rows: Sequence[Row],
     limits: Mapping[str, float],
     seeds: int = SEEDS,
-    running: Collection[tuple[str, int | None, int]] = (),
+    running: Collection[TrialKey] = (),
 ) -> int:
     """Return how many runs `next_trial` could still ask for, as things stand now."""
     decision = choose(priced, limits)
@@ -88,18 +92,16 @@ def most_left(
     return left + sum(1 for one in ends if id(one) not in open_ones and not seeds_of(one, rows, running))
 
 
-def seeds_of(
-    candidate: Candidate, rows: Sequence[Row], running: Collection[tuple[str, int | None, int]] = ()
-) -> list[int | None]:
+def seeds_of(candidate: Candidate, rows: Sequence[Row], running: Collection[TrialKey] = ()) -> list[int | None]:
     """Return the seeds of a candidate's runs, measured and running; None for a run that states none."""
-    setting, way = Setting(candidate.model, candidate.resolution, candidate.batch), (candidate.method, candidate.blocks)
-    measured = [row.seed for row in rows if (row.method, row.trained_blocks) == way and concerns(row, setting)]
-    return measured + [seed for *key, seed in running if tuple(key) == way]
+    setting = Setting(candidate.model, candidate.resolution, candidate.batch)
+    measured = [row.seed for row in rows if row.way == candidate.way and concerns(row, setting)]
+    return measured + [seed for way, seed in running if way == candidate.way]
 
 
-def anchors(decision: Recommendation) -> list[Candidate]:
+def anchors(decision: Choice) -> list[Candidate]:
     """Return the runs that turn recovery into accuracy: last, and full if it keeps the limits, else the best one."""
-    last = [candidate for candidate in decision.candidates if candidate.method == "last"]
-    others = [c for c in decision.fitting if c.method != "last" and decision.scale.knows(c)]
-    full = [c for c in others if c.method == "full" and keeps(c, decision.limits)]
+    last = [candidate for candidate in decision.candidates if candidate.way == anchor("last")]
+    others = [c for c in decision.fitting if c.way != anchor("last") and decision.scale.knows(c)]
+    full = [c for c in others if c.way == anchor("full") and keeps(c, decision.limits)]
     return last[:1] + (full[:1] or ([best(others, decision.scale)] if others else []))

@@ -28,8 +28,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
-from ..evidence.database import COUNTED, SETTINGS, StorageError, connect, errors, row, shown
+from ..evidence.database import COUNTED, OPTIONS, SETTINGS, StorageError, connect, errors, row, shown, way_of
 from ..evidence.rows import Row
+from .next_trial import TrialKey
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -40,12 +41,10 @@ PATIENCE_SECONDS = 60  # how long a finished run waits for a database that is aw
 _LIVE = (TrialState.RUNNING, *COUNTED)
 _ATTEMPTS = 8  # to set up a database that several workers set up at the same time
 
-TrialKey = tuple[str, int | None, int]  # method, depth, seed
-
 
 def key_of(trial: FrozenTrial) -> TrialKey:
     """Return what a trial runs."""
-    return trial.params["method"], trial.params["blocks"] or None, trial.params["seed"]
+    return way_of(trial), trial.params["seed"]
 
 
 class Hopeless(optuna.pruners.BasePruner):
@@ -225,9 +224,11 @@ class Store:
 
         most: how many trials the campaign may have; campaign: its name.
         """
-        method, blocks, seed = key
-        params = {"method": method, "blocks": blocks or 0, "seed": seed, "learning_rate": learning_rate}
+        way, seed = key
+        params = {"method": way.method, "blocks": way.blocks or 0, "seed": seed, "learning_rate": learning_rate}
         own = {"worker": self.worker, "campaign": campaign, "claimed": time.time(), "learning_rate": learning_rate}
+        if options := way.to_dict().get("options"):
+            own[OPTIONS] = options
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING, params=params, distributions=self.distributions,
             user_attrs={**attributes, **own},

@@ -1,6 +1,6 @@
 """What a candidate is judged by: each a number of it, how it is written, and whether less or more is better.
 
-A limit on one is a most (or a least, where more is better). A candidate whose number is unknown keeps no limit on it.
+A limit on one is a most (or a least, where more is better). A candidate whose number is unknown fails any limit on it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodel.errors import InputError, unknown
+from costmodel.errors import InputError
+from costmodel.table import Table
 from costmodel.units import format_bytes, format_count
 
-from .candidates import Candidate
+from .candidate import Candidate
 from .pareto import non_dominated
 
 DEFAULT = ("memory", "flops", "recovery")
@@ -52,8 +53,8 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-OBJECTIVES = {
-    objective.name: objective
+OBJECTIVES: Table[Objective] = Table("objective", (
+    (objective.name, objective)
     for objective in (
         Objective("memory", "peak memory of a step", lambda c: c.peak_bytes, format_bytes),
         Objective(
@@ -72,14 +73,7 @@ OBJECTIVES = {
             True,
         ),
     )
-}
-
-
-def objective(name: str) -> Objective:
-    """Return the objective of that name. Errors: InputError for an unknown name, with the near ones."""
-    if name not in OBJECTIVES:
-        raise unknown("objective", name, OBJECTIVES)
-    return OBJECTIVES[name]
+))  # fmt: skip
 
 
 def check_limits(limits: Mapping[str, float]) -> dict[str, float]:
@@ -88,7 +82,7 @@ def check_limits(limits: Mapping[str, float]) -> dict[str, float]:
     Errors: InputError for an unknown objective or a limit that is not a positive number (0 is one for an accuracy).
     """
     for name, limit in limits.items():
-        found = objective(name)
+        found = OBJECTIVES.find(name)
         is_number = isinstance(limit, int | float) and not isinstance(limit, bool) and math.isfinite(limit)
         if not is_number or limit < 0 or (limit == 0 and not found.more_is_better):
             raise InputError(f"the limit on {name} ({found.summary}) must be a positive number, not {limit!r}")
@@ -105,7 +99,7 @@ def frontier(priced: Sequence[Candidate], names: Sequence[str] = DEFAULT) -> lis
 
     Those with an unknown number are left out. Errors: InputError for an unknown objective, or for none.
     """
-    chosen = [objective(name) for name in names]
+    chosen = [OBJECTIVES.find(name) for name in names]
     if not chosen:
         raise InputError(f"no objective was given; name one or more of {', '.join(OBJECTIVES)}")
     costs = np.array([[each.cost(candidate) for each in chosen] for candidate in priced], float).reshape(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from costmodel import METHODS, InputError, LayerGraph
+from costmodel import METHODS, InputError, Precision, Schedule, Way, precision_from, schedule_from, way_from
+from costmodel.reading import first_problem
 
-from .candidates import Candidate
+from .candidate import Candidate
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,9 @@ class Plan(BaseModel):
     micro_batch: Positive
     optimizer: str
     frozen_dtype: str
+    activation_dtype: str = "float32"
+    inplace_update: bool = False
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     accounting: str
     peak_bytes: Count
     saved_bytes: Count
@@ -67,12 +71,11 @@ class Plan(BaseModel):
     expected: Expected
 
     @classmethod
-    def of(cls, candidate: Candidate, graph: LayerGraph) -> Self:
-        """Return the plan of a candidate on its traced network."""
-        guess = candidate.recovery
-        same = {name: getattr(candidate, name) for name in cls.model_fields if name in Candidate.__dataclass_fields__}
+    def of(cls, candidate: Candidate) -> Self:
+        """Return the plan of a candidate."""
+        guess, graph, own = candidate.recovery, candidate.step.graph, candidate.to_dict()
         return cls(
-            **same,
+            **{name: own[name] for name in cls.model_fields if name in own},
             made_with=version("finetune-planner"),
             parameters=parameters_digest((name, tensor.shape) for name, tensor in graph.parameters.items()),
             parameter_count=graph.parameter_count,
@@ -83,6 +86,23 @@ class Plan(BaseModel):
                 **{name: getattr(guess, name) for name in Expected.model_fields if hasattr(guess, name)},
             ),
         )
+
+    @property
+    def way(self) -> Way:
+        """What trains, and how. Errors: InputError for a method or option that this package does not have."""
+        if self.method not in METHODS:
+            raise InputError(f"the plan's method {self.method!r} is unknown here; it was made with {self.made_with}")
+        return way_from(self.model_dump())
+
+    @property
+    def schedule(self) -> Schedule:
+        """How the step is carried out."""
+        return schedule_from(self.model_dump())
+
+    @property
+    def precision(self) -> Precision:
+        """In how many bits."""
+        return precision_from(self.model_dump())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -97,14 +117,14 @@ class Plan(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            if key == "version":
+            problem = first_problem(error)
+            if problem.key == "version":
                 raise InputError(
-                    f"{path} is a plan of version {first['input']!r}, and this package reads version {VERSION}; "
+                    f"{path} is a plan of version {problem.given!r}, and this package reads version {VERSION}; "
                     "make it anew with planner recommend --save"
                 ) from error
-            raise InputError(f"{path} is not a plan: {f'{key}: ' if key else ''}{first['msg']}") from error
+            where = f"{problem.key}: " if problem.key else ""
+            raise InputError(f"{path} is not a plan: {where}{problem.reason}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a file. Errors: InputError if it cannot be written."""
@@ -126,11 +146,9 @@ class Plan(BaseModel):
                 f"given {type(model).__name__} has {count:,}, or others by name or shape; plan for this network, or "
                 "build the one that was planned for"
             )
-        if self.method not in METHODS:
-            raise InputError(f"the plan's method {self.method!r} is unknown here; it was made with {self.made_with}")
         from costmodel import apply  # which loads torch
 
-        return apply(model, self.method, self.blocks, self.resolution, self.frozen_dtype)
+        return apply(model, self.way, resolution=self.resolution, frozen_dtype=self.precision.frozen)
 
 
 def parameters_digest(parameters: Iterable[tuple[str, Any]]) -> str:

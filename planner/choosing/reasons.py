@@ -6,22 +6,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from costmodel.units import format_bytes, format_count
 
-from .candidates import Candidate
+from .candidate import Candidate
+from .choice import Choice, best
 from .objectives import OBJECTIVES, keeps
-from .recommend import MOST_BATCH, TIE, Recommendation, best, where
+from .scale import TIE
 
 ACROSS_MODELS = (
     "recovery is relative to each network's own full fine-tuning: networks are compared by how much of its own "
     "potential each reaches. How accurate full fine-tuning of each is on your data is not known here; a network at 0.8 "
     "may be more accurate than another at 1.0"
 )
-# Axes that are named where candidates differ in them, and how.
-_NAMED = {
-    "batch": "batch",
-    "micro_batch": "micro-batch",
-    "resolution": "at",
-    "optimizer": "by",
-    "frozen_dtype": "frozen in",
+# What is named where candidates differ in it, and how.
+_NAMED: dict[str, Callable[[Candidate], object]] = {
+    "batch": lambda candidate: candidate.batch,
+    "micro-batch": lambda candidate: candidate.micro_batch,
+    "at": lambda candidate: candidate.resolution,
+    "by": lambda candidate: candidate.step.optimizer,
+    "frozen in": lambda candidate: candidate.step.precision.frozen,
 }
 
 
@@ -35,12 +36,12 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
 def namer(priced: Sequence[Candidate]) -> Callable[..., str]:
     """Return what names a candidate by all that tells it from the others."""
     short = short_names(candidate.model for candidate in priced)
-    varying = [name for name in _NAMED if len({getattr(candidate, name) for candidate in priced}) > 1]
+    varying = [what for what, value in _NAMED.items() if len({value(candidate) for candidate in priced}) > 1]
     if all(candidate.micro_batch == candidate.batch for candidate in priced):
-        varying = [name for name in varying if name != "micro_batch"]
+        varying = [what for what in varying if what != "micro-batch"]
 
     def name(candidate: Candidate, with_model: bool = True) -> str:
-        parts = [candidate.label, *(f"{_NAMED[axis]} {getattr(candidate, axis)}" for axis in varying)]
+        parts = [candidate.label, *(f"{what} {_NAMED[what](candidate)}" for what in varying)]
         return ", ".join(parts) + (f" on {short[candidate.model]}" if with_model and len(short) > 1 else "")
 
     return name
@@ -60,7 +61,7 @@ def _difference(other: Candidate, chosen: Candidate) -> str:
     return " and ".join(parts) or "as much memory and compute"
 
 
-def reasons(answer: Recommendation) -> Iterator[str]:
+def reasons(answer: Choice) -> Iterator[str]:
     """Yield why the pick won: against all, against better ones, cheaper ones, and every other method."""
     scale, chosen, priced, fits = answer.scale, answer.chosen, answer.candidates, answer.fitting
     name = namer(priced)
@@ -108,30 +109,27 @@ def reasons(answer: Recommendation) -> Iterator[str]:
                 lack = format_bytes(nearest.peak_bytes - answer.ram_bytes)
                 more = f"{lack} more would allow {name(nearest)}: {scale.gain(nearest, chosen)}"
             yield more or f"{name(nearest)} {promise(nearest)}, but {lacking(nearest)}"
-        yield f"{name(unfit)} {promise(unfit)}, but {lacking(unfit)}; its peak is {where(unfit)}"
+        yield f"{name(unfit)} {promise(unfit)}, but {lacking(unfit)}; its peak is {unfit.where}"
     for lost in answer.cheaper[:1]:
         yield f"{name(lost)} takes {_difference(lost, chosen)}, but {promise(lost)}"
-    said = {candidate.method for candidate in (chosen, nearest, unfit, *answer.cheaper[:1]) if candidate}
-    for method in dict.fromkeys(candidate.method for candidate in priced if candidate.method not in said):
-        own = [candidate for candidate in fits if candidate.method == method]
+    said = {candidate.way.method for candidate in (chosen, nearest, unfit, *answer.cheaper[:1]) if candidate}
+    for method in dict.fromkeys(candidate.way.method for candidate in priced if candidate.way.method not in said):
+        own = [candidate for candidate in fits if candidate.way.method == method]
         if own:
             lost = best(own, scale)
             yield f"{name(lost)} takes {_difference(lost, chosen)}, and {promise(lost)}"
         else:
-            lost = min((candidate for candidate in priced if candidate.method == method), key=lambda c: c.peak_bytes)
+            lost = min(
+                (candidate for candidate in priced if candidate.way.method == method), key=lambda c: c.peak_bytes
+            )
             yield f"{name(lost)} {lacking(lost)}, and {promise(lost)}"
     for model in dict.fromkeys(candidate.model for candidate in priced):
         if not any(candidate.model == model for candidate in fits):
             lost = min((candidate for candidate in priced if candidate.model == model), key=lambda c: c.peak_bytes)
             yield f"nothing fits on {model}: its smallest footprint, {lost.label}, {lacking(lost)}"
-    if answer.largest_batch is not None:
-        yield (
-            f"the largest batch that fits in {format_bytes(answer.ram_bytes)} this way, in one pass, is "
-            f"{answer.largest_batch}" + (" (no larger one was tried)" if answer.largest_batch >= MOST_BATCH else "")
-        )
 
 
-def notes(answer: Recommendation) -> Iterator[str]:
+def notes(answer: Choice) -> Iterator[str]:
     """Yield what is not known, and what to measure to become sure."""
     scale, chosen, name = answer.scale, answer.chosen, namer(answer.candidates)
     if len({candidate.model for candidate in answer.candidates}) > 1 and scale.name == "recovery":

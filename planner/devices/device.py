@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from costmodel.errors import InputError, unknown
+from costmodel.reading import first_problem
 from costmodel.units import format_bytes, format_count, parse_bytes
 
 FOLDER = files(__package__)
@@ -175,13 +176,12 @@ def _load(path, shown: str) -> Device:
 
 def _problem(error: ValidationError) -> str:
     """Return the first problem in one line: the key, its value, what is allowed."""
-    first = error.errors()[0]
-    key, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
+    key, given, reason, kind = first_problem(error)
+    if kind == "missing":
         return f"lacks {key!r}"
-    if first["type"] == "extra_forbidden":
-        table = {"peak": Peak, "bandwidth": Bandwidth}.get(first["loc"][0], Memory) if "." in key else Device
+    if kind == "extra_forbidden":
+        table = {"peak": Peak, "bandwidth": Bandwidth}.get(key.partition(".")[0], Memory) if "." in key else Device
         return f"unknown key {key!r}; allowed: {', '.join(table.model_fields)}"
-    if first["type"] == "string_pattern_mismatch":
+    if kind == "string_pattern_mismatch":
         reason = "write 'Source: ...' or 'Assumption: ...'"
-    return f"{key} = {reprlib.repr(first['input'])}: {reason}" if key else reason
+    return f"{key} = {reprlib.repr(given)}: {reason}" if key else reason

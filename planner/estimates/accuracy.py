@@ -33,38 +33,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..evidence.rows import Row, published
-from .estimate import Estimate, Kind, Setting
+from costmodel import METHODS, Way, anchor
+
+from ..evidence.rows import Row, named_way, published
+from .estimated import Estimate, Kind
 from .intervals import Interval, combine
-from .prior import CONVERTING, prior, published_prior
-from .runs import Key, Measured, data_set, measured_runs, sampling_error
+from .prior import prior, published_prior
+from .runs import Measured, data_set, measured_runs, sampling_error
+from .setting import Setting
 
 __all__ = ["Estimate", "Setting", "data_set", "estimate"]
 
 
 def estimate(
-    method: str,
+    method: Way | str,
     k: int | None,
     setting: Setting,
     rows: Sequence[Row] | None = None,
     own: Sequence[Row] = (),
     dataset: str | None = None,
 ) -> Estimate:
-    """Return the recovery to expect of a method (with its depth k, if it takes one) in a setting, and the accuracy.
+    """Return the recovery to expect of a way of training in a setting, and the accuracy.
 
-    rows: the published accuracies; those of the package if None. own: the user's rows (`evidence.load`); dataset: which
-    of their data sets it is about, if they hold several.
+    method: a `Way`, or the name of a method, with its depth k if it takes one. rows: the published accuracies; those of
+    the package if None. own: the user's rows (`planner.evidence.load`); dataset: which of their data sets it is about,
+    if they hold several.
 
     Errors: ValueError if k is not in 1 to block_count; InputError for a data set that is not there or not chosen, and
     for a row of more blocks than the network has.
     """
-    guess = published_prior(method, k, setting) if rows is None else prior(method, k, setting, rows)
+    asked = method if isinstance(method, Way) else named_way(method, k)
+    guess = published_prior(asked, setting) if rows is None else prior(asked, setting, rows)
     name = data_set(own, dataset)
     runs = measured_runs(own, name, setting)
     if not runs:
         return guess
-    guess = _with_recovery(guess, method, k, runs)
-    return _with_accuracy(guess, method, k, runs, setting, published() if rows is None else rows, name)
+    guess = _with_recovery(guess, asked, runs)
+    return _with_accuracy(guess, asked, runs, setting, published() if rows is None else rows, name)
 
 
 def _at_depth(
@@ -92,8 +97,9 @@ def _at_depth(
     return otherwise, "prior", ()
 
 
-def _label(key: Key) -> str:
-    return key[0] if key[1] is None else f"{key[0]}, k = {key[1]}"
+def _depths(asked: Way, runs: Mapping[Way, Measured]) -> dict[int | None, Measured]:
+    """Return the runs of a way at every depth, by depth."""
+    return {own.blocks: measured for own, measured in runs.items() if replace(own, blocks=asked.blocks) == asked}
 
 
 def _held(text: str, used: Sequence[int], k: int | None) -> str:
@@ -110,29 +116,30 @@ def _interval(guess: Estimate) -> Interval | None:
     return None if guess.value is None else Interval(guess.value, guess.low, guess.high)
 
 
-def _with_recovery(guess: Estimate, method: str, k: int | None, runs: Mapping[Key, Measured]) -> Estimate:
+def _with_recovery(guess: Estimate, asked: Way, runs: Mapping[Way, Measured]) -> Estimate:
     """Return the estimate with the recovery that the user's own last and full give, if they tell the two apart."""
-    last, full = runs.get(("last", None)), runs.get(("full", None))
+    last, full = runs.get(anchor("last")), runs.get(anchor("full"))
     if guess.kind == "definition" or not last or not full or last.accuracy.high >= full.accuracy.low:
         return guess
 
     def recovery(accuracy: float, low: float, high: float) -> float:
         return (accuracy - low) / (high - low)
 
+    k, depths = asked.blocks, _depths(asked, runs)
     known = {
-        depth: combine(recovery, measured.accuracy, last.accuracy, full.accuracy)
-        for (name, depth), measured in runs.items()
-        if name == method
+        depth: combine(recovery, measured.accuracy, last.accuracy, full.accuracy) for depth, measured in depths.items()
     }
     found, kind, used = _at_depth(k, known, _interval(guess))
     if found is None or not used:
         return guess
-    own = [runs[method, depth] for depth in used]
+    own = [depths[depth] for depth in used]
     source = ", ".join(dict.fromkeys([last.source, full.source, *(one.source for one in own)]))
     if kind == "prior":
         source, rests_on, interval = guess.source, _held(guess.rests_on, used, k), guess.interval
     else:
-        rests_on = f"your runs of {' and '.join(_label((method, depth)) for depth in used)}, of last and of full"
+        rests_on = (
+            f"your runs of {' and '.join(replace(asked, blocks=depth).label for depth in used)}, of last and of full"
+        )
         interval = f"your runs: {_spread(own)}, with that of last and full"
     if kind == "interpolated":
         rests_on += f"; k = {k} lies between them, linear in k"
@@ -143,24 +150,26 @@ def _with_recovery(guess: Estimate, method: str, k: int | None, runs: Mapping[Ke
 
 def _with_accuracy(
     guess: Estimate,
-    method: str,
-    k: int | None,
-    runs: Mapping[Key, Measured],
+    asked: Way,
+    runs: Mapping[Way, Measured],
     setting: Setting,
     rows: Sequence[Row],
     dataset: str,
 ) -> Estimate:
     """Return the estimate with the accuracy on the user's data set, if anything tells it."""
     predicted, rests_on, interval = _from_anchors(_interval(guess), runs, setting, rows)
-    known = {depth: measured.accuracy for (name, depth), measured in runs.items() if name == method}
+    k, depths = asked.blocks, _depths(asked, runs)
+    known = {depth: measured.accuracy for depth, measured in depths.items()}
     found, kind, used = _at_depth(k, known, predicted)
     if found is None:
         return replace(guess, accuracy_rests_on=rests_on)
     if kind == "prior":
         rests_on = _held(rests_on, used, k)
     else:
-        own = [runs[method, depth] for depth in used]
-        names = " and ".join(f"{_label((method, depth))} ({one.runs}x)" for depth, one in zip(used, own, strict=True))
+        own = [depths[depth] for depth in used]
+        names = " and ".join(
+            f"{replace(asked, blocks=depth).label} ({one.runs}x)" for depth, one in zip(used, own, strict=True)
+        )
         rests_on, interval = f"your runs of {names} on {dataset}: {own[0].source}", _spread(own)
     if kind == "interpolated":
         rests_on += f"; k = {k} lies between them, linear in k"
@@ -173,39 +182,40 @@ def _with_accuracy(
         accuracy_kind=kind,
         accuracy_rests_on=rests_on,
         accuracy_interval=interval,
-        runs=runs.get((method, k)),
+        runs=runs.get(asked),
     )
 
 
 def _from_anchors(
-    recovery: Interval | None, runs: Mapping[Key, Measured], setting: Setting, rows: Sequence[Row]
+    recovery: Interval | None, runs: Mapping[Way, Measured], setting: Setting, rows: Sequence[Row]
 ) -> tuple[Interval | None, str, str]:
     """Return the accuracy that a recovery means between the user's own anchors, what it rests on, and its interval."""
-    last = runs.get(("last", None))
+    last = runs.get(anchor("last"))
     if last is None or recovery is None:
         reason = (
             "its recovery is unknown" if last else "it takes a run of last, and of full or one more method, to tell"
         )
         return None, f"not measured, and {reason}", "none"
+    plain = replace(setting, converted=False)
     others = {
-        key: expected
-        for key in runs
-        if key[0] not in ("last", *CONVERTING)
-        and (expected := _interval(prior(*key, replace(setting, converted=False), rows))) and expected.value > 0
+        own: expected
+        for own in runs
+        if own != anchor("last") and not METHODS[own.method].converts
+        and (expected := _interval(prior(own, plain, rows))) and expected.value > 0
     }  # fmt: skip
     if not others:
         return None, "not measured, and last is the only anchor: it takes a run of full or of one more method", "none"
-    key = max(others, key=lambda key: (others[key].value, key[0] == "full", str(key)))
-    other = runs[key]
-    numbers = [last.accuracy, other.accuracy, others[key], recovery]
+    best = max(others, key=lambda own: (others[own].value, own == anchor("full"), str(own)))
+    other = runs[best]
+    numbers = [last.accuracy, other.accuracy, others[best], recovery]
     value = _between(*(number.value for number in numbers))
     images = last.test_images or other.test_images
     error = sampling_error(value, images) if images else Interval.exact(0.0)
     found = combine(lambda *all: _between(*all[:4]) + all[4], *numbers, error).within(0.0, 100.0)
-    ends = f"{last.accuracy.value:.4g} %) and {_label(key)} ({other.accuracy.value:.4g} %)"
+    ends = f"{last.accuracy.value:.4g} %) and {best.label} ({other.accuracy.value:.4g} %)"
     rests_on = f"the recovery, between your runs of last ({ends}"
-    if key != ("full", None):
-        rests_on += f", whose own recovery is taken to be {others[key].value:.3g}"
+    if best != anchor("full"):
+        rests_on += f", whose own recovery is taken to be {others[best].value:.3g}"
     last_part = f"the sampling error of {images} test images" if images else "no sampling error (no test_images)"
     return found, rests_on, f"the recovery's interval, the errors of the anchors, and {last_part}, added in squares"
 

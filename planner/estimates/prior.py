@@ -38,19 +38,17 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
 
+from costmodel import METHODS, Way, anchor
+
 from ..evidence.rows import Row, published
-from .estimate import Estimate, Setting
+from .estimated import Estimate
 from .intervals import Interval, further_value
+from .setting import Setting
 
-# Assumption: biases trained with frozen batch norm recover what TinyTL's do on its network of group norm and weight
-# standardization.
-_RELATIVE = {"bias": "tinytl-b"}
-
-CONVERTING = ("tinytl-b", "tinytl-l", "tinytl-lb")  # they put group norm into a network that has batch norm
-_TABLE_METHODS = ("norm", *CONVERTING)
+LAST, FULL = anchor("last").method, anchor("full").method
+_TABLE_METHODS = ("norm", "tinytl-b", "tinytl-l", "tinytl-lb")  # whose tables say how hard a data set is
 _ANCHOR_BLOCKS_OF_NETWORK = 11  # Assumption: see above
 _DEPTH_SHARE = 0.5  # Assumption: see above
-_NEEDS_NORM = {"norm", "bias", *CONVERTING}
 
 
 @dataclass(frozen=True)
@@ -74,48 +72,53 @@ def recoveries(method: str, rows: Sequence[Row]) -> dict[tuple, dict[str, float]
     top1 = {(row.setting, row.dataset, row.method): row.top1_percent for row in rows if row.top1_percent is not None}
     found: dict[tuple, dict[str, float]] = {}
     for (setting, dataset, name), accuracy in top1.items():
-        last, full = (top1.get((setting, dataset, end)) for end in ("last", "full"))
+        last, full = (top1.get((setting, dataset, end)) for end in (LAST, FULL))
         if name == method and last is not None and full is not None and full > last:
             found.setdefault(setting, {})[dataset] = (accuracy - last) / (full - last)
     return found
 
 
-def prior(method: str, k: int | None, setting: Setting, rows: Sequence[Row]) -> Estimate:
-    """Return the recovery to expect of a method (with its depth k, if it takes one) in a setting.
+def prior(way: Way, setting: Setting, rows: Sequence[Row]) -> Estimate:
+    """Return the recovery to expect of a way of training in a setting.
 
     rows: the published accuracies. Errors: ValueError if k is not in 1 to block_count.
     """
     if setting.converted:
         return _unknown(
-            f"{method!r} changes what {setting.model} computes (group norm, standardised weights), so that its "
+            f"{way.method!r} changes what {setting.model} computes (group norm, standardised weights), so that its "
             "pre-training does not hold; published for networks that were pre-trained so"
         )
-    if method in ("last", "full"):
-        value = 1.0 if method == "full" else 0.0
+    method = METHODS.get(way.method)
+    if method is None:
+        return _from_table(way.method, way.method, setting, rows)
+    if method.anchor is not None:
+        value = 1.0 if method.anchor == "full" else 0.0
         rests_on = "the scale itself: training the last layer only is 0, training everything is 1"
         return Estimate(value, value, value, "definition", "", rests_on, "exact, by definition")
-    if method in ("blocks", "mobiletl"):
-        if k is None or not 1 <= k <= setting.block_count:
-            raise ValueError(f"method {method!r} needs k from 1 to {setting.block_count}, not {k!r}")
-        return _by_depth(method, k, setting, rows)
-    if method in _NEEDS_NORM and not setting.has_norm:
-        return _unknown(f"no published network without norm layers was trained by {method!r}")
-    return _from_table(method, setting, rows)
+    if method.takes_blocks:
+        if way.blocks is None or not 1 <= way.blocks <= setting.block_count:
+            raise ValueError(f"method {method.name!r} needs k from 1 to {setting.block_count}, not {way.blocks!r}")
+        return _by_depth(way, setting, rows)
+    if method.needs_norm and not setting.has_norm:
+        return _unknown(f"no published network without norm layers was trained by {method.name!r}")
+    return _from_table(method.name, method.evidence or method.name, setting, rows)
 
 
 @cache
-def published_prior(method: str, k: int | None, setting: Setting) -> Estimate:
+def published_prior(way: Way, setting: Setting) -> Estimate:
     """Return `prior` on the published accuracies."""
-    return prior(method, k, setting, published())
+    return prior(way, setting, published())
 
 
 def _unknown(reason: str) -> Estimate:
     return Estimate(None, None, None, "unknown", "", reason, "none")
 
 
-def _from_table(method: str, setting: Setting, rows: Sequence[Row]) -> Estimate:
-    """Return the mean over a table's data sets: of this very setting if there is one, else carried over."""
-    relative = _RELATIVE.get(method, method)
+def _from_table(method: str, relative: str, setting: Setting, rows: Sequence[Row]) -> Estimate:
+    """Return the mean over a table's data sets: of this very setting if there is one, else carried over.
+
+    relative: the method whose table it is.
+    """
     groups = recoveries(relative, rows)
     if not groups:
         return _unknown(f"no published accuracy of {method!r} next to the last layer only and full fine-tuning")
@@ -155,7 +158,7 @@ def prediction(values: Sequence[float], extra_variance: float | None) -> Interva
 def _network_variance(rows: Sequence[Row]) -> float | None:
     """Return the mean squared difference between two networks' recoveries of a method on the same data set."""
     squares = []
-    for method in sorted({row.method for row in rows} - {"last", "full"}):
+    for method in sorted({row.method for row in rows} - {LAST, FULL}):
         groups = list(recoveries(method, rows).items())
         for index, (setting, values) in enumerate(groups):
             for other, others in groups[index + 1 :]:
@@ -164,9 +167,9 @@ def _network_variance(rows: Sequence[Row]) -> float | None:
     return fmean(squares) if squares else None
 
 
-def _by_depth(method: str, k: int, setting: Setting, rows: Sequence[Row]) -> Estimate:
-    curves = depth_curves(tuple(rows))
-    if curves is None:
+def _by_depth(way: Way, setting: Setting, rows: Sequence[Row]) -> Estimate:
+    curves, method, k = depth_curves(tuple(rows)), way.method, way.blocks
+    if curves is None or method not in curves["value"] or k is None:
         return _unknown(f"no published accuracy from which the depth curve of {method!r} could start")
     value, low, high = (curves[name][method](k, setting.block_count) for name in ("value", "low", "high"))
     anchor = _anchor_row(rows)
@@ -201,7 +204,7 @@ def depth_curves(rows: tuple[Row, ...]) -> dict[str, dict[str, DepthCurve]] | No
         full.top1_percent - last.top1_percent
         for full in rows
         for last in rows
-        if (full.method, last.method, full.setting) == ("full", "last", last.setting)
+        if (full.method, last.method, full.setting) == (FULL, LAST, last.setting)
         and full.dataset == last.dataset == anchor.dataset
     ]
     if not groups or not gaps:

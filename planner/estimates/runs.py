@@ -24,13 +24,12 @@ from statistics import fmean
 
 import numpy as np
 
+from costmodel import Way
 from costmodel.errors import InputError, unknown
 
 from ..evidence.rows import Row
-from .estimate import Setting
 from .intervals import Z95, Difference, Interval, combine, share, student_t
-
-Key = tuple[str, int | None]  # a method and its depth
+from .setting import Setting
 
 
 @dataclass(frozen=True)
@@ -90,18 +89,18 @@ def concerns(row: Row, setting: Setting) -> bool:
     )
 
 
-def measured_runs(own: Sequence[Row], dataset: str | None, setting: Setting) -> dict[Key, Measured]:
-    """Return the user's runs of this network on the data set, by method and depth."""
-    grouped: dict[Key, list[Row]] = {}
+def measured_runs(own: Sequence[Row], dataset: str | None, setting: Setting) -> dict[Way, Measured]:
+    """Return the user's runs of this network on the data set, by way."""
+    grouped: dict[Way, list[Row]] = {}
     for row in own:
         if row.dataset != dataset or row.top1_percent is None or not concerns(row, setting):
             continue
-        if row.method in ("blocks", "mobiletl") and not 1 <= (row.trained_blocks or 0) <= setting.block_count:
+        if row.way.blocks is not None and not 1 <= row.way.blocks <= setting.block_count:
             raise InputError(
                 f"{row.file}, line {row.line}, column trained_blocks: {row.trained_blocks}: {setting.model} has only "
                 f"{setting.block_count} blocks"
             )
-        grouped.setdefault((row.method, row.trained_blocks), []).append(row)
+        grouped.setdefault(row.way, []).append(row)
     whole = [[row.top1_percent for row in group if row.reachable_percent is None] for group in grouped.values()]
     samples = [values for values in whole if values]
     freedom = sum(len(values) - 1 for values in samples)

@@ -25,8 +25,9 @@ from costmodel import METHODS
 
 from ..evidence.rows import Row, published, standard_test_sets
 from .accuracy import estimate
-from .estimate import Estimate, Setting
-from .prior import recoveries
+from .estimated import Estimate
+from .prior import FULL, LAST, recoveries
+from .setting import Setting
 
 UNSEEN = "a network not seen"
 WANTED_COVERAGE = 0.9
@@ -91,9 +92,7 @@ def leave_one_out(rows: Sequence[Row] | None = None) -> list[LeftOut]:
     """Return the prediction of each published recovery without its data set. rows: the published ones if None."""
     rows = published() if rows is None else tuple(rows)
     found = []
-    for method in METHODS:
-        if method in ("last", "full"):
-            continue
+    for method in (name for name, entry in METHODS.items() if entry.anchor is None):
         groups = recoveries(method, rows)
         largest = max(groups, key=lambda setting: len(groups[setting]), default=None)
         for setting, measured in groups.items():
@@ -110,7 +109,7 @@ def _predict(method: str, setting: tuple, dataset: str, recovery: float, unseen:
     here = {row.method: row for row in rows if (row.setting, row.dataset) == (setting, dataset)}
     anchors = [
         here[end].model_copy(update={"model": name, "test_images": standard_test_sets().get(dataset)})
-        for end in ("last", "full")
+        for end in (LAST, FULL)
     ]
     guess = estimate(method, None, Setting(name, resolution, batch), others, anchors)
     return LeftOut(method, model, dataset, unseen, guess, recovery, here[method].top1_percent)

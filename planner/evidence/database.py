@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from costmodel import Way, way
 from costmodel.errors import InputError
 
 from .rows import Row
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SETTINGS = "planner"  # the study's attribute
+OPTIONS = "options"  # a trial's: those of its method
 RECIPE = ("epochs", "learning_rate", "optimizer")  # what accuracies depend on, beside the columns of a row
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 _SQLITE_WAIT_SECONDS = 60  # for another process that writes
@@ -146,16 +148,23 @@ def data_set_names(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     return names
 
 
+def way_of(trial: FrozenTrial) -> Way:
+    """Return what a trial trains."""
+    params = trial.params
+    return way(params["method"], params["blocks"] or None, trial.user_attrs.get(OPTIONS))
+
+
 def row(trial: FrozenTrial, settings: Mapping[str, Any], dataset: str, place: str) -> Row:
     """Return a finished trial as evidence. place: the database's name."""
-    ended = trial.user_attrs
+    ended, trained = trial.user_attrs, way_of(trial)
     reachable = ended.get("reachable_percent") if trial.state == TrialState.PRUNED else None
     stopped = "" if reachable is None else f", stopped after epoch {ended['epochs_run']} of {settings['epochs']}"
     day = f"{trial.datetime_complete:%Y-%m-%d}" if trial.datetime_complete else "undated"
     return Row(
         model=settings["model"],
-        method=trial.params["method"],
-        trained_blocks=trial.params["blocks"] or None,
+        method=trained.method,
+        trained_blocks=trained.blocks,
+        options=" ".join(f"{name}={value}" for name, value in ended.get(OPTIONS, {}).items()),
         dataset=dataset,
         top1_percent=trial.value,
         resolution=settings["resolution"],

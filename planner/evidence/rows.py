@@ -10,16 +10,16 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from costmodel import METHODS
-from costmodel.errors import InputError, unknown
+from costmodel import METHODS, Way, read_options, way
+from costmodel.errors import InputError
+from costmodel.reading import first_problem
 
 PUBLISHED = files(__package__) / "data" / "accuracy_published.csv"
 TEST_SETS = files(__package__) / "data" / "test_sets.csv"
@@ -48,16 +48,25 @@ def unpack(text: str, count: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(data, np.uint8), count=count).astype(bool)
 
 
+def named_way(method: str, blocks: int | None, options: str = "") -> Way:
+    """Return the way that evidence names; of a method that this package does not know, as it is written.
+
+    Errors: InputError for a depth or option that the method does not have.
+    """
+    return way(method, blocks, read_options(options.split())) if method in METHODS else Way(method, blocks)
+
+
 class Row(BaseModel):
     """One observed accuracy: a method on a network and a data set.
 
     `top1_percent` is the accuracy; `points_below_full` stands in its place where a source only states the distance to
-    training everything, in percentage points. `trained_blocks` (or layers) is empty for methods without a depth,
-    `resolution` and `batch` where they are not stated. `seed` tells repeated runs apart. `test_images`: how many images
-    the accuracy was measured on. `correct`: which of them were classified right, as `pack` writes it; runs on the same
-    images are then compared image by image. `reachable_percent`: of a run that was stopped early, the most that it
-    could still have reached. `source`: the file's name if empty. `memory_mb` is the source's own figure, counted by its
-    own `memory_convention`: a record, not used here. `file` and `line` are the row's place.
+    training everything, in percentage points. `trained_blocks` is empty for methods without a depth, `options` has what
+    else was chosen of the method ("convolutions=4 patch=2"), `resolution` and `batch` are empty where not stated.
+    `seed` tells repeated runs apart. `test_images`: how many images the accuracy was measured on. `correct`: which of
+    them were classified right, as `pack` writes it; runs on the same images are then compared image by image.
+    `reachable_percent`: of a run that was stopped early, the most that it could still have reached. `source`: the
+    file's name if empty. `memory_mb` is the source's own figure, counted by its own `memory_convention`: a record, not
+    used here. `file` and `line` are the row's place.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +77,7 @@ class Row(BaseModel):
     dataset: Name
     top1_percent: Points | None = None
     points_below_full: Points | None = None
+    options: str = ""
     resolution: Positive | None = None
     batch: Positive | None = None
     seed: int | None = None
@@ -112,10 +122,18 @@ class Row(BaseModel):
         """Whether each test image was classified right, if that is recorded."""
         return unpack(self.correct, self.test_images) if self.correct else None
 
+    @cached_property
+    def way(self) -> Way:
+        """What trained; of a method that this package does not know, as it is written.
+
+        Errors: InputError for a depth or option that the method does not have.
+        """
+        return named_way(self.method, self.trained_blocks, self.options)
+
     @property
     def run(self) -> tuple:
         """What tells one run from another."""
-        return self.model, self.method, self.trained_blocks, self.dataset, self.resolution, self.batch, self.seed
+        return self.model, self.way, self.dataset, self.resolution, self.batch, self.seed
 
     @property
     def setting(self) -> tuple[str, str, int | None, int | None]:
@@ -125,47 +143,6 @@ class Row(BaseModel):
 
 COLUMNS = tuple(name for name in Row.model_fields if name not in ("file", "line"))
 _NEEDED = ("model", "method", "dataset")
-
-
-def load(path: str | Path) -> tuple[Row, ...]:
-    """Return the rows of the user's own CSV file, or of a database of `planner measure` (runs.db, postgresql://...).
-
-    Errors: InputError if the file cannot be read, lacks a column that is needed, has an unknown one, or has a bad or
-    repeated row: among them a method that this package does not know, and one without the depth that it needs; for a
-    database that cannot be read or holds no finished runs.
-    """
-    if "://" in str(path) or Path(path).suffix in (".db", ".sqlite", ".sqlite3"):
-        from .database import measured  # which loads optuna
-
-        return measured(str(path))
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {path}: byte {error.start} is not UTF-8 text") from error
-    rows = parse(text, str(path))
-    for row in rows:
-        _check_own(row)
-    return rows
-
-
-def load_all(paths: Sequence[str | Path]) -> tuple[Row, ...]:
-    """Return the rows of several files or databases, as `load` does each.
-
-    Errors: InputError also for a run that stands in two of them: it would count as repeated.
-    """
-    found: list[Row] = []
-    for path in paths:
-        known = {row.run: row for row in found}
-        for row in load(path):
-            if first := known.get(row.run):
-                raise InputError(
-                    f"{row.file}, line {row.line}: {row.method!r} on {row.dataset!r} repeats {first.file}, line "
-                    f"{first.line}; give runs seeds and data sets names of their own, or leave one out"
-                )
-            found.append(row)
-    return tuple(found)
 
 
 @cache
@@ -223,27 +200,23 @@ def _row(cells: dict, columns: int, name: str, line: int) -> Row:
         raise InputError(f"{name}, line {line}: {given} values for {columns} columns")
     values = {key: cell.strip() for key, cell in cells.items() if cell.strip() or key in _NEEDED}
     try:
-        return Row(**{"source": name, **values}, file=name, line=line)
+        row = Row.model_validate({"source": name, **values, "file": name, "line": line})
     except ValidationError as error:
-        problem = error.errors()[0]
-        column = str(problem["loc"][0]) if problem["loc"] else "top1_percent"
-        reason = problem["msg"].removeprefix("Value error, ")
-        raise InputError(f"{name}, line {line}, column {column}: {cells.get(column, '')!r}: {reason}") from error
+        problem = first_problem(error)
+        column = problem.key.partition(".")[0] or "top1_percent"
+        raise InputError(
+            f"{name}, line {line}, column {column}: {cells.get(column, '')!r}: {problem.reason}"
+        ) from error
+    if row.trained_blocks is not None and row.method in METHODS and not METHODS[row.method].takes_blocks:
+        raise refusal(row, "trained_blocks", f"method {row.method!r} has no depth; leave it empty")
+    try:
+        _ = row.way
+    except InputError as error:
+        raise refusal(row, "options", str(error)) from None
+    return row
 
 
-def _check_own(row: Row) -> None:
-    def refuse(column: str, reason: str) -> InputError:
-        value = getattr(row, column)
-        return InputError(
-            f"{row.file}, line {row.line}, column {column}: {('' if value is None else value)!r}: {reason}"
-        )
-
-    if row.method not in METHODS:
-        raise InputError(f"{row.file}, line {row.line}, column method: {unknown('method', row.method, METHODS)}")
-    if row.top1_percent is None:
-        raise refuse("top1_percent", "your own rows need the accuracy itself, in percent")
-    method = METHODS[row.method]
-    if method.takes_blocks and not row.trained_blocks:
-        raise refuse("trained_blocks", f"method {row.method!r} needs its number of trained blocks, 1 or more")
-    if not method.takes_blocks and not method.options and row.trained_blocks is not None:
-        raise refuse("trained_blocks", f"method {row.method!r} has no depth; leave it empty")
+def refusal(row: Row, column: str, reason: str) -> InputError:
+    """Return the error for a value of a row, by its file, line and column."""
+    value = getattr(row, column)
+    return InputError(f"{row.file}, line {row.line}, column {column}: {('' if value is None else value)!r}: {reason}")

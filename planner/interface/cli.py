@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Callable
 from enum import StrEnum
-from functools import wraps
-from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from costmodel import ACCOUNTINGS, OPTIMIZERS, InputError
+from costmodel import OPTIMIZERS, InputError
 from costmodel.interface.drawing import plot_path
 from costmodel.interface.running import run
 from costmodel.units import parse_bytes
+
+from .space import DeviceName, Json, Models, names, with_space
 
 if TYPE_CHECKING:
     from ..devices.device import Device
@@ -28,90 +26,6 @@ app = typer.Typer(
     "MODEL is torchvision:NAME, timm:NAME, zoo:NAME, path/file.py:function, or a bare NAME. "
     "--debug shows the traceback of an error.",
 )
-
-Models = Annotated[
-    list[str],
-    typer.Argument(metavar="MODEL...", help="One or more, such as torchvision:mobilenet_v2.", show_default=False),
-]
-_SEVERAL = "One, several (1,2,4), or a range (1-64, 8-64:8)."
-DeviceName = Annotated[str | None, typer.Option("--device", help="A device (see planner devices), or a TOML file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
-
-
-def _numbers(text: str | None, option: str) -> list[int] | None:
-    """Return the whole numbers in '8', '1,2,4', '1-64' or '8-64:8'. Errors: InputError, naming the option."""
-    if text is None:
-        return None
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(-?\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?\s*", part)
-        first, last, step = (int(number) if number else None for number in match.groups()) if match else (None,) * 3
-        values = [first] if last is None else range(first, last + 1, step or 1) if step != 0 else ()
-        if not match or not values:
-            raise InputError(f"{option} {text!r} is no number, list (1,2,4) or range (1-64, 8-64:8)")
-        found += values
-    return found
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",")]
-
-
-def _space(
-    batch: Annotated[str, typer.Option(help=f"Images per update. {_SEVERAL}")] = "8",
-    micro_batch: Annotated[
-        str | None, typer.Option(help="Images per pass, the batch's divisors; default: the whole batch.")
-    ] = None,
-    optimizer: Annotated[str, typer.Option(help=f"One or several of {', '.join(OPTIMIZERS)}.")] = "sgd",
-    resolution: Annotated[str, typer.Option(help="Height and width of the images in pixels; one or several.")] = "224",
-    frozen_dtype: Annotated[
-        str, typer.Option(help="How frozen weights are stored: float32, float16, int8.")
-    ] = "float32",
-    method: Annotated[str | None, typer.Option(help="One or several; default: all without options.")] = None,
-    blocks: Annotated[str | None, typer.Option(help="Depths of the methods that have one; default: all.")] = None,
-    classes: Annotated[int | None, typer.Option(help="Classes of a new head; default: the network's own.")] = None,
-    accounting: Annotated[str, typer.Option(help=f"One of {', '.join(ACCOUNTINGS)}.")] = "lean",
-    evidence: Annotated[
-        list[str] | None,
-        typer.Option(help="A CSV file of your own accuracies, or a database of planner measure; may be repeated."),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Which data set of --evidence it is about, if there are several.")
-    ] = None,
-) -> dict:
-    """Return what `candidates.candidates` takes beside the models."""
-    from ..evidence.rows import load_all
-
-    return {
-        "batch": _numbers(batch, "--batch"),
-        "micro_batch": _numbers(micro_batch, "--micro-batch"),
-        "optimizer": _names(optimizer),
-        "resolution": _numbers(resolution, "--resolution"),
-        "frozen_dtype": _names(frozen_dtype),
-        "methods": _names(method),
-        "blocks": _numbers(blocks, "--blocks"),
-        "classes": classes,
-        "accounting": accounting,
-        "evidence": load_all(evidence or ()),
-        "dataset": dataset,
-    }
-
-
-def _with_space(command: Callable) -> Callable:
-    """Give a command the options of `_space`, in the place of its parameter `space`, which gets what they mean."""
-    options = signature(_space, eval_str=True).parameters
-
-    @wraps(command)
-    def filled(**given) -> None:
-        command(**{name: value for name, value in given.items() if name not in options},
-                space=_space(**{name: given[name] for name in options}))  # fmt: skip
-
-    own = signature(command, eval_str=True).parameters.values()
-    parameters = [one for each in own for one in (options.values() if each.name == "space" else [each])]
-    # Typer hands arguments over by name, so that those with defaults may come first.
-    filled.__signature__ = Signature([each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters])
-    filled.__annotations__ = {each.name: each.annotation for each in parameters}
-    return filled
 
 
 class Against(StrEnum):
@@ -131,7 +45,7 @@ def _device(name: str | None) -> Device | None:
 
 
 @app.command("recommend")
-@_with_space
+@with_space
 def recommend_command(
     models: Models,
     ram: Annotated[str | None, typer.Option(help="Memory for the training itself, such as 64MB or 61MiB.")] = None,
@@ -175,7 +89,7 @@ def recommend_command(
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     if ram_bytes is None and not limits:
         raise InputError("no limit was given; give --ram 64MB, --device raspberry-pi-zero-2w, or another limit")
-    answer = recommend(models, ram_bytes, limits=limits, objectives=_names(objective), device=target, **space)
+    answer = recommend(models, ram_bytes, limits=limits, objectives=names(objective), device=target, **space)
     if save is not None:
         answer.plan.save(save)
     if as_json:
@@ -185,11 +99,11 @@ def recommend_command(
 
     show_recommendation(answer, target)
     if save is not None:
-        print(f"wrote {save}; use it with planner.plan.Plan.load({save!r}).apply(model)")
+        print(f"wrote {save}; use it with planner.Plan.load({save!r}).apply(model)")
 
 
 @app.command("candidates")
-@_with_space
+@with_space
 def candidates_command(
     models: Models,
     *,
@@ -199,7 +113,8 @@ def candidates_command(
     as_json: Json = False,
 ) -> None:
     """Every method at every depth of each MODEL: memory, FLOPs and expected accuracy."""
-    from ..choosing.candidates import candidates, to_frame
+    from ..choosing.candidates import candidates
+    from ..choosing.frames import to_frame
 
     priced = candidates(models, device=_device(device), **space)
     if as_json:
@@ -215,7 +130,7 @@ def candidates_command(
 
 
 @app.command("sweep")
-@_with_space
+@with_space
 def sweep_command(
     models: Models,
     out: Annotated[str, typer.Option(help="The file to write: .csv or .parquet.", show_default=False)],
@@ -224,7 +139,9 @@ def sweep_command(
     device: DeviceName = None,
 ) -> None:
     """Every combination of the axes of each MODEL, priced in bulk, to a file."""
-    from ..choosing.candidates import axes, sweep, trace_all, write_frame
+    from ..choosing.axes import axes
+    from ..choosing.candidates import trace_all
+    from ..choosing.frames import sweep, write_frame
 
     graphs = trace_all(models, space.pop("resolution"), space.pop("classes"))
     frame = sweep(graphs, axes(device=_device(device), **space))
@@ -244,7 +161,7 @@ def devices_command(
 
 
 @app.command("pareto")
-@_with_space
+@with_space
 def pareto_command(
     models: Models,
     out: Annotated[str | None, typer.Option(help="The picture to write: .png, .svg or .pdf.")] = None,
@@ -277,11 +194,6 @@ def pareto_command(
         print(f"wrote {html}")
 
 
-def main() -> None:
-    """Run the command line."""
-    run(app)
-
-
 evidence_app = typer.Typer(no_args_is_help=True, help="The accuracies that estimates rest on.")
 app.add_typer(evidence_app, name="evidence")
 
@@ -310,9 +222,6 @@ def evidence_check_command(
         show_left_out(found)
     if summaries(found)[-1].coverage < WANTED_COVERAGE:
         raise typer.Exit(1)
-
-
-# --- measure ----------------------------------------------------------------------------------------------------------
 
 
 @app.command("measure")
@@ -360,7 +269,8 @@ def measure_command(
         ram_bytes = min(ram_bytes or target.training_ram_bytes, target.training_ram_bytes)
     if ram_bytes is None:
         raise InputError("no limit was given; give --ram 64MB, or --device raspberry-pi-zero-2w")
-    from ..campaign.measure import Recipe, measure
+    from ..campaign.fine_tuning import Recipe
+    from ..campaign.measure import measure
     from ..evidence.database import shown
     from .measure_view import Bars, tables
 
@@ -387,3 +297,8 @@ def measure_command(
         out = console()
         for part in tables(outcome):
             out.print(part)
+
+
+def main() -> None:
+    """Run the command line."""
+    run(app)

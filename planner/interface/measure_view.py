@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
@@ -10,13 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from costmodel import Way
 from costmodel.units import format_bytes
 
-from ..campaign.measure import Finished, Outcome, Watch
 from ..campaign.next_trial import Trial
-from ..choosing.candidates import Candidate
+from ..campaign.watch import Watch
+from ..choosing.candidate import Candidate
 from ..choosing.objectives import seconds_text
 from ..choosing.recommend import Recommendation
+
+if TYPE_CHECKING:
+    from ..campaign.measure import Finished, Outcome
 
 
 class Bars(Watch):
@@ -86,7 +91,7 @@ def tables(outcome: Outcome) -> Iterator[RenderableType]:
     mismatched = [run for run in outcome.runs if not run.memory_agrees]
     for run in mismatched:
         yield Text(
-            f"memory not as predicted in trial {run.number} ({_way(run)}): saved {run.saved_bytes:,} predicted, "
+            f"memory not as predicted in trial {run.number} ({run.way.label}): saved {run.saved_bytes:,} predicted, "
             f"{run.measured_saved_bytes:,} measured; peak {run.peak_bytes:,} and {run.measured_peak_bytes:,} bytes"
         )
     for label, reason in outcome.failed.items():
@@ -106,10 +111,10 @@ def _runs(outcome: Outcome) -> Table:
     table.add_column("method", no_wrap=True)
     for name in ("runs", "accuracy", "90 % interval", "peak predicted", "measured", "memory", "time"):
         table.add_column(name, justify="right", no_wrap=True)
-    candidates = {(c.method, c.blocks): c for c in outcome.after.candidates}
-    groups: dict[tuple[str, int | None], list[Finished]] = {}
+    candidates = {c.way: c for c in outcome.after.candidates}
+    groups: dict[Way, list[Finished]] = {}
     for run in outcome.runs:
-        groups.setdefault((run.method, run.blocks), []).append(run)
+        groups.setdefault(run.way, []).append(run)
     for key, runs in sorted(groups.items(), key=lambda item: -candidates[item[0]].recovery.accuracy_percent):
         guess = candidates[key].recovery
         whole = [run for run in runs if not run.stopped]
@@ -123,13 +128,9 @@ def _runs(outcome: Outcome) -> Table:
             format_bytes(max(run.measured_peak_bytes for run in runs)),
             "as predicted" if all(run.memory_agrees for run in runs) else "DIFFERS",
             seconds_text(sum(run.seconds for run in runs)),
-            style="bold" if key == (outcome.after.chosen.method, outcome.after.chosen.blocks) else "",
+            style="bold" if key == outcome.after.chosen.way else "",
         )
     return table
-
-
-def _way(run: Finished) -> str:
-    return run.method if run.blocks is None else f"{run.method}, k = {run.blocks}"
 
 
 def _promise(answer: Recommendation) -> str:

@@ -14,13 +14,14 @@ from string import Template
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from costmodel import ACCOUNTINGS, METHODS, InputError
+from costmodel import METHODS, InputError, whole_step
 from costmodel.interface.drawing import BLACK, plot_path
 from costmodel.units import format_bytes, format_count
 
-from ..choosing.candidates import Candidate
+from ..choosing.candidate import Candidate
+from ..choosing.choice import pick
 from ..choosing.reasons import ACROSS_MODELS
-from ..choosing.recommend import Scale, choose
+from ..choosing.scale import Scale
 from .plots import FILLS, MARKERS, fill, pareto_data, settings, style
 
 if TYPE_CHECKING:
@@ -46,10 +47,7 @@ def page(priced: Sequence[Candidate], ram_bytes: int | None = None) -> str:
 
     Errors: InputError if the books are not those of a whole step, whose peak a budget could be held against.
     """
-    accounting = priced[0].accounting
-    if not ACCOUNTINGS[accounting].whole_step:
-        whole = ", ".join(name for name, entry in ACCOUNTINGS.items() if entry.whole_step)
-        raise InputError(f"the accounting {accounting!r} has no peak to hold against a budget; allowed: {whole}")
+    whole_step(priced[0].step.accounting, "has no peak to hold against a budget")
     data = page_data(priced)
     most = max(round(1.05 * max(candidate.peak_bytes for candidate in priced)), ram_bytes or 0)
     figure = _figure(priced, data["models"])
@@ -75,7 +73,7 @@ def page_data(priced: Sequence[Candidate]) -> dict:
     picks: list[dict] = []
     held = None
     for budget in sorted({candidate.peak_bytes for candidate in priced}):
-        chosen = choose(priced, budget).chosen
+        chosen = pick(priced, budget).chosen
         if chosen is not held:
             held = chosen
             picks.append(
@@ -118,10 +116,9 @@ def _accuracy(candidate: Candidate) -> Iterator[str]:
 def _hover(candidate: Candidate) -> str:
     """Return all of a candidate, in plotly's few HTML tags."""
     guess = candidate.recovery
-    where = candidate.peak_phase + (f" at {candidate.peak_layer}" if candidate.peak_layer else "")
     lines = [
         *text(candidate).splitlines(),
-        f"peak in {where}",
+        f"peak {candidate.where}",
         f"trained: {format_count(candidate.trained_parameters)} parameters",
         *_accuracy(candidate),
         f"interval: {guess.interval}",
@@ -156,7 +153,7 @@ def _figure(priced: Sequence[Candidate], models: Sequence[str]) -> Figure:
             line={"color": "#888888", "width": 1, "shape": "hv"},
         )  # fmt: skip
         for method in METHODS:
-            own = [c for c in priced if (c.model, c.method) == (model, method) and c.recovery.value is not None]
+            own = [c for c in priced if (c.model, c.way.method) == (model, method) and c.recovery.value is not None]
             if not own:
                 continue
             colour, marker = style(method)

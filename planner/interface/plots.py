@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ from costmodel.interface.drawing import (
 )
 from costmodel.units import format_bytes
 
-from ..choosing.candidates import Candidate, to_frame
+from ..choosing.candidate import Candidate
+from ..choosing.frames import to_frame
 from ..choosing.pareto import non_dominated
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ def fill(kind: str) -> str:
 def settings(priced: Sequence[Candidate]) -> str:
     """Return what a training step of these candidates is, in words; several values where they differ."""
 
-    def values(name: str) -> str:
-        return ", ".join(dict.fromkeys(str(getattr(candidate, name)) for candidate in priced))
+    def values(value: Callable[[Candidate], object]) -> str:
+        return ", ".join(dict.fromkeys(str(value(candidate)) for candidate in priced))
 
     return (
-        f"batch {values('batch')}, {values('resolution')} pixels, {values('optimizer')}, "
-        f"accounting {values('accounting')}"
+        f"batch {values(lambda c: c.batch)}, {values(lambda c: c.resolution)} pixels, "
+        f"{values(lambda c: c.step.optimizer)}, accounting {values(lambda c: c.step.accounting)}"
     )
 
 
@@ -135,7 +136,7 @@ def draw_pareto(
         unused.set_axis_off()
     figure.supylabel(_Y_LABEL[against], fontsize=9)
     figure.suptitle(settings(priced), fontsize=10)
-    missing = ", ".join(dict.fromkeys(c.method for c in priced if c.method not in set(data["method"])))
+    missing = ", ".join(dict.fromkeys(c.way.method for c in priced if c.way.method not in set(data["method"])))
     texts, signs = zip(*_legend(data, against, ram_bytes), strict=True)
     figure.legend(
         signs, texts, loc="outside lower center", ncols=min(5, 2 + len(groups)),

@@ -15,12 +15,13 @@ from costmodel.units import format_bytes, format_count
 
 from ..choosing.objectives import seconds_text
 from ..choosing.reasons import namer, short_names
-from ..choosing.recommend import Recommendation, Scale, scale_of, where
+from ..choosing.recommend import Recommendation
+from ..choosing.scale import Scale, scale_of
 from ..devices.device import Device, device, device_names
 from ..estimates.validation import LeftOut, summaries
 
 if TYPE_CHECKING:
-    from ..choosing.candidates import Candidate
+    from ..choosing.candidate import Candidate
 
 
 def console() -> Console:
@@ -96,18 +97,15 @@ def _panel(answer: Recommendation, target: Device | None) -> Panel:
         for name, size in chosen.memory_bytes.items()
         if size and name != "peak"
     ]
-    micro = f" in micro-batches of {chosen.micro_batch}" if chosen.micro_batch != chosen.batch else ""
-    frozen = f", frozen weights in {chosen.frozen_dtype}" if chosen.frozen_dtype != "float32" else ""
     budget = f" of {format_bytes(answer.ram_bytes)}" if answer.ram_bytes else ""
     time = "" if chosen.step_seconds is None else f"{seconds_text(chosen.step_seconds)} or more (roofline)"
     percent = guess.accuracy_percent
     rows = [
         ("model", chosen.model),
-        ("method", chosen.method if chosen.blocks is None else f"{chosen.method}, the last k = {chosen.blocks} blocks"),
-        ("step", f"batch {chosen.batch}{micro}, {chosen.resolution}x{chosen.resolution}, {chosen.classes} classes, "
-                 f"{chosen.optimizer}, accounting {chosen.accounting}{frozen}"),
+        ("method", chosen.way.description),
+        ("step", chosen.step.label),
         ("device", target.explain() if target else ""),
-        ("peak memory", f"{format_bytes(chosen.peak_bytes)}{budget}, {where(chosen)}"),
+        ("peak memory", f"{format_bytes(chosen.peak_bytes)}{budget}, {chosen.where}"),
         ("", ", ".join(parts)),
         ("FLOPs per step", f"{format_count(chosen.total_flops)} (forward {format_count(chosen.forward_flops)}, "
                            f"backward {format_count(chosen.backward_flops)})"),

@@ -7,9 +7,9 @@ import tasks
 import torch
 from tasks import LETTERS, NETWORKS, RESOLUTION, digits, glyphs_to_digits, letters
 
-from costmodel import METHODS, apply, block_count, footprint, restore, trace
+from costmodel import METHODS, Way, apply, block_count, footprint, restore, trace
 from costmodel.errors import InputError
-from planner.campaign.fine_tuning import fine_tune
+from planner.campaign.fine_tuning import Recipe, fine_tune
 
 QUICK = {"rendered": 64, "epochs": 1}
 
@@ -147,8 +147,8 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path):
 def test_the_task_is_what_fine_tune_takes(tmp_path):
     task = glyphs_to_digits(folder=tmp_path, **QUICK)
     test = task.test[0][:20], task.test[1][:20]
-    found = fine_tune(task.model, task.train, test, method="last", epochs=1, learning_rate=0.1,
-                      resolution=task.resolution)  # fmt: skip
+    recipe = Recipe(epochs=1, learning_rate=0.1, resolution=task.resolution)
+    found = fine_tune(task.model, task.train, test, Way("last"), recipe)
     assert found.test_images == 20
     assert found.memory.agrees
     assert "last" in METHODS

@@ -13,9 +13,9 @@ from tasks import NETWORKS
 from torch import nn
 
 from costmodel import trace, verify
-from costmodel.accounting.kernels import workspace
+from costmodel.accounting.kernels import Call, Kernels
 from costmodel.checking.measuring import peak_bytes
-from costmodel.layers import table as layers
+from costmodel.layers.convolution import conv2d
 
 SCRATCH_BYTES = 64  # scalars of the profiler's own events
 
@@ -78,11 +78,11 @@ def test_small_convolutions_unfold_their_input(drawn, wanted, own):
     x = torch.randn(batch, channels, 12, 12, requires_grad=wanted[0])
     weight = module.weight.detach().requires_grad_(wanted[1])
     roles = tuple(role for role, want in zip(("input", "weight"), wanted, strict=True) if want)
-    call = layers.conv2d if own else F.conv2d
+    call = conv2d if own else F.conv2d
     with threads(count):
         found = measured(lambda x, w: call(x, w, None, stride, padding, dilation), (x, weight))
-    kernels = f"{'layers' if own else 'onednn'}, {count} threads"
-    expected = workspace(kernels)(layer, roles, batch, 4, False)
+    kernels = Kernels("layers" if own else "onednn", count)
+    expected = kernels.working(Call(layer, roles, batch, 4, False, count))
     assert found == tuple(pytest.approx(value, abs=SCRATCH_BYTES) for value in expected)
 
 
@@ -108,7 +108,7 @@ def test_convolutions_copy_their_arguments(convolution, wanted, pixels, count):
     roles = tuple(role for role, want in zip(("input", "weight"), wanted, strict=True) if want)
     with threads(count):
         found = measured(lambda x, w: F.conv2d(x, w, None, stride, kernel // 2, 1, groups), (x, weight))
-    expected = workspace(f"onednn, {count} threads")(layer, roles, 16, 4, False)
+    expected = Kernels("onednn", count).working(Call(layer, roles, 16, 4, False, count))
     scratch = 2 * weight.numel() * 4 + 8192 if groups == 1 and wanted[1] else 256
     assert found[0] == pytest.approx(expected[0], abs=SCRATCH_BYTES)
     assert 0 <= found[1] - expected[1] <= scratch
@@ -137,7 +137,8 @@ def test_arithmetic(op, pixels, wanted):
     _, found = measured(ARITHMETIC[op], tensors)
     if op == "sub" and wanted[0]:
         found += tensors[0].numel() * 4  # the gradient itself is passed on and takes no memory
-    assert found == pytest.approx(workspace("onednn")(layer, roles, batch, 4, False)[1], rel=0.01, abs=SCRATCH_BYTES)
+    expected = Kernels("onednn").working(Call(layer, roles, batch, 4, False, 2))[1]
+    assert found == pytest.approx(expected, rel=0.01, abs=SCRATCH_BYTES)
 
 
 # --- whole steps ------------------------------------------------------------------------------------------------------

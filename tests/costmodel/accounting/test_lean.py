@@ -40,7 +40,7 @@ def least_bytes(answer) -> int:
         layer = graph.layers[index]
         for role in roles:
             alternatives = answer.facts[index].needs[role]
-            storage = answer.assignment.storages.get(index)
+            storage = answer.assignment.kept_inputs.get(index)
             if storage is not None:
                 mask = (Private(storage.kind, layer.inputs[role].elements, storage.bits),)
                 alternatives = (mask, *alternatives) if storage.exact else (mask,)

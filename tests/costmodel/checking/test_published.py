@@ -17,9 +17,10 @@ from torchvision.models import mobilenet_v2
 from typer.testing import CliRunner
 
 import costmodel
-from costmodel import ACCOUNTINGS, METHODS, InputError, footprint, trace
+from costmodel import ACCOUNTINGS, METHODS, InputError, footprint, trace, way
 from costmodel.checking.reproduction import compute, published, reproduce, variants
 from costmodel.interface.cli import app
+from costmodel.methods.table import assign
 from costmodel.zoo.table import ZOO
 
 TINYTL = "zoo:proxylessnas_mobile_tinytl"
@@ -231,7 +232,7 @@ def test_last_two_convolutions_of_mobilenet_v2(patch, kibibytes):
 
 def test_last_convolutions_train_with_the_head_and_frozen_norms():
     graph = traced("torchvision:mobilenet_v2")
-    _, assignment = METHODS["last-convs"](graph, options={"convolutions": 3})
+    _, assignment = assign(graph, way("last-convs", options={"convolutions": 3}))
     assert assignment.trained == {
         "features.17.conv.1.0.weight", "features.17.conv.2.weight", "features.18.0.weight",
         "classifier.1.weight", "classifier.1.bias",
@@ -276,7 +277,7 @@ def test_back_razor_by_hand(dropped):
     sizes = [4 * round(n * (1 - dropped)) + n / 8 for n in (48, 128, 8)]
     assert answer.saved_bytes == sum(sizes) + 16
     assert answer.trained_parameters == 24 + 16 + 18
-    with pytest.raises(InputError, match="dropped must be a share"):
+    with pytest.raises(InputError, match="it must be a share of the values from 0 to below 1"):
         footprint(graph, "back-razor", options={"dropped": 1})
 
 
@@ -311,10 +312,11 @@ def test_part_of_a_weight_trains():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": 0}, "layers must be a whole number from 1 to 42"),
+        ({"layers": 0}, "option layers of method 'sparse-update' is 0; it must be a whole number of 1 or more"),
+        ({"layers": 43}, "layers must be from 1 to 42"),
         ({"weights": "99:1"}, "has 42 convolutions"),
         ({"weights": "40:0.3"}, "40:0.3"),
-        ({"weights": "40"}, "cannot read weights"),
+        ({"weights": "40"}, "option weights of method 'sparse-update' is '40'; write pairs"),
         ({"weights": "1:1"}, "whose bias does not train"),
         ({"wieghts": "1:1"}, "did you mean 'weights'"),
     ],
@@ -364,7 +366,7 @@ def test_methods_without_layers_are_refused_by_apply():
 
 
 def test_the_file_names_what_exists():
-    path = Path(costmodel.__file__).parent / "accounting" / "published.csv"
+    path = Path(costmodel.__file__).parent / "checking" / "published.csv"
     with path.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(published())
@@ -386,9 +388,7 @@ def test_reproduce_command(tmp_path, monkeypatch):
     assert result.exit_code == 0 and image.stat().st_size > 1000
     answer = json.loads(result.stdout)
     assert answer["as_expected"] and len(answer["numbers"]) == len(few)
-    from dataclasses import replace
-
-    wrong = replace(few[0], value=few[0].value + 1)
+    wrong = few[0].model_copy(update={"value": few[0].value + 1})
     assert compute(wrong) == compute(few[0])
     monkeypatch.setattr(module, "published", lambda: (wrong,))
     result = CliRunner().invoke(app, ["reproduce"])

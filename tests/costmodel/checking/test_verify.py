@@ -77,7 +77,7 @@ def _forgets_the_input(layer, wanted):
 
 def test_a_mismatch_is_found_and_named(monkeypatch):
     """Books that forget what ReLU6 keeps, as if another version of PyTorch had begun to keep it."""
-    monkeypatch.setitem(eager.KEEPS, "hardtanh", _forgets_the_input)
+    monkeypatch.setitem(eager.KEEPS._entries, "hardtanh", _forgets_the_input)
     result = verify(SMALL, "blocks", 1, batch=2, resolution=64)
     assert not result.agrees and not result.checks[0].agrees
     assert result.checks[0].predicted < result.checks[0].measured
@@ -91,7 +91,7 @@ def test_a_mismatch_is_found_and_named(monkeypatch):
 
 
 def test_exit_code_1(command, monkeypatch):
-    monkeypatch.setitem(eager.KEEPS, "hardtanh", _forgets_the_input)
+    monkeypatch.setitem(eager.KEEPS._entries, "hardtanh", _forgets_the_input)
     code, out, _ = command("verify", SMALL, "--method", "blocks", "--blocks", "1", *OPTIONS)
     assert code == 1 and "DIFFERS" in out and "saved bytes that differ" in out and "bn2" in out
     code, out, _ = command("verify", SMALL, "--method", "blocks", "--blocks", "1", *OPTIONS, "--json")
@@ -101,7 +101,7 @@ def test_exit_code_1(command, monkeypatch):
 
 
 def test_too_much_is_a_mismatch_too(monkeypatch):
-    monkeypatch.setitem(eager.KEEPS, "add", eager.KEEPS["relu"])
+    monkeypatch.setitem(eager.KEEPS._entries, "add", eager.KEEPS["relu"])
     result = verify("torchvision:resnet18", "blocks", 1, batch=2, resolution=64)
     assert not result.checks[0].agrees and result.checks[0].predicted > result.checks[0].measured
 

@@ -63,7 +63,7 @@ def test_json_with_rows(command, per):
 def test_table_with_rows(command, per):
     code, out, err = command("footprint", MODEL, "--method", "mobiletl", "--blocks", "2", "--per", per)
     assert (code, err) == (0, "")
-    assert "peak memory" in out and "mobiletl, last 2 blocks" in out and f"per {per}" in out
+    assert "peak memory" in out and "mobiletl, the last k = 2 blocks" in out and f"per {per}" in out
     rows = footprint(traced(MODEL), "mobiletl", 2).to_frame(per)
     assert str(rows.iloc[0, 0]).split(":")[0] in out and str(rows.iloc[-1, 0]).split(":")[0] in out
 
@@ -153,7 +153,7 @@ MISTAKES = {
     "unknown grouping": ([MODEL, "--per", "module"], ["'module'", "layer"]),
     "unknown option": ([MODEL, "--blokcs", "3"], ["--blokcs", "--help"]),
     "no model": ([], ["Missing argument", "--help"]),
-    "no rule": (["torchvision:vit_b_32"], ["multi_head_attention_forward", "encoder_layer_0", "costmodel/rules"]),
+    "no rule": (["torchvision:vit_b_32"], ["multi_head_attention_forward", "encoder_layer_0", "register_rule"]),
     "forward fails": (["OWN:fails"], ["failed in 1", "linear"]),
     "builder fails": (["OWN:raises"], ["ValueError", "first line second line"]),
     "cannot be followed": (["OWN:assigns"], ["assigns to a slice"]),

@@ -9,8 +9,8 @@ import pytest
 from networks import PLAIN_METHODS, WHOLE_STEP, block_modules, inside, meta_model, settings, traced
 from torch import nn
 
-from costmodel import METHODS, InputError, block_count, footprint, parts, trace
-from costmodel.methods.table import method as find_method
+from costmodel import METHODS, InputError, Way, block_count, footprint, parts, trace, way
+from costmodel.methods.table import assign
 
 BATCH = 8
 
@@ -66,7 +66,7 @@ def expected_trained(name: str, method: str, depth: int | None) -> set[str]:
 def test_trained_parameters(name, graph):
     for method, depth in settings(graph):
         if method in PLAIN_METHODS:
-            _, assignment = METHODS[method](graph, depth)
+            _, assignment = assign(graph, way(method, depth))
             expected = expected_trained(name, method, depth)
             assert assignment.trained == expected, (method, depth)
             count = sum(parameter.numel() for key, parameter in meta_model(name).named_parameters() if key in expected)
@@ -94,16 +94,16 @@ def expected_frozen_norms(name: str, method: str, depth: int | None) -> set[str]
 def test_norms_with_frozen_statistics(name, graph):
     for method, depth in settings(graph):
         if method in PLAIN_METHODS:
-            _, assignment = METHODS[method](graph, depth)
+            _, assignment = assign(graph, way(method, depth))
             frozen = {graph.layers[index].inputs["weight"].name for index in assignment.frozen_statistics}
             assert frozen == {f"{path}.weight" for path in expected_frozen_norms(name, method, depth)}, (method, depth)
 
 
 def test_mobiletl_masks_the_activations_of_its_blocks_and_no_gate(name, graph):
     for depth in (1, block_count(graph)):
-        _, assignment = METHODS["mobiletl"](graph, depth)
+        _, assignment = assign(graph, Way("mobiletl", depth))
         tuned = [path for paths in block_modules(name)[-depth:] for path in paths]
-        masked = {graph.layers[index] for index in assignment.storages}
+        masked = {graph.layers[index] for index in assignment.kept_inputs}
         assert all(inside(layer.module, tuple(tuned)) for layer in masked)
         # On the main path every activation works on maps; a gate's works on one pixel.
         activations = [
@@ -114,22 +114,22 @@ def test_mobiletl_masks_the_activations_of_its_blocks_and_no_gate(name, graph):
             and layer.output.shape[2:] != (1, 1)
         ]
         assert masked == set(activations) and masked
-        assert all(storage.bits == 1 for storage in assignment.storages.values())
+        assert all(storage.bits == 1 for storage in assignment.kept_inputs.values())
         for layer in masked:  # the derivative of ReLU and ReLU6 takes two values, that of the others does not
             exact = layer.op in ("relu", "relu6", "hardtanh")
-            assert assignment.storages[layer.index].exact == exact
+            assert assignment.kept_inputs[layer.index].exact == exact
 
 
 def test_other_methods_keep_their_derivatives_exact(graph):
     for method, depth in settings(graph, [1]):
         if method != "mobiletl" and METHODS[method].has_layers:
-            assert not METHODS[method](graph, depth)[1].storages
+            assert not assign(graph, way(method, depth))[1].kept_inputs
 
 
 def test_plain_methods_train_the_network_as_it_is(graph):
     """And every other one rewrites it, so that none escapes the tests of this file by accident."""
     for method, depth in settings(graph, [1]):
-        rewritten = METHODS[method](graph, depth)[0] is not graph
+        rewritten = assign(graph, way(method, depth))[0] is not graph
         assert rewritten == (method not in PLAIN_METHODS and not METHODS[method].options)
 
 
@@ -139,7 +139,7 @@ def test_plain_methods_train_the_network_as_it_is(graph):
 def _less(one, other) -> bool:
     """Whether a setting trains a subset of what another trains, with no more batch statistics and no fewer masks."""
     a, b = one.assignment, other.assignment
-    masked_in_other_only = {index for index in b.storages if index in one.wanted} - set(a.storages)
+    masked_in_other_only = {index for index in b.kept_inputs if index in one.wanted} - set(a.kept_inputs)
     return a.trained <= b.trained and a.frozen_statistics >= b.frozen_statistics and not masked_in_other_only
 
 
@@ -275,7 +275,7 @@ def test_the_step_ends_as_it_began(graph, accounting):
 
 def test_unknown_method_names_the_near_ones_and_all():
     with pytest.raises(InputError) as error:
-        find_method("mobile-tl")
+        METHODS.find("mobile-tl")
     text = str(error.value)
     assert text.startswith("unknown method 'mobile-tl'; did you mean 'mobiletl'?") and "\n" not in text
     assert all(name in text for name in METHODS)

@@ -25,6 +25,7 @@ from costmodel import METHODS, InputError, ModelError, apply, footprint, restore
 from costmodel.checking.measuring import loss_of, peak_bytes, prepare, saved_bytes
 from costmodel.layers.convolution import standardize
 from costmodel.layers.lite_residual import LiteResidual
+from costmodel.training.applied import Applied
 from costmodel.training.derivation import Derivations
 
 EXACT = [("full", None), ("last", None), ("norm", None), ("bias", None), ("blocks", 3)]
@@ -324,7 +325,7 @@ def test_copies_train_on_their_own():
     twin = copy.deepcopy(applied)
     assert_same_gradients(gradients(twin, images()), gradients(applied, images()), 1e-6)
     restore(twin)
-    assert isinstance(applied, costmodel.trainable.Applied)
+    assert isinstance(applied, Applied)
 
 
 class ScaledByWhatItComputes(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ from tasks import NETWORKS
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from costmodel import footprint, trace
+from costmodel import footprint, trace, verify, way
 from costmodel.errors import InputError
-from planner.campaign.fine_tuning import Memory, classify, fine_tune, measure_memory
+from planner.campaign.fine_tuning import Memory, Recipe, classify, fine_tune, measure_memory
 
 SIZE = 16
 
@@ -66,9 +66,13 @@ def data() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch
     return images(34, 1), images(30, 2)
 
 
-def run(model, data, method="full", **options):
-    given = {"epochs": 2, "learning_rate": 0.01, "optimizer": "adam", "resolution": SIZE, "check_memory": False}
-    return fine_tune(model, *data, method=method, **(given | options))
+RECIPE = Recipe(epochs=2, learning_rate=0.01, optimizer="adam", resolution=SIZE)
+
+
+def run(model, data, method="full", blocks=None, **options):
+    recipe = {name: options.pop(name) for name in set(options) & {field.name for field in fields(Recipe)}}
+    given = {"check_memory": False} | options
+    return fine_tune(model, *data, way(method, blocks), replace(RECIPE, **recipe), **given)
 
 
 def test_training_learns(model, data):
@@ -157,18 +161,22 @@ def test_each_image_is_right_or_not(model):
 @pytest.mark.filterwarnings("ignore:.*puts.*in place of")
 def test_memory_is_as_predicted(name, method, blocks):
     network = NETWORKS[name](10)
-    found = measure_memory(network, method, blocks, 8, "adam", 32)
+    found = measure_memory(network, way(method, blocks), replace(RECIPE, resolution=32))
     assert found.agrees
+    above = found.above_start_bytes, found.measured_above_start_bytes
+    assert above[0] == pytest.approx(above[1], rel=0.01)  # without any slack
     expected = footprint(trace(network, 32), method, blocks, 8, "adam")
     assert found.measured_saved_bytes == expected.saved_bytes
     assert found.peak_bytes >= expected.peak_bytes  # kernels' working memory comes on top
 
 
 def test_memory_that_differs_does_not_agree():
-    fits = Memory(200, 50, 50, 100, 101)
-    assert fits.agrees
-    assert not replace(fits, measured_saved_bytes=51).agrees
-    assert not replace(fits, measured_above_start_bytes=102).agrees
+    found = verify(NETWORKS["mobilenet_v3_small"](10), "bias", batch=8, resolution=32, accounting="lean")
+    assert Memory.of(found).agrees
+    more = replace(found.saved, measured=found.saved.predicted + 1)
+    assert not Memory.of(replace(found, saved=more)).agrees
+    more = replace(found.peak, measured=round(1.02 * found.peak.predicted), slack=0)
+    assert not Memory.of(replace(found, peak=more)).agrees
 
 
 @given(st.sampled_from(["epochs", "batch", "evaluate_every"]), st.sampled_from([0, -1, 1.5, True, None, "8"]))

@@ -26,19 +26,21 @@ from PIL import Image
 from repository import ROOT
 from rich.console import Console
 
-from costmodel import InputError, trace
+from costmodel import InputError, Way, trace
 from planner.campaign import measure as measuring
-from planner.campaign.fine_tuning import Memory, Run
+from planner.campaign.fine_tuning import Memory, Recipe, Run
 from planner.campaign.images import list_folder, read_folder
-from planner.campaign.measure import Recipe, Watch, measure
+from planner.campaign.measure import measure
 from planner.campaign.next_trial import anchors, most_left, next_trial, seeds_of
 from planner.campaign.storage import Hopeless, Store, key_of
+from planner.campaign.watch import Watch
 from planner.campaign.weights import load_weights, make_network
-from planner.choosing.candidates import axes, price_all
+from planner.choosing.axes import axes
+from planner.choosing.candidates import price_all
 from planner.choosing.objectives import keeps
 from planner.choosing.recommend import choose
+from planner.evidence import Row, load
 from planner.evidence.database import StorageError, data_set_names, shown, url_of
-from planner.evidence.rows import Row, load
 from planner.interface import cli
 from planner.interface.measure_view import tables
 
@@ -59,10 +61,10 @@ def price(graph, rows=()):
 
 
 def measured(key, percent, graph, images=1000, reachable=None):
-    method, blocks, seed = key
+    way, seed = key
     return Row(
-        model=graph.model, method=method, trained_blocks=blocks, dataset="data", top1_percent=percent, resolution=16,
-        batch=8, seed=seed, test_images=images, source="test", reachable_percent=reachable,
+        model=graph.model, method=way.method, trained_blocks=way.blocks, dataset="data", top1_percent=percent,
+        resolution=16, batch=8, seed=seed, test_images=images, source="test", reachable_percent=reachable,
     )  # fmt: skip
 
 
@@ -88,24 +90,24 @@ def pictures(tmp_path):
 
 def test_anchors_come_first(graph):
     first = next_trial(price(graph), (), ROOMY)
-    assert first.key == ("last", None, 0)
+    assert first.key == (Way("last"), 0)
     rows = [measured(first.key, 60.0, graph)]
-    assert next_trial(price(graph, rows), rows, ROOMY).key == ("full", None, 0)
+    assert next_trial(price(graph, rows), rows, ROOMY).key == (Way("full"), 0)
     # another worker has the first: the second anchor is free
-    assert next_trial(price(graph), (), ROOMY, running=[first.key]).key == ("full", None, 0)
+    assert next_trial(price(graph), (), ROOMY, running=[first.key]).key == (Way("full"), 0)
 
 
 def test_second_anchor_is_the_best_that_fits(graph):
     priced = price(graph)
-    full = next(c for c in priced if c.method == "full")
+    full = next(c for c in priced if c.way.method == "full")
     limits = {"memory": full.peak_bytes - 1}
     last, other = anchors(choose(priced, limits))
-    assert last.method == "last" and other.method != "full" and keeps(other, limits)
+    assert last.way.method == "last" and other.way.method != "full" and keeps(other, limits)
     assert other.recovery.value == max(c.recovery.value or 0 for c in priced if keeps(c, limits))
 
 
 def test_nothing_runs_where_nothing_is_open(graph):
-    only = [candidate for candidate in price(graph) if candidate.method == "last"]
+    only = [candidate for candidate in price(graph) if candidate.way.method == "last"]
     assert next_trial(only, (), ROOMY) is None
     assert most_left(only, (), ROOMY) == 0
 
@@ -113,34 +115,34 @@ def test_nothing_runs_where_nothing_is_open(graph):
 def test_decision_ends_it(graph):
     """Everything else is far below full: no rival is left, though most were never run."""
     keys = {"last": 10.0, "full": 95.0, "norm": 15.0, "bias": 14.0}
-    rows = [measured((method, None, 0), percent, graph) for method, percent in keys.items()]
-    rows += [measured((method, 3, 0), 20.0, graph) for method in ("blocks", "mobiletl")]
+    rows = [measured((Way(method), 0), percent, graph) for method, percent in keys.items()]
+    rows += [measured((Way(method, 3), 0), 20.0, graph) for method in ("blocks", "mobiletl")]
     priced = price(graph, rows)
-    assert choose(priced, ROOMY).chosen.method == "full"
+    assert choose(priced, ROOMY).chosen.way.method == "full"
     assert next_trial(priced, rows, ROOMY) is None
 
 
 def test_leaders_repeat_until_their_seeds_are_used(graph):
     """All are measured once and equal: the pick and the first rival run again, at most three times each."""
     ways = axes().ways(graph)
-    rows = [measured((*way, 0), 80.0, graph, images=50) for way in ways if not way[0].startswith("tinytl")]
+    rows = [measured((way, 0), 80.0, graph, images=50) for way in ways if not way.method.startswith("tinytl")]
     seen = []
     while (trial := next_trial(price(graph, rows), rows, ROOMY)) is not None:
         seen.append(trial.key)
         rows.append(measured(trial.key, 80.0, graph, images=50))
-    assert {key[2] for key in seen} == {1, 2}
-    assert len(seen) == len(set(seen)) == 2 * len({key[:2] for key in seen})
-    assert next_trial(price(graph, rows), rows, ROOMY, seeds=4).key[2] == 3
+    assert {seed for _, seed in seen} == {1, 2}
+    assert len(seen) == len(set(seen)) == 2 * len({way for way, _ in seen})
+    assert next_trial(price(graph, rows), rows, ROOMY, seeds=4).seed == 3
 
 
 def test_stopped_run_is_below_what_it_could_reach_and_done_with(graph):
-    rows = [measured(("last", None, 0), 60.0, graph), measured(("full", None, 0), 95.0, graph)]
-    rows.append(measured(("blocks", 1, 0), 62.0, graph, reachable=80.0))
-    stopped = next(c for c in price(graph, rows) if (c.method, c.blocks) == ("blocks", 1)).recovery
+    rows = [measured((Way("last"), 0), 60.0, graph), measured((Way("full"), 0), 95.0, graph)]
+    rows.append(measured((Way("blocks", 1), 0), 62.0, graph, reachable=80.0))
+    stopped = next(c for c in price(graph, rows) if c.way == Way("blocks", 1)).recovery
     assert stopped.accuracy_percent == 62.0 and stopped.accuracy_high_percent == 80.0
     assert "could still reach" in stopped.accuracy_interval
-    rows.append(measured(("blocks", 1, 1), 90.0, graph))  # beside a whole run it counts with the most
-    both = next(c for c in price(graph, rows) if (c.method, c.blocks) == ("blocks", 1)).recovery
+    rows.append(measured((Way("blocks", 1), 1), 90.0, graph))  # beside a whole run it counts with the most
+    both = next(c for c in price(graph, rows) if c.way == Way("blocks", 1)).recovery
     assert both.accuracy_percent == (80 + 90) / 2 and both.accuracy_low_percent < (62 + 90) / 2
 
 
@@ -155,9 +157,9 @@ def test_campaign_ends_and_runs_nothing_twice(graph, data):
     rows, keys = [], []
     while (trial := next_trial(priced := price(graph, rows), rows, limits, seeds=2)) is not None:
         assert most_left(priced, rows, limits, seeds=2) >= 1
-        assert trial.key not in keys and (keeps(trial.candidate, limits) or trial.candidate.method == "last")
+        assert trial.key not in keys and (keeps(trial.candidate, limits) or trial.candidate.way.method == "last")
         keys.append(trial.key)
-        percent = truth[trial.key[:2]] + noise * (-1) ** trial.seed
+        percent = truth[trial.candidate.way] + noise * (-1) ** trial.seed
         rows.append(measured(trial.key, min(100.0, percent), graph, images=500))
     decision = choose(price(graph, rows), limits)
     open_ones = [decision.chosen, *decision.rivals] if decision.rivals else []
@@ -176,7 +178,7 @@ def store(location, **options):
     return Store(str(location), SETTINGS, {"last", "blocks"}, 5, **{**FAST, **options})
 
 
-def claim(where, key=("blocks", 2, 0), most=None, **attributes):
+def claim(where, key=(Way("blocks", 2), 0), most=None, **attributes):
     return where.claim(key, 0.1, attributes, most, "memory 1")
 
 
@@ -186,8 +188,8 @@ def test_result_comes_back_as_evidence(tmp_path):
     taken = claim(one)
     taken.report(1, 70.0), taken.report(2, 75.0)
     assert taken.complete(75.0, False, RESULTS)
-    assert claim(one, ("last", None, 0)).complete(50.0, False, RESULTS)
-    claim(one, ("last", None, 1))  # still running: no evidence
+    assert claim(one, (Way("last"), 0)).complete(50.0, False, RESULTS)
+    claim(one, (Way("last"), 1))  # still running: no evidence
     for location in (str(place), f"sqlite:///{place}"):
         first, second = load(location)
         assert (first.method, first.trained_blocks, first.top1_percent, first.test_images) == ("blocks", 2, 75.0, 12)
@@ -226,7 +228,7 @@ def test_recipes_do_not_go_by_one_name():
 
 def test_workers_that_claim_at_once_get_each_run_once(tmp_path):
     """Three workers want the same six runs, and set the database up at the same time."""
-    keys = [("blocks", depth, seed) for depth in (1, 2) for seed in range(3)]
+    keys = [(Way("blocks", depth), seed) for depth in (1, 2) for seed in range(3)]
     start, got = threading.Barrier(3), []
 
     def work():
@@ -295,18 +297,18 @@ def test_hopeless_run_is_stopped(tmp_path):
     one = store(tmp_path / "runs.db")
 
     def finish(seed, first, final):
-        taken = claim(one, ("blocks", 1, seed))
+        taken = claim(one, (Way("blocks", 1), seed))
         taken.report(1, first), taken.report(2, final)
         taken.complete(final, False, RESULTS)
 
     finish(0, 70.0, 80.0)
-    early = claim(one, ("blocks", 2, 0), threshold_percent=75.0)
+    early = claim(one, (Way("blocks", 2), 0), threshold_percent=75.0)
     assert not early.report(1, 1.0)  # one finished run tells too little
     early.fail("test")
     finish(1, 60.0, 80.0)
-    assert not claim(one, ("blocks", 3, 0), threshold_percent=None).report(1, 1.0)
-    assert not claim(one, ("blocks", 4, 0), threshold_percent=75.0).report(1, 55.0)
-    hopeless = claim(one, ("blocks", 5, 0), threshold_percent=75.0)
+    assert not claim(one, (Way("blocks", 3), 0), threshold_percent=None).report(1, 1.0)
+    assert not claim(one, (Way("blocks", 4), 0), threshold_percent=75.0).report(1, 55.0)
+    hopeless = claim(one, (Way("blocks", 5), 0), threshold_percent=75.0)
     assert hopeless.report(1, 50.0)
     assert hopeless.complete(50.0, True, RESULTS | {"epochs_run": 1})
     last = load(tmp_path / "runs.db")[-1]
@@ -469,7 +471,7 @@ def counted(storage):
     return [key_of(trial) for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")], study.trials
 
 
-MEMORY = Memory(1000, 500, 500, 800, 800)
+MEMORY = Memory(1000, 500, 500, 800, 800, agrees=True)
 
 
 def right(percent, images=1000):
@@ -478,17 +480,13 @@ def right(percent, images=1000):
     return (True,) * count + (False,) * (images - count)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Put in the place of training what takes no time: the more trains, the better."""
-
-    def fine_tune(network, train, test, *, method, blocks, epochs, seed, report, **_):
-        accuracy = {"last": 50.0, "full": 90.0, "norm": 80.0, "bias": 75.0}.get(method, 70.0 + 5 * (blocks or 0)) + seed
-        history = [(epoch, accuracy - epochs + epoch) for epoch in range(1, epochs + 1)]
-        stopped = any([report(*each) for each in history])
-        return Run(tuple(history), epochs, epochs, stopped, right(accuracy), 0.1, MEMORY)
-
-    monkeypatch.setattr(measuring, "fine_tune", fine_tune)
+def quick(network, train, test, way, recipe, *, seed, report):
+    """Stand in for training and take no time: the more trains, the better."""
+    ends = {"last": 50.0, "full": 90.0, "norm": 80.0, "bias": 75.0}
+    accuracy, epochs = ends.get(way.method, 70.0 + 5 * (way.blocks or 0)) + seed, recipe.epochs
+    history = [(epoch, accuracy - epochs + epoch) for epoch in range(1, epochs + 1)]
+    stopped = any([report(*each) for each in history])
+    return Run(tuple(history), epochs, epochs, stopped, right(accuracy), 0.1, MEMORY)
 
 
 class Interrupt(Watch):
@@ -521,7 +519,7 @@ def test_campaign_measures_and_recommends(pictures, tmp_path, command):
     assert len(outcome["runs"]) == 3 and outcome["runs"][0]["method"] == "last"  # nothing ran a second time
     assert all(run["saved_bytes"] == run["measured_saved_bytes"] for run in outcome["runs"])
     keys, trials = counted(place)
-    assert keys[:2] == [("last", None, 0), ("full", None, 0)]
+    assert keys[:2] == [(Way("last"), 0), (Way("full"), 0)]
     stored = trials[0].user_attrs
     assert torch.__version__.startswith(stored["versions"]["torch"].partition("+")[0])
     assert " measure " in stored["command"] and stored["learning_rate"] == 0.1
@@ -544,36 +542,31 @@ def test_interrupted_campaign_goes_on(pictures, tmp_path, monkeypatch, command):
     assert code == 130 and "the same command goes on" in said
 
 
-def test_hopeless_run_is_stopped_and_not_recommended(quick, pictures, tmp_path, monkeypatch):
+def test_hopeless_run_is_stopped_and_not_recommended(pictures, tmp_path):
     """It promises much and is far below the rest after one epoch of two: 1000 test images make that sure."""
-    real = measuring.fine_tune
 
-    def fine_tune(network, train, test, *, method, report, **options):
-        if method != "mobiletl":
-            return real(network, train, test, method=method, report=report, **options)
+    def trainer(network, train, test, way, recipe, *, report, seed):
+        if way.method != "mobiletl":
+            return quick(network, train, test, way, recipe, report=report, seed=seed)
         stopped = report(1, 20.0)
         return Run(((1, 20.0),), 1, 1, stopped, right(20.0), 0.1, MEMORY)
 
-    monkeypatch.setattr(measuring, "fine_tune", fine_tune)
-    outcome = campaign(pictures, tmp_path / "runs.db", trials=12)
+    outcome = campaign(pictures, tmp_path / "runs.db", trials=12, trainer=trainer)
     stopped = [run for run in outcome.runs if run.stopped]
-    assert {(run.method, run.accuracy_percent) for run in stopped} == {("mobiletl", 20.0)}
-    keys = [(run.method, run.blocks) for run in stopped]
+    assert {(run.way.method, run.accuracy_percent) for run in stopped} == {("mobiletl", 20.0)}
+    keys = [run.way for run in stopped]
     assert len(keys) == len(set(keys))  # once is enough
-    ended = [c for c in outcome.after.candidates if (c.method, c.blocks) in keys]
-    assert outcome.after.chosen.method == "full" and not set(map(id, ended)) & set(map(id, outcome.after.rivals))
+    ended = [c for c in outcome.after.candidates if c.way in keys]
+    assert outcome.after.chosen.way.method == "full" and not set(map(id, ended)) & set(map(id, outcome.after.rivals))
     assert all(candidate.recovery.accuracy_high_percent < 50 for candidate in ended)
 
 
-def test_every_run_is_checked_and_a_mismatch_is_said(quick, pictures, tmp_path, monkeypatch):
-    real = measuring.fine_tune
-
+def test_every_run_is_checked_and_a_mismatch_is_said(pictures, tmp_path):
     def off(*arguments, **options):
-        run = real(*arguments, **options)
-        return replace(run, memory=replace(run.memory, measured_saved_bytes=run.memory.saved_bytes + 4))
+        run, saved = quick(*arguments, **options), MEMORY.saved_bytes
+        return replace(run, memory=replace(MEMORY, measured_saved_bytes=saved + 4, agrees=False))
 
-    monkeypatch.setattr(measuring, "fine_tune", off)
-    outcome = campaign(pictures, tmp_path / "runs.db", trials=1)
+    outcome = campaign(pictures, tmp_path / "runs.db", trials=1, trainer=off)
     assert not outcome.runs[0].memory_agrees
     assert outcome.runs[0].measured_saved_bytes - outcome.runs[0].saved_bytes == 4
     console = Console(width=150)
@@ -584,20 +577,19 @@ def test_every_run_is_checked_and_a_mismatch_is_said(quick, pictures, tmp_path, 
     assert "DIFFERS" in said and "memory not as predicted in trial 0" in said
 
 
-def test_candidate_that_cannot_be_trained_is_left_out(quick, pictures, tmp_path, monkeypatch):
-    real = measuring.fine_tune
-
-    def refuse(*arguments, method, **options):
-        if method == "full":
+def test_candidate_that_cannot_be_trained_is_left_out(pictures, tmp_path):
+    def refuse(network, train, test, way, recipe, **options):
+        if way.method == "full":
             raise RuntimeError("out of memory")
-        return real(*arguments, method=method, **options)
+        return quick(network, train, test, way, recipe, **options)
 
-    monkeypatch.setattr(measuring, "fine_tune", refuse)
-    outcome = campaign(pictures, tmp_path / "runs.db", trials=3)
+    def refuse_all(*_, **__):
+        raise RuntimeError("out of memory")
+
+    outcome = campaign(pictures, tmp_path / "runs.db", trials=3, trainer=refuse)
     assert outcome.failed == {"full": "out of memory"} and len(outcome.runs) == 3
-    monkeypatch.setattr(measuring, "fine_tune", lambda *_, **__: refuse(method="full"))
     with pytest.raises(InputError.__base__, match="last cannot be trained: out of memory"):
-        campaign(pictures, tmp_path / "other.db", trials=3)
+        campaign(pictures, tmp_path / "other.db", trials=3, trainer=refuse_all)
 
 
 def test_full_disk_is_one_line_and_the_rerun_completes(pictures, tmp_path, monkeypatch):

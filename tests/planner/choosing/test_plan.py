@@ -29,7 +29,7 @@ def test_a_saved_plan_is_the_same_and_holds_the_pick(plan, tmp_path):
     assert Plan.load(path) == plan
     answer = recommend(MODEL, 25_000_000, resolution=64, frozen_dtype=["float32", "float16"])
     assert (plan.method, plan.blocks, plan.peak_bytes) == (
-        answer.chosen.method, answer.chosen.blocks, answer.chosen.peak_bytes,
+        answer.chosen.way.method, answer.chosen.way.blocks, answer.chosen.peak_bytes,
     )  # fmt: skip
     assert set(Plan.model_json_schema()["properties"]) == set(json.loads(path.read_text()))
 

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 import costmodel
 from costmodel import InfeasibleError, InputError
 from costmodel.tracing.tracer import trace
-from planner.choosing.candidates import candidates, to_frame
+from planner.choosing.candidates import candidates
+from planner.choosing.frames import to_frame
 from planner.choosing.pareto import non_dominated
 from planner.choosing.reasons import ACROSS_MODELS, short_names
-from planner.choosing.recommend import TIE, Scale, choose, recommend
+from planner.choosing.recommend import choose, recommend
+from planner.choosing.scale import TIE, Scale
 from planner.estimates.accuracy import Estimate
 from planner.interface import cli
 
@@ -74,17 +76,17 @@ def test_every_method_and_depth_is_priced_as_footprint_prices_it(small):
         if not method.options
         for k in (range(1, count + 1) if method.takes_blocks else [None])
     }
-    assert {(candidate.method, candidate.blocks) for candidate in small} == expected
+    assert {(candidate.way.method, candidate.way.blocks) for candidate in small} == expected
     assert len(small) == len(expected)
     for candidate in small:
-        cost = costmodel.footprint(graph, candidate.method, candidate.blocks, batch=8)
+        cost = costmodel.footprint(graph, candidate.way.method, candidate.way.blocks, batch=8)
         assert candidate.peak_bytes == cost.peak_bytes == sum(cost.memory_bytes.values()) - cost.peak_bytes
         assert candidate.total_flops == cost.total_flops >= candidate.forward_flops + candidate.backward_flops
         assert (candidate.peak_layer, candidate.peak_phase) == (cost.peak.layer, cost.peak.phase)
 
 
 def test_a_network_without_blocks_and_norms_has_unknowns(both):
-    own = {candidate.method: candidate.recovery.kind for candidate in both if candidate.model == NORMLESS}
+    own = {candidate.way.method: candidate.recovery.kind for candidate in both if candidate.model == NORMLESS}
     assert set(own) == {name for name, m in costmodel.METHODS.items() if not m.min_blocks and not m.options}
     assert {method for method, kind in own.items() if kind != "unknown"} == {"full", "last"}
 
@@ -174,7 +176,7 @@ def check(priced, ram_bytes):
         assert cheap.peak_bytes < expected.peak_bytes or cheap.total_flops < expected.total_flops
     assert all(c.recovery.value is None and c.peak_bytes <= ram_bytes for c in answer.unknown)
     everything = "\n".join((*answer.reasons, *answer.notes))
-    assert all(method in everything for method in {candidate.method for candidate in priced})
+    assert all(method in everything for method in {candidate.way.method for candidate in priced})
 
 
 @given(data=st.data())
@@ -238,18 +240,20 @@ def test_more_memory_never_promises_less(both):
 def test_a_tie_goes_to_the_cheaper(small):
     # blocks with k = 11 (all) and full both promise 1; full stores the stem's activations too
     answer = choose(small, max(candidate.peak_bytes for candidate in small))
-    assert (answer.chosen.method, answer.chosen.blocks) == ("blocks", 11)
+    assert (answer.chosen.way.method, answer.chosen.way.blocks) == ("blocks", 11)
     assert any(reason.startswith("full takes") and "promises the same" in reason for reason in answer.reasons)
     for ahead, method in ((TIE / 10, "blocks"), (10 * TIE, "full")):
-        priced = [replace(c, recovery=replace(c.recovery, value=1 + ahead)) if c.method == "full" else c for c in small]
-        assert choose(priced, 10**9).chosen.method == method
+        priced = [
+            replace(c, recovery=replace(c.recovery, value=1 + ahead)) if c.way.method == "full" else c for c in small
+        ]
+        assert choose(priced, 10**9).chosen.way.method == method
 
 
 def test_unknown_is_not_picked_and_it_is_said(both):
     own = [candidate for candidate in both if candidate.model == NORMLESS]
-    bias = next(candidate for candidate in own if candidate.method == "bias")
+    bias = next(candidate for candidate in own if candidate.way.method == "bias")
     answer = choose(own, bias.peak_bytes)
-    assert answer.chosen.method == "last"
+    assert answer.chosen.way.method == "last"
     assert bias in answer.unknown
     assert any(
         "ways that fit have no known accuracy and were not considered: norm, bias, tinytl-b" in note
@@ -278,7 +282,7 @@ def test_several_models_say_what_is_compared():
 
 def test_an_impossible_budget_names_the_smallest(small):
     least = min(small, key=lambda candidate: candidate.peak_bytes)
-    with pytest.raises(InfeasibleError, match=rf"smallest footprint is {least.method} .*{least.peak_bytes} bytes"):
+    with pytest.raises(InfeasibleError, match=rf"smallest footprint is {least.way.method} .*{least.peak_bytes} bytes"):
         choose(small, least.peak_bytes - 1)
     assert choose(small, least.peak_bytes).chosen.peak_bytes == least.peak_bytes
     for budget in (0, -1):
@@ -312,7 +316,7 @@ def test_recommend_prints_one_configuration_and_why(planner, small):
     code, out, err = planner("recommend", SMALL, "--ram", "26MB", "--resolution", "96")
     assert (code, err) == (0, "")
     pick = choose(small, 26_000_000)
-    assert f"{pick.chosen.method}, the last k = {pick.chosen.blocks} blocks" in out
+    assert f"{pick.chosen.way.method}, the last k = {pick.chosen.way.blocks} blocks" in out
     said = [
         "peak memory", "saved activations", "forward", "backward", "parameters", "expected recovery", "prior",
         "rests on", "alternatives", "lacks", "cheaper", "why", pick.best_unfit.peak_layer,
@@ -392,7 +396,7 @@ def test_help_is_quick_to_load():
 
 
 def test_methods_that_change_what_a_network_computes_have_no_published_accuracy(small):
-    kinds = {candidate.method: candidate.recovery.kind for candidate in small}
+    kinds = {candidate.way.method: candidate.recovery.kind for candidate in small}
     assert kinds["tinytl-b"] == kinds["tinytl-l"] == kinds["tinytl-lb"] == "unknown"
     assert kinds["bias"] == "prior"
 

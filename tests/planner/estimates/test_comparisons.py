@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tasks import NETWORKS
 
-from costmodel import trace
-from planner.choosing.candidates import axes, price_all
-from planner.choosing.recommend import choose, scale_of
+from costmodel import Way, trace
+from planner.choosing.axes import axes
+from planner.choosing.candidates import price_all
+from planner.choosing.recommend import choose
+from planner.choosing.scale import scale_of
 from planner.estimates.accuracy import Setting
 from planner.estimates.runs import difference, measured_runs
 from planner.evidence.rows import Row, pack, unpack
@@ -32,7 +34,7 @@ def row(method, outcomes=None, percent=None, seed=0, blocks=None, **more):
 def compared(*rows):
     """The difference between full and last, after some runs."""
     runs = measured_runs(rows, "mine", SETTING)
-    return difference(runs["full", None], runs["last", None])
+    return difference(runs[Way("full")], runs[Way("last")])
 
 
 # --- outcomes ---------------------------------------------------------------------------------------------------------
@@ -132,12 +134,12 @@ def test_the_same_images_settle_what_intervals_leave_open(graph):
     whole = ("last", "full", "bias")
     ends = row("last", images(500)), row("full", images(820))
     answer, priced = decide(graph, whole, *ends, row("bias", images(830)))
-    assert answer.chosen.method == "bias" and scale_of(priced).name == "accuracy"
+    assert answer.chosen.way.method == "bias" and scale_of(priced).name == "accuracy"
     last = [row("last", images(500)), row("full", images(830))]
     answer, _ = decide(graph, whole, *last, row("bias", images(820)))
-    assert answer.chosen.method == "full"
+    assert answer.chosen.way.method == "full"
     answer, _ = decide(graph, whole, *last, row("bias", images(820, shift=500)))
-    assert answer.chosen.method == "bias" and "standard error" in answer.reasons[0]
+    assert answer.chosen.way.method == "bias" and "standard error" in answer.reasons[0]
 
 
 def test_the_pick_ties_with_every_better_one_that_was_measured(graph):
@@ -149,13 +151,13 @@ def test_the_pick_ties_with_every_better_one_that_was_measured(graph):
     assert answer.scale.value(answer.chosen) > 72
     mixed = [row("last", images(500)), row("full", percent=84.0, test_images=1000), row("norm", images(839))]
     answer, _ = decide(graph, ("last", "full", "norm", "bias"), *mixed, row("bias", images(829)))
-    assert answer.chosen.method == "norm"
+    assert answer.chosen.way.method == "norm"
 
 
 def test_a_difference_is_the_same_from_both_sides():
     runs = [row("full", percent=90.0), row("full", percent=80.0, seed=1)]
-    one = measured_runs(runs, "mine", SETTING)["full", None]
-    other = measured_runs([row("last", percent=84.0)], "mine", SETTING)["last", None]
+    one = measured_runs(runs, "mine", SETTING)[Way("full")]
+    other = measured_runs([row("last", percent=84.0)], "mine", SETTING)[Way("last")]
     assert difference(one, other).half == difference(other, one).half > 30
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from repository import ROOT
 
+from planner import evidence
 from planner.estimates.accuracy import Setting, estimate
 from planner.estimates.prior import recoveries
 from planner.estimates.validation import UNSEEN, WANTED_COVERAGE, leave_one_out, markdown, summaries
-from planner.evidence import rows as evidence
-from planner.evidence.rows import published
+from planner.evidence import published
 from planner.interface import cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel import METHODS, InputError
+from planner.evidence import load, load_all
 from planner.evidence.rows import (
     COLUMNS,
     PUBLISHED,
     TEST_SETS,
-    load,
-    load_all,
     parse,
     published,
     standard_test_sets,

@@ -9,11 +9,13 @@ import sys
 from dataclasses import replace
 
 import pytest
+from candidates import renamed
 
 import planner.interface.cli
 from costmodel import InfeasibleError, InputError
 from planner.choosing.candidates import candidates
-from planner.choosing.recommend import TIE, choose
+from planner.choosing.recommend import choose
+from planner.choosing.scale import TIE
 from planner.estimates.accuracy import Estimate
 from planner.interface.page import page, page_data, text, write_page
 
@@ -177,7 +179,7 @@ def test_ties_and_unknown_recovery_as_in_the_planner(priced, browser, tmp_path):
 @in_browser
 def test_a_name_cannot_break_the_page(priced, browser, tmp_path):
     name = """file:</script><script>alert("1")</script>&'$title.py:net"""
-    open_page(browser, tmp_path / "named.html", [replace(candidate, model=name) for candidate in priced])
+    open_page(browser, tmp_path / "named.html", [renamed(candidate, name) for candidate in priced])
     assert name in recommendation(browser)
     titles = browser.execute_script("return document.querySelector('.infolayer .annotation-text').textContent")
     assert titles == name
@@ -208,8 +210,8 @@ def test_the_command_writes_both(monkeypatch, capsys, tmp_path):
 
 
 def test_books_without_a_peak_have_no_page(priced):
-    with pytest.raises(InputError, match="'tinytl' has no peak to hold against a budget; allowed: lean, eager"):
-        page([replace(candidate, accounting="tinytl") for candidate in priced])
+    with pytest.raises(InputError, match="'tinytl' leaves parts .* has no peak to hold against a budget; allowed: lean, eager"):
+        page([replace(candidate, step=replace(candidate.step, accounting="tinytl")) for candidate in priced])
 
 
 def test_a_file_of_another_kind_is_refused(priced, tmp_path):

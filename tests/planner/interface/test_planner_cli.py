@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel import InputError
-from planner.choosing.candidates import axes, candidates, sweep, to_frame, trace_all
+from planner.choosing.axes import axes
+from planner.choosing.candidates import candidates, trace_all
+from planner.choosing.frames import sweep, to_frame
 from planner.choosing.objectives import DEFAULT, OBJECTIVES
 from planner.choosing.plan import Plan
 from planner.devices.device import device
 from planner.interface import cli
+from planner.interface.space import numbers
 
 MODEL = "torchvision:mobilenet_v3_small"
 
@@ -28,13 +31,13 @@ def planner(command):
 def test_numbers_are_single_lists_or_ranges(parts):
     text = ",".join(f"{first}-{first + more}:{step}" if more else str(first) for first, more, step in parts)
     expected = [n for first, more, step in parts for n in (range(first, first + more + 1, step) if more else [first])]
-    assert cli._numbers(text, "--batch") == expected
+    assert numbers(text, "--batch") == expected
 
 
 @pytest.mark.parametrize("text", ["", "x", "1-", "-", "5-1", "1-5:0", "1,,2", "1.5", "1e3", "9" * 12])
 def test_what_is_no_number_is_refused(text):
     with pytest.raises(InputError, match="is no number, list"):
-        cli._numbers(text, "--batch")
+        numbers(text, "--batch")
 
 
 def test_axes_of_the_command_line_are_those_of_the_api(planner):

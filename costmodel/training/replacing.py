@@ -1,0 +1,301 @@
+"""What an applied network runs in place of its own calls: those whose stock form keeps too much for backward.
+
+Everything here follows from what the way requires of the network, so that a plan can be written and made again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..accounting.books import Books, dense_key
+from ..accounting.requirements import Requirements
+from ..errors import ModelError
+from ..graph.values import ADDED, Layer
+from ..kept import derived
+from ..layers.activations import masked
+from ..layers.convolution import standardized_conv2d
+from ..layers.elementwise import scale
+from ..layers.norms import frozen_batch_norm, norm_of_trained_shift
+from ..layers.table import LAYERS
+from ..methods.assignment import Assignment
+from ..methods.tinytl import MODULE as LITE_RESIDUAL
+from ..rules.table import operation
+from ..tracing.calls import CallTracker, argument_names
+from .derivation import Derivations
+
+Call = tuple[str, str, int]  # module path, operation, ordinal
+Replacement = Callable[[dict[str, Any]], torch.Tensor]
+
+TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What `apply` did to a model, kept on it: enough to run it and to undo it.
+
+    required: by the `lean` books. frozen_dtype: of frozen weights. required_gradients: the `requires_grad` of each
+    parameter before. dtypes: of the parameters that are stored in fewer bits, before.
+    """
+
+    required: Requirements
+    frozen_dtype: str
+    required_gradients: dict[str, bool]
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict) -> TrainingPlan:
+        """A copied network shares the plan, which names modules and holds none."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what follows from the rest out of files: functions, which no file holds."""
+        own = derived(self)
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    @cached_property
+    def replacements(self) -> dict[Call, Replacement]:
+        """What runs in place of which call."""
+        return _replacements(self.required, self.frozen_dtype)
+
+    @cached_property
+    def in_eval(self) -> dict[Call, Replacement]:
+        """The replacements that change what the network computes, and so run in eval mode too."""
+        return {layer.call: self.replacements[layer.call] for layer in self.required.graph.layers if layer.in_place_of}
+
+    @cached_property
+    def derived_calls(self) -> frozenset[Call]:
+        """The calls that compute weights from parameters, which run again in backward."""
+        graph = self.required.graph
+        return frozenset(graph.layers[index].call for index in _derivations(self.required)[1])
+
+    @cached_property
+    def frozen_norms(self) -> tuple[str, ...]:
+        """Paths of the norms that must not update running statistics."""
+        graph, frozen = self.required.graph, self.required.assignment.frozen_statistics
+        replaced = (layer.module for layer in graph.layers if layer.in_place_of == "batch_norm")
+        return (*(graph.layers[index].module for index in sorted(frozen)), *replaced)
+
+    @cached_property
+    def added_modules(self) -> tuple[AddedModule, ...]:
+        """The modules that the method puts beside blocks."""
+        return tuple(_added_modules(self.required))
+
+    @cached_property
+    def entries(self) -> dict[Call, AddedModule]:
+        """The calls that read first what an added module reads."""
+        return {added.entry: added for added in self.added_modules}
+
+    @cached_property
+    def joints(self) -> dict[Call, AddedModule]:
+        """The calls whose result an added module adds to."""
+        return {added.joint: added for added in self.added_modules}
+
+
+@dataclass(frozen=True)
+class AddedModule:
+    """A lite residual: its name, the call and argument that it reads with, and the call whose result it adds to.
+
+    inputs, outputs: channels. kernel, stride: of its first convolution.
+    """
+
+    name: str
+    entry: Call
+    role: str
+    joint: Call
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+
+
+def _added_modules(required: Requirements):
+    """Yield the lite residual modules that the method added to the graph."""
+    graph = required.graph
+    added = {layer.name: layer for layer in graph.layers if layer.ordinal == ADDED}
+    for name, end in added.items():
+        path, _, part = name.rpartition(".")
+        if part != "add":
+            continue
+        entry, joint, conv = added[f"{path}.pool"].input, graph.producer[end.input.id], added[f"{path}.conv1"]
+        reader = next(layer for layer in graph.consumers[entry.id] if layer.ordinal != ADDED)
+        role = next(role for role, tensor in reader.inputs.items() if tensor is entry)
+        yield AddedModule(
+            path.rpartition(".")[2], reader.call, role, joint.call, entry.shape[1], joint.output.shape[1],
+            conv.inputs["weight"].shape[-1], conv.attributes["stride"][0],
+        )  # fmt: skip
+
+
+class Replacing(CallTracker):
+    """One forward pass of an applied network."""
+
+    def __init__(self, network: nn.Module, plan: TrainingPlan, replacements: dict[Call, Replacement]):
+        super().__init__(network)
+        self.network, self.plan, self.replacements = network, plan, replacements
+        self.block_inputs: dict[str, torch.Tensor] = {}
+        self.derivations = Derivations()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        """Run one call, or what replaces it."""
+        kwargs = kwargs or {}
+        call = self.locate(function)
+        if call in self.plan.derived_calls and self.network.training:
+            return self.derivations.run(function, args, kwargs)
+        replacement, entry = self.replacements.get(call), self.plan.entries.get(call)
+        joint = self.plan.joints.get(call)
+        if replacement is None and entry is None and joint is None:
+            return function(*args, **kwargs)
+        arguments = {**dict(zip(argument_names(function), args, strict=False)), **kwargs}
+        recipe = self.derivations.recipe(arguments.get("weight"))
+        if recipe is not None:
+            arguments |= {"weight": recipe.ingredients(), "compute": recipe.made_of, "made": arguments["weight"]}
+        if entry is not None:
+            self.block_inputs[entry.name] = arguments[entry.role]
+        result = function(*args, **kwargs) if replacement is None else replacement(arguments)
+        if joint is None:
+            return result
+        module = self.network.get_submodule(f"{LITE_RESIDUAL}.{joint.name}")
+        return module(self.block_inputs.pop(joint.name), result)
+
+
+def _replacements(required: Requirements, frozen_dtype: str) -> dict[Call, Replacement]:
+    graph, assignment = required.graph, required.assignment
+    computed, computing = _derivations(required)
+    found: dict[Call, Replacement] = {}
+    for layer in graph.layers:
+        if layer.ordinal == ADDED or layer.index in computing:
+            continue
+        roles = required.wanted.get(layer.index, ())
+        name = operation(layer, layer.index in assignment.frozen_statistics)
+        replacement = None
+        if layer.in_place_of:
+            replacement = _REWRITTEN[name](layer, roles)
+        elif layer.index in computed or (frozen_dtype != "float32" and name in _WEIGHTED):
+            replacement = _call(_WEIGHTED[name])  # it casts the weight for as long as it computes
+        elif roles:
+            replacement = _replacement(layer, name, roles, assignment, required.books)
+        if replacement is not None:
+            found[layer.call] = replacement
+    return found
+
+
+def _derivations(required: Requirements) -> tuple[set[int], set[int]]:
+    """Return the convolutions whose weights the network computes from its parameters, and the layers that do so.
+
+    Errors: ModelError where something else than a convolution reads what they compute.
+    """
+    graph, wanted = required.graph, required.wanted
+    chains = {
+        index: graph.derivation(graph.layers[index].inputs["weight"])
+        for index in wanted
+        if graph.layers[index].op in _CONVOLUTIONS
+    }
+    computing = {layer.index for chain in chains.values() for layer in chain}
+    for index in wanted.keys() - computing:
+        layer = graph.layers[index]
+        for role, tensor in layer.inputs.items():
+            if tensor.kind != "derived" or (role == "weight" and index in chains):
+                continue
+            producer = graph.producer[tensor.id]
+            if tensor.storage.id not in graph.resident_storages or producer.index in computing:
+                raise ModelError(
+                    f"{layer.location} of {graph.model} uses a tensor that the network computes from its parameters "
+                    f"({producer.location}), which only a convolution can, as its weight: stock PyTorch keeps it and "
+                    "nothing here can replace that call"
+                )
+    return {index for index, chain in chains.items() if chain}, computing
+
+
+def _kept(layer: Layer, books: Books) -> str:
+    """Return what the books keep for a layer: 'output', 'input', or the label of something of its own."""
+    for key in books.by_layer.get(layer.index, ()):
+        return "output" if key == dense_key(layer.output) else "input" if key == dense_key(layer.input) else key.label
+    return ""
+
+
+def _replacement(
+    layer: Layer, name: str, roles: tuple[str, ...], assignment: Assignment, books: Books
+) -> Replacement | None:
+    """Return what a call is replaced by; None where the stock call keeps just what it should."""
+    kept = _kept(layer, books)
+    instead = assignment.kept_inputs.get(layer.index)
+    if instead is not None and not instead.exact:
+        if instead.threshold is None:
+            raise ModelError(
+                f"no torch layer keeps {instead.kind!r} of {layer.location}; the method can be priced only"
+            )
+        return _masked(layer, instead.threshold)
+    if name in _ONE_BIT or name == "max_pool2d":
+        return _call(LAYERS[name], inplace=layer.inplace, keep=kept)
+    if name in ("sigmoid", "tanh"):
+        return None if kept == "output" else _call(LAYERS[name], keep=kept)
+    if name in _WEIGHTED and name != "linear":
+        return None if "weight" in roles else _call(_WEIGHTED[name])
+    if name == "frozen_batch_norm":
+        return None if "weight" in roles else _call(frozen_batch_norm)
+    if name in ("batch_norm", "group_norm", "layer_norm") and roles == ("bias",):
+        return _norm_of_trained_shift(name)
+    if name in ("mul", "div") and len(layer.inputs) == 1:
+        return _scaling(layer)
+    if name == "interpolate" and layer.attributes.get("mode") == "area":  # an average pool, to the traced size
+        return lambda arguments: LAYERS["adaptive_avg_pool2d"](arguments["input"], tuple(layer.output.shape[2:]))
+    return _call(_SHAPE_ONLY[name], inplace=layer.inplace) if name in _SHAPE_ONLY else None
+
+
+_ONE_BIT = ("relu", "relu6", "hardtanh", "leaky_relu", "hardsigmoid")
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+_WEIGHTED = {name: LAYERS[name] for name in (*_CONVOLUTIONS, "linear")}
+_SHAPE_ONLY = {name: LAYERS[name] for name in ("dropout", "avg_pool2d", "adaptive_avg_pool2d", "pad")}
+
+
+def _call(function: Callable, **extra) -> Replacement:
+    """Return a replacement that hands a call's arguments on, with what the plan adds."""
+    accepted = frozenset(inspect.signature(function).parameters)
+    added = {name: value for name, value in extra.items() if name in accepted}
+
+    def replacement(arguments: dict[str, Any]) -> torch.Tensor:
+        return function(**{name: value for name, value in arguments.items() if name in accepted} | added)
+
+    return replacement
+
+
+def _masked(layer: Layer, threshold: float) -> Replacement:
+    own = tuple(value for name, value in layer.attributes.items() if name not in ("inplace", "training"))
+
+    def replacement(arguments: dict[str, Any]) -> torch.Tensor:
+        return masked(layer.op, arguments["input"], threshold, own, layer.inplace)
+
+    return replacement
+
+
+def _scaling(layer: Layer) -> Replacement | None:
+    if not isinstance(layer.attributes.get("other"), (int, float)):
+        return None
+
+    def replacement(arguments: dict[str, Any]) -> torch.Tensor:
+        return scale(arguments["input"], arguments["other"], layer.op == "div", layer.inplace)
+
+    return replacement
+
+
+def _group_norm(layer: Layer, roles: tuple[str, ...]) -> Replacement:
+    extra = {name: layer.attributes[name] for name in ("num_groups", "eps")}
+    norm = _norm_of_trained_shift("group_norm") if roles == ("bias",) else lambda given: F.group_norm(**given)
+    return lambda given: norm({name: given[name] for name in ("input", "weight", "bias") if name in given} | extra)
+
+
+def _norm_of_trained_shift(name: str) -> Replacement:
+    return lambda arguments: norm_of_trained_shift(getattr(F, name), arguments)
+
+
+# What a method puts in place of the network's own operation, in eval mode too.
+_REWRITTEN: dict[str, Callable[[Layer, tuple[str, ...]], Replacement]] = {
+    "group_norm": _group_norm,
+    "standardized_conv2d": lambda layer, roles: _call(standardized_conv2d),
+}

@@ -1,0 +1,6 @@
+"""`python -m planner`: the command line."""
+
+from .interface.cli import main
+
+if __name__ == "__main__":
+    main()

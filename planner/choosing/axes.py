@@ -1,0 +1,118 @@
+"""The space to choose from: ways, batches, schedules, optimizers, precisions; one value of each or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from costmodel import METHODS, InputError, LayerGraph, Precision, Schedule, Way, way
+from costmodel.errors import require_count
+
+from ..devices.device import Device
+from ..evidence.rows import Row
+
+T = TypeVar("T")
+OneOrMore = T | Iterable[T]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The values of each axis.
+
+    methods: names, or ways as they are; None takes all methods that have no option beside a depth, which are not
+    searched. blocks: depths, of which each network takes those that it has; None takes all. batches: images per update.
+    micro_batches: images per pass; None is the whole batch; those that do not divide the batch are left out. evidence,
+    dataset: the user's own accuracies, and which of their data sets it is about (see `planner.estimates`). device:
+    whose roofline time a step takes.
+    """
+
+    methods: tuple[str | Way, ...] | None = None
+    blocks: tuple[int, ...] | None = None
+    batches: tuple[int, ...] = (8,)
+    micro_batches: tuple[int | None, ...] = (None,)
+    optimizers: tuple[str, ...] = ("sgd",)
+    precisions: tuple[Precision, ...] = (Precision(),)
+    accounting: str = "lean"
+    evidence: tuple[Row, ...] = ()
+    dataset: str | None = None
+    device: Device | None = None
+
+    @property
+    def carried(self) -> list[tuple[int, Schedule]]:
+        """The valid pairs of a batch and the schedule that carries it out.
+
+        Errors: InputError if there are none, or a number is no whole number of 1 or more.
+        """
+        for name, values in (("batch", self.batches), ("micro_batch", self.micro_batches), ("blocks", self.blocks)):
+            for value in values or ():
+                if value is not None:
+                    require_count(name, value)
+        pairs = [
+            (batch, Schedule(None if micro == batch else micro))
+            for batch in self.batches
+            for micro in self.micro_batches
+            if micro is None or batch % micro == 0
+        ]
+        if not pairs:
+            given = ", ".join(map(str, self.micro_batches))
+            raise InputError(f"no micro-batch of {given} divides a batch of {', '.join(map(str, self.batches))}")
+        return list(dict.fromkeys(pairs))
+
+    def ways(self, graph: LayerGraph) -> list[Way]:
+        """Return the ways that apply to a network. Errors: InputError for an unknown method."""
+        given = self.methods
+        if given is None:
+            given = tuple(name for name, method in METHODS.items() if not method.options)
+        found: list[Way] = []
+        for each in dict.fromkeys(given):
+            method = METHODS.find(each.method if isinstance(each, Way) else each)
+            if method.why_not(graph):
+                continue
+            if isinstance(each, Way):
+                found.append(each)
+            elif method.takes_blocks:
+                depths = method.depths(graph)
+                found += [way(each, k) for k in (depths if self.blocks is None else self.blocks) if k in depths]
+            else:
+                found.append(way(each))
+        return found
+
+
+def axes(
+    methods: OneOrMore[str | Way] | None = None,
+    blocks: OneOrMore[int] | None = None,
+    batch: OneOrMore[int] = 8,
+    micro_batch: OneOrMore[int] | None = None,
+    optimizer: OneOrMore[str] = "sgd",
+    frozen_dtype: OneOrMore[str] = "float32",
+    accounting: str = "lean",
+    evidence: Sequence[Row] = (),
+    dataset: str | None = None,
+    device: Device | None = None,
+) -> Axes:
+    """Return the axes, each given as one value, a list or a range.
+
+    Errors: InputError for an axis without a value, and for a precision that does not exist.
+    """
+    return Axes(
+        None if methods is None else several(methods),
+        None if blocks is None else several(blocks),
+        several(batch),
+        (None,) if micro_batch is None else several(micro_batch),
+        several(optimizer),
+        tuple(Precision(frozen=dtype) for dtype in several(frozen_dtype)),
+        accounting,
+        tuple(evidence),
+        dataset,
+        device,
+    )
+
+
+def several(given: OneOrMore[T]) -> tuple[T, ...]:
+    """Return one value or an iterable of values as a tuple, each once. Errors: InputError if there is none."""
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    values: tuple[T, ...] = (given,) if one else tuple(dict.fromkeys(given))  # type: ignore[assignment,arg-type]
+    if not values:
+        raise InputError("an axis has no value; give one or more, or leave it out")
+    return values

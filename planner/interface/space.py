@@ -1,0 +1,98 @@
+"""Options that several commands have: the axes of the space to choose from, and how lists and ranges are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any
+
+import typer
+
+from costmodel import ACCOUNTINGS, OPTIMIZERS, InputError
+
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL...", help="One or more, such as torchvision:mobilenet_v2.", show_default=False),
+]
+_SEVERAL = "One, several (1,2,4), or a range (1-64, 8-64:8)."
+DeviceName = Annotated[str | None, typer.Option("--device", help="A device (see planner devices), or a TOML file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+
+
+def numbers(text: str | None, option: str) -> list[int] | None:
+    """Return the whole numbers in '8', '1,2,4', '1-64' or '8-64:8'. Errors: InputError, naming the option."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?\s*", part)
+        first, last, step = (int(number) if number else None for number in match.groups()) if match else (None,) * 3
+        values = [first] if last is None else range(first, last + 1, step or 1) if step != 0 else ()
+        if not match or not values:
+            raise InputError(f"{option} {text!r} is no number, list (1,2,4) or range (1-64, 8-64:8)")
+        found += values
+    return found
+
+
+def names(text: str | None) -> list[str] | None:
+    """Return the names in 'sgd, adam'; None where no text is given."""
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def _space(
+    batch: Annotated[str, typer.Option(help=f"Images per update. {_SEVERAL}")] = "8",
+    micro_batch: Annotated[
+        str | None, typer.Option(help="Images per pass, the batch's divisors; default: the whole batch.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help=f"One or several of {', '.join(OPTIMIZERS)}.")] = "sgd",
+    resolution: Annotated[str, typer.Option(help="Height and width of the images in pixels; one or several.")] = "224",
+    frozen_dtype: Annotated[
+        str, typer.Option(help="How frozen weights are stored: float32, float16, int8.")
+    ] = "float32",
+    method: Annotated[str | None, typer.Option(help="One or several; default: all without options.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Depths of the methods that have one; default: all.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of a new head; default: the network's own.")] = None,
+    accounting: Annotated[str, typer.Option(help=f"One of {', '.join(ACCOUNTINGS)}.")] = "lean",
+    evidence: Annotated[
+        list[str] | None,
+        typer.Option(help="A CSV file of your own accuracies, or a database of planner measure; may be repeated."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Which data set of --evidence it is about, if there are several.")
+    ] = None,
+) -> dict[str, Any]:
+    """Return what `planner.candidates` takes beside the models."""
+    from ..evidence.loading import load_all
+
+    return {
+        "batch": numbers(batch, "--batch"),
+        "micro_batch": numbers(micro_batch, "--micro-batch"),
+        "optimizer": names(optimizer),
+        "resolution": numbers(resolution, "--resolution"),
+        "frozen_dtype": names(frozen_dtype),
+        "methods": names(method),
+        "blocks": numbers(blocks, "--blocks"),
+        "classes": classes,
+        "accounting": accounting,
+        "evidence": load_all(evidence or ()),
+        "dataset": dataset,
+    }
+
+
+def with_space(command: Callable) -> Callable:
+    """Give a command the options of `_space`, in the place of its parameter `space`, which gets what they mean."""
+    options = signature(_space, eval_str=True).parameters
+
+    @wraps(command)
+    def filled(**given) -> None:
+        command(**{name: value for name, value in given.items() if name not in options},
+                space=_space(**{name: given[name] for name in options}))  # fmt: skip
+
+    own = signature(command, eval_str=True).parameters.values()
+    parameters = [one for each in own for one in (options.values() if each.name == "space" else [each])]
+    # Typer hands arguments over by name, so that those with defaults may come first.
+    filled.__signature__ = Signature([each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters])
+    filled.__annotations__ = {each.name: each.annotation for each in parameters}
+    return filled
