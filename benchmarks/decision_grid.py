@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 from tasks import NETWORKS, RESOLUTION, digits, glyphs_to_digits
 
-from costmodel import LayerGraph, block_count, trace
-from planner.campaign.fine_tuning import fine_tune
+from costmodel import LayerGraph, Way, block_count, trace, way
+from planner.campaign.fine_tuning import Recipe, fine_tune
 from planner.evidence.rows import COLUMNS, pack
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,17 +74,17 @@ def graph_of(network: str) -> LayerGraph:
     return replace(trace(NETWORKS[network](10), RESOLUTION), model=f"tasks:{network}_0.35")
 
 
-def ways(network: str) -> list[tuple[str, int | None]]:
-    """Return the methods and depths of a network's grid.
+def ways(network: str) -> list[Way]:
+    """Return the ways of a network's grid.
 
     TinyTL's own on the network that is pre-trained as it asks for.
     """
     if "group_norm" in network:
-        return [(method, None) for method in ON_GROUP_NORM]
+        return [way(method) for method in ON_GROUP_NORM]
     count = block_count(graph_of(network))
     depths = [count if depth is None else depth for depth in DEPTHS]
-    found = [(method, None) for method in WITHOUT_DEPTH if "v3" not in network or not method.startswith("tinytl")]
-    return found + [(method, k) for method in ("blocks", "mobiletl") for k in depths]
+    found = [way(method) for method in WITHOUT_DEPTH if "v3" not in network or not method.startswith("tinytl")]
+    return found + [way(method, k) for method in ("blocks", "mobiletl") for k in depths]
 
 
 def read_lines() -> list[Line]:
@@ -117,10 +117,11 @@ def run(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TinyTL on a network of batch norm: that is what is measured
         found = fine_tune(
-            task.model, task.train, test, method=method, blocks=blocks, epochs=EPOCHS, learning_rate=rate, batch=BATCH,
-            optimizer=OPTIMIZER, seed=seed, resolution=RESOLUTION, evaluate_every=EPOCHS,
+            task.model, task.train, test, way(method, blocks), Recipe(EPOCHS, rate, BATCH, RESOLUTION, OPTIMIZER),
+            seed=seed, evaluate_every=EPOCHS,
         )  # fmt: skip
     memory = found.memory
+    assert memory is not None  # checked with every run
     return Line(
         purpose, network, images_per_class, method, blocks, seed, rate, round(found.accuracy_percent, 3),
         found.test_images, found.steps, round(found.seconds, 1), memory.saved_bytes, memory.measured_saved_bytes,
@@ -155,11 +156,11 @@ def grid(networks: Sequence[str], images_per_class: int) -> None:
         )
 
     for network in networks:
-        for (method, blocks), rate, seed in itertools.product(ways(network), RATES, RATE_SEEDS):
-            once("rate", network, images_per_class, method, blocks, seed, rate)
-        for seed, (method, blocks) in itertools.product(SEEDS, ways(network)):
-            rate = best_rate(lines, network, images_per_class, method, blocks)
-            once("grid", network, images_per_class, method, blocks, seed, rate)
+        for one, rate, seed in itertools.product(ways(network), RATES, RATE_SEEDS):
+            once("rate", network, images_per_class, one.method, one.blocks, seed, rate)
+        for seed, one in itertools.product(SEEDS, ways(network)):
+            rate = best_rate(lines, network, images_per_class, one.method, one.blocks)
+            once("grid", network, images_per_class, one.method, one.blocks, seed, rate)
     write_evidence(read_lines())
 
 

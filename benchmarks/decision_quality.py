@@ -22,9 +22,11 @@ from pathlib import Path
 import numpy as np
 from decision_grid import BATCH, GRID, OPTIMIZER, RESULTS, SEEDS, Line, graph_of, read_lines, ways
 
-from costmodel import LayerGraph
+from costmodel import LayerGraph, Way
 from planner.campaign.next_trial import next_trial
-from planner.choosing.candidates import Candidate, axes, price_all
+from planner.choosing.axes import axes
+from planner.choosing.candidate import Candidate
+from planner.choosing.candidates import price_all
 from planner.choosing.recommend import choose
 from planner.estimates.intervals import student_t
 from planner.evidence import Row, load
@@ -41,43 +43,33 @@ class Truth:
     """The grid of one network: its rows by way and seed, and its ways priced."""
 
     graph: LayerGraph
-    ways: tuple[tuple[str, int | None], ...]
-    rows: dict[tuple[str, int | None, int], Row]
-    flops_per_step: dict[tuple[str, int | None], int]
+    ways: tuple[Way, ...]
+    rows: dict[tuple[Way, int], Row]
+    flops_per_step: dict[Way, int]
     dataset: str
 
     @classmethod
     def of(cls, network: str, dataset: str) -> Truth:
         """Return the grid of a network on a data set."""
         graph, mine = graph_of(network), tuple(ways(network))
-        rows = {
-            (row.method, row.trained_blocks, row.seed): row
-            for row in load(GRID)
-            if (row.model, row.dataset) == (graph.model, dataset)
-        }
-        missing = set(itertools.product(mine, SEEDS)) - {((method, k), seed) for method, k, seed in rows}
+        rows = {(row.way, row.seed): row for row in load(GRID) if (row.model, row.dataset) == (graph.model, dataset)}
+        missing = set(itertools.product(mine, SEEDS)) - rows.keys()
         if missing:
             raise SystemExit(f"{len(missing)} runs of {network} are missing; run `grid` first")
         priced = price_all([graph], _space(mine, (), None))
-        return cls(graph, mine, rows, {(c.method, c.blocks): c.total_flops for c in priced}, dataset)
+        return cls(graph, mine, rows, {c.way: c.total_flops for c in priced}, dataset)
 
     def priced(self, rows: Sequence[Row] = ()) -> list[Candidate]:
         """Return the ways priced, with what to expect of them given some rows."""
         return price_all([self.graph], _space(self.ways, rows, self.dataset if rows else None))
 
-    def accuracy(self, way: tuple[str, int | None], seeds: Sequence[int] = SEEDS) -> float:
+    def accuracy(self, way: Way, seeds: Sequence[int] = SEEDS) -> float:
         """Return the mean accuracy of a way."""
-        return statistics.fmean(self.rows[*way, seed].top1_percent for seed in seeds)
+        return statistics.fmean(self.rows[way, seed].top1_percent for seed in seeds)
 
 
-def _space(mine: Sequence[tuple[str, int | None]], rows: Sequence[Row], dataset: str | None):
-    depths = sorted({k for _, k in mine if k is not None}) or [1]
-    return axes(list(dict.fromkeys(method for method, _ in mine)), depths, batch=BATCH, optimizer=OPTIMIZER,
-                evidence=rows, dataset=dataset)  # fmt: skip
-
-
-def way(candidate: Candidate) -> tuple[str, int | None]:
-    return candidate.method, candidate.blocks
+def _space(mine: Sequence[Way], rows: Sequence[Row], dataset: str | None):
+    return axes(mine, batch=BATCH, optimizer=OPTIMIZER, evidence=rows, dataset=dataset)
 
 
 def measured_pick(
@@ -93,13 +85,13 @@ def measured_pick(
     while True:
         priced = truth.priced(rows)
         trial = next_trial(priced, rows, limits, len(order))
-        cost = 0 if trial is None else truth.flops_per_step[way(trial.candidate)]
+        cost = 0 if trial is None else truth.flops_per_step[trial.candidate.way]
         if trial is None or spent + cost > most_flops:
             decision = choose(priced, limits)
             known = [candidate for candidate in decision.fitting if decision.scale.knows(candidate)]
             return decision.chosen, max(known, key=decision.scale.value), len(rows)
         spent += cost
-        rows.append(replace_seed(truth.rows[*way(trial.candidate), order[trial.seed]], trial.seed))
+        rows.append(replace_seed(truth.rows[trial.candidate.way, order[trial.seed]], trial.seed))
 
 
 def replace_seed(row: Row, seed: int) -> Row:
@@ -146,25 +138,25 @@ def replay(truth: Truth, budgets: Sequence[int], unseen: bool = False) -> Replay
         table: dict[str, list[float]] = {policy: [] for policy in POLICIES}
         for budget in budgets:
             fitting = [candidate for candidate in priced if candidate.peak_bytes <= budget]
-            sound = [candidate for candidate in fitting if not candidate.method.startswith("tinytl")]
-            most_reached = max(truth.accuracy(way(candidate), judged) for candidate in fitting)
+            sound = [candidate for candidate in fitting if not candidate.way.method.startswith("tinytl")]
+            most_reached = max(truth.accuracy(candidate.way, judged) for candidate in fitting)
             picks = {
                 "memory alone": max(sound, key=lambda c: c.peak_bytes),
                 "prior": choose(priced, {"memory": budget}).chosen,
             }
             of_grid, of_fitting = (
                 SHARE * len(SEEDS) * sum(truth.flops_per_step[one] for one in those)
-                for those in (truth.ways, [way(candidate) for candidate in fitting])
+                for those in (truth.ways, [candidate.way for candidate in fitting])
             )
             _, _, _, quarter_of_fitting, quarter, highest = POLICIES
             picks[quarter_of_fitting], _, few = measured_pick(truth, budget, of_fitting, usable)
             picks[quarter], picks[highest], many = measured_pick(truth, budget, of_grid, usable)
             for policy, count in ((quarter_of_fitting, few), (quarter, many), (highest, many)):
                 counts.setdefault(policy, []).append(count)
-            by_chance = statistics.fmean(truth.accuracy(way(candidate), judged) for candidate in sound)
+            by_chance = statistics.fmean(truth.accuracy(candidate.way, judged) for candidate in sound)
             table["random"].append(most_reached - by_chance)
             for policy, pick in picks.items():
-                table[policy].append(most_reached - truth.accuracy(way(pick), judged))
+                table[policy].append(most_reached - truth.accuracy(pick.way, judged))
                 peaks.setdefault(policy, []).append(pick.peak_bytes / budget)
         for policy, values in table.items():
             found[policy].append(values)
@@ -182,9 +174,9 @@ def mean_difference(truth: Truth) -> tuple[list[tuple[int, float, float]], tuple
 
     Runs of one seed share head and order of images: mean +- t s / sqrt(n) of their differences, s pooled over depths.
     """
-    depths = [k for method, k in truth.ways if method == "mobiletl"]
+    depths = [way.blocks for way in truth.ways if way.method == "mobiletl"]
     table = np.array([
-        [truth.rows["mobiletl", k, s].top1_percent - truth.rows["blocks", k, s].top1_percent for s in SEEDS]
+        [truth.rows[Way("mobiletl", k), s].top1_percent - truth.rows[Way("blocks", k), s].top1_percent for s in SEEDS]
         for k in depths
     ])  # fmt: skip
     freedom = len(depths) * (len(SEEDS) - 1)
@@ -203,21 +195,21 @@ def megabytes(size: float) -> str:
 
 
 def runs_table(lines: Sequence[Line], network: str, images_per_class: int) -> Iterator[str]:
-    peaks = {way(c): c.peak_bytes for c in price_all([graph_of(network)], _space(ways(network), (), None))}
+    peaks = {c.way: c.peak_bytes for c in price_all([graph_of(network)], _space(ways(network), (), None))}
     yield "| method | blocks | top-1 % over 3 seeds: mean (spread) | learning rate | planned peak, MB | "\
           "measured: peak above start | kept for backward |"  # fmt: skip
     yield "|---|---|---|---|---|---|---|"
-    for method, blocks in ways(network):
+    for way in ways(network):
         mine = [
             line
             for line in lines
             if (line.purpose, line.network, line.images_per_class, line.method, line.blocks)
-            == ("grid", network, images_per_class, method, blocks)
+            == ("grid", network, images_per_class, way.method, way.blocks)
         ]
         values = [line.accuracy_percent for line in mine]
         yield (
-            f"| `{method}` | {blocks or ''} | {statistics.fmean(values):.1f} ({statistics.stdev(values):.1f}) "
-            f"| {mine[0].learning_rate:g} | {megabytes(peaks[method, blocks])} "
+            f"| `{way.method}` | {way.blocks or ''} | {statistics.fmean(values):.1f} ({statistics.stdev(values):.1f}) "
+            f"| {mine[0].learning_rate:g} | {megabytes(peaks[way])} "
             f"| {megabytes(mine[0].measured_above_start_bytes)} | {megabytes(mine[0].measured_saved_bytes)} |"
         )
 
@@ -263,8 +255,8 @@ def draw(truth: Truth, group_norm: Truth, summary: dict[str, Regrets]) -> None:
     for one, suffix, fill in ((truth, "", "full"), (group_norm, ", group norm", "none")):
         drawn: dict[str, list[tuple[float, float, float]]] = {}
         for candidate in one.priced():
-            values = [one.rows[*way(candidate), seed].top1_percent for seed in SEEDS]
-            drawn.setdefault(candidate.method, []).append(
+            values = [one.rows[candidate.way, seed].top1_percent for seed in SEEDS]
+            drawn.setdefault(candidate.way.method, []).append(
                 (candidate.peak_bytes / 1e6, statistics.fmean(values), statistics.stdev(values))
             )
         for method, points in drawn.items():

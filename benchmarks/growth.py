@@ -25,6 +25,7 @@ from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from costmodel import LayerGraph, block_count, footprint, price, trace
+from costmodel.kept import answers_of
 
 BLOCKS = (12, 34, 111, 333, 1111)
 RESOLUTION, CHANNELS, CLASSES = 32, 8, 10
@@ -62,7 +63,7 @@ def questions(graph: LayerGraph, way: tuple[str, int]) -> dict[str, Callable[[],
         OTHER: lambda: footprint(graph, *way).peak_bytes,
         AT_ONE: lambda: footprint(graph, *way, batch=1).peak_bytes,
         AT_LARGE: lambda: footprint(graph, *way, batch=LARGE).peak_bytes,
-        LINES: lambda: price(graph, [way], [(8, 8)]),
+        LINES: lambda: price(graph, [way], [8]),
     }
 
 
@@ -75,7 +76,7 @@ def costs(blocks: int, rounds: int) -> tuple[int, dict[str, float]]:
         times = {TRACE: seconds(lambda graphs=graphs: graphs.append(trace(network, RESOLUTION)))}
         (graph,) = graphs
         assert block_count(graph) == blocks
-        graph.memo.clear()
+        answers_of(graph).clear()
         found.append(times | {name: seconds(call) for name, call in questions(graph, way).items()})
     return len(graph.layers), {name: statistics.median(each[name] for each in found) for name in found[0]}
 
@@ -88,14 +89,14 @@ def bulk(rounds: int) -> dict[tuple[int, int], tuple[float, float]]:
     """Return the seconds of pricing so many depths at so many batches of MobileNetV2, first and again."""
     graph, found = trace("torchvision:mobilenet_v2"), {}
     footprint(graph, "full")
-    before = dict(graph.memo)
+    before = dict(answers_of(graph))
     for depths in DEPTHS:
         for batches in BATCHES:
-            ways, pairs = [("mobiletl", k) for k in range(1, depths + 1)], [(n, n) for n in range(1, batches + 1)]
+            ways, pairs = [("mobiletl", k) for k in range(1, depths + 1)], range(1, batches + 1)
             first, again = [], []
             for _ in range(rounds):
-                graph.memo.clear()
-                graph.memo.update(before)
+                answers_of(graph).clear()
+                answers_of(graph).update(before)
                 first.append(seconds(lambda ways=ways, pairs=pairs: price(graph, ways, pairs)))
                 again.append(seconds(lambda ways=ways, pairs=pairs: price(graph, ways, pairs)))
             found[depths, batches] = statistics.median(first), statistics.median(again)

@@ -43,6 +43,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from costmodel import Footprint, footprint, price, trace
 from costmodel.checking.measuring import loss_of, prepare, saved_bytes
 from costmodel.interface.drawing import BLUE, GREY, save
+from costmodel.kept import answers_of
 
 NAME, METHOD, BLOCKS, BATCH, RESOLUTION = "mobilenet_v2", "mobiletl", 5, 8, 224
 METHODS, BATCHES, MANY_BATCHES = ("full", "last", "norm", "bias", "blocks", "mobiletl"), (1, 2, 4, 8, 16, 32), 256
@@ -197,22 +198,23 @@ BIG_SWEEP, BIG_SWEEP_AGAIN = f"sweep, {MANY_BATCHES} batches", f"sweep again, {M
 
 def own_seconds() -> dict[str, float]:
     """Return the seconds of each further answer and of each sweep, on a graph of its own."""
-    from planner.choosing.candidates import axes, sweep
+    from planner.choosing.axes import axes
+    from planner.choosing.frames import sweep
 
     graph, ways = trace(build(), RESOLUTION), [(METHOD, BLOCKS)]
     footprint(graph, "full")
-    before = dict(graph.memo)  # nothing about the method that is asked now
+    before = dict(answers_of(graph))  # nothing about the method that is asked now
     found = {NEW_WAY: seconds(lambda: footprint(graph, METHOD, BLOCKS, BATCH).peak_bytes)}
     for depth in range(1, BLOCKS):
-        graph.memo.clear()
-        graph.memo.update(before)
+        answers_of(graph).clear()
+        answers_of(graph).update(before)
         found[NEW_WAY] += seconds(lambda depth=depth: footprint(graph, METHOD, depth, BATCH).peak_bytes)
     found[NEW_WAY] /= BLOCKS
-    price(graph, ways, [(BATCH, BATCH)])
+    price(graph, ways, [BATCH])
     footprint(graph, METHOD, BLOCKS)
     for name, count in ((ONE_BATCH, 1), (SIX, len(BATCHES)), (MANY, MANY_BATCHES)):
         times = [
-            seconds(lambda start=start, count=count: price(graph, ways, [(n, n) for n in range(start, start + count)]))
+            seconds(lambda start=start, count=count: price(graph, ways, range(start, start + count)))
             for start in range(1, 42)
         ]
         found[name] = statistics.median(times) / count
@@ -220,7 +222,7 @@ def own_seconds() -> dict[str, float]:
     found[SAME_WAY] = statistics.median(times)
     for first, again, batches in ((SWEEP, SWEEP_AGAIN, BATCHES), (BIG_SWEEP, BIG_SWEEP_AGAIN, MANY_BATCHES)):
         space = axes(methods=METHODS, batch=range(1, batches + 1) if isinstance(batches, int) else batches)
-        graph.memo.clear()
+        answers_of(graph).clear()
         found[first] = seconds(lambda space=space: sweep([graph], space))
         found[again] = statistics.median(seconds(lambda space=space: sweep([graph], space)) for _ in range(5))
     return found

@@ -38,7 +38,7 @@ COLD = {
     IMPORTS: ("-c", IMPORTS),
     "known network": (*COMMAND, f"torchvision:{MODEL}", *METHOD),
     "known network, with other classes": (*COMMAND, f"torchvision:{MODEL}", *METHOD, "--classes", "10"),
-    "network traced before": (*COMMAND, "torchvision:mnasnet1_0", *METHOD),  # not shipped, so from the cache
+    "network traced before": (*COMMAND, "torchvision:mnasnet1_3", *METHOD),  # not shipped, so from the cache
     "unknown network, to be traced": (*COMMAND, f"torchvision:{MODEL}", *METHOD, "--fresh"),
     "costmodel --help": (*COMMAND[:2], "--help"),
 }

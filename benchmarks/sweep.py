@@ -18,7 +18,10 @@ import time
 from pathlib import Path
 
 from costmodel import OPTIMIZERS, footprint
-from planner.choosing.candidates import axes, sweep, trace_all
+from costmodel.kept import answers_of
+from planner.choosing.axes import axes
+from planner.choosing.candidates import trace_all
+from planner.choosing.frames import sweep
 
 THREE = ("torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small", "zoo:proxylessnas_mobile")
 METHODS = ("full", "last", "norm", "bias", "blocks", "mobiletl")
@@ -71,7 +74,7 @@ def main() -> None:
     for name, models, space in SWEEPS:
         graphs = [graph for graph in trace_all(list(models))]
         for graph in graphs:
-            graph.memo.clear()
+            answers_of(graph).clear()
         first, frame = seconds(lambda graphs=graphs, space=space: sweep(graphs, axes(**space)))
         again = statistics.median(
             seconds(lambda graphs=graphs, space=space: sweep(graphs, axes(**space)))[0] for _ in range(REPEATS)

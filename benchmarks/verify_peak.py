@@ -175,7 +175,7 @@ REMAINDER = (
     "- Scratchpads of oneDNN's weight gradients: kilobytes, for a dense convolution of 5 x 5 on maps of a few pixels "
     "eight times its weights (1.0 % for FBNet-C with TinyTL's lite residuals at 160 x 160, batch 4).",
     "- With one thread PyTorch computes pointwise convolutions of fewer than 16 images with kernels of its own: "
-    '`kernels="onednn, 1 thread"`, tested in tests/test_workspaces.py.',
+    '`Kernels("onednn", 1)`, tested in tests/costmodel/accounting/test_kernels.py.',
 )
 
 

@@ -10,13 +10,22 @@ torch.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from .accounting.kernels import Kernels
 from .accounting.table import ACCOUNTINGS, register_rule, whole_step
 from .answers.footprint import Footprint, footprint
 from .answers.price import Prices, price
-from .errors import CostModelError, InfeasibleError, InputError, ModelError, UnknownOperationError
+from .errors import (
+    CostModelError,
+    InfeasibleError,
+    InputError,
+    MissingPackageError,
+    ModelError,
+    UnknownOperationError,
+    missing_package,
+)
 from .graph.blocks import block_count, parts
 from .graph.layer_graph import LayerGraph
 from .graph.values import Layer, Tensor
@@ -51,8 +60,13 @@ _LATER = {
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        return version("finetune-planner")
     if name in _LATER:
-        value = getattr(import_module(f".{_LATER[name]}", __name__), name)
+        try:
+            value = getattr(import_module(f".{_LATER[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            raise missing_package(error, f"costmodel.{name}") or error from error
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -72,6 +86,7 @@ __all__ = [
     "Layer",
     "LayerGraph",
     "Method",
+    "MissingPackageError",
     "ModelError",
     "Precision",
     "Prices",

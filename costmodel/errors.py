@@ -34,6 +34,25 @@ class InfeasibleError(CostModelError):
     exit_code = 3
 
 
+# By the module that an import does not find: the extra of this package that brings it.
+EXTRAS = {
+    "torch": "torch", "torchvision": "torch", "timm": "timm", "matplotlib": "plots", "plotly": "plots",
+    "optuna": "measure", "sqlalchemy": "measure", "PIL": "measure", "psycopg": "postgresql", "pyarrow": "parquet",
+}  # fmt: skip
+
+
+class MissingPackageError(CostModelError):
+    """A question that takes a package which is not installed."""
+
+
+def missing_package(error: ModuleNotFoundError, what: str = "this") -> MissingPackageError | None:
+    """Return the error for a package that `what` needs and an extra brings; None for any other module."""
+    name = (error.name or "").partition(".")[0]
+    if name not in EXTRAS:
+        return None
+    return MissingPackageError(f"{what} needs {name}: pip install 'finetune-planner[{EXTRAS[name]}]'")
+
+
 def require_count(name: str, value: object) -> None:
     """Raise InputError unless a value is a whole number of 1 or more."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

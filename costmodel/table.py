@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from .errors import InputError, unknown
 
@@ -20,13 +20,14 @@ class Table(Mapping[str, Entry]):
     def __init__(self, kind: str, entries: Mapping[str, Entry] | Iterable[tuple[str, Entry]] = ()):
         self.kind = kind
         self._entries: dict[str, Entry] = {}
-        for name, entry in entries.items() if isinstance(entries, Mapping) else entries:
+        pairs = cast("Mapping[str, Entry]", entries).items() if isinstance(entries, Mapping) else entries
+        for name, entry in pairs:
             self.add(name, entry)
 
     def add(self, name: str, entry: Entry) -> None:
         """Add an entry. Errors: InputError if the name is taken."""
         if name in self._entries:
-            raise InputError(f"there is a {self.kind} {name!r} already; give this one another name")
+            raise InputError(f"the {self.kind} {name!r} exists already; give this one another name")
         self._entries[name] = entry
 
     def find(self, name: str) -> Entry:

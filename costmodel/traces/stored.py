@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import require_count
+from ..errors import MissingPackageError, missing_package, require_count
 from . import cache, shipped
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def trace(
     fresh: trace now, whatever is stored, and put the result in the cache.
 
     Errors: ModelError if the network cannot be built, its forward fails, or it does what cannot be followed;
-    InputError for a resolution below 1 or classes below 1.
+    InputError for a resolution below 1 or classes below 1; MissingPackageError where it takes a trace and torch, or the
+    network's library, is not installed.
     """
     require_count("resolution", resolution)
     if classes is not None:
@@ -39,12 +40,27 @@ def trace(
         stored = shipped.find(model, resolution, classes) or cache.find(model, resolution, classes)
         if stored is not None:
             return stored
-    from ..tracing.tracer import trace as trace_now
-
-    graph = trace_now(model, resolution, classes)
-    if isinstance(model, str):
+    try:
         from ..tracing.models import is_of_library
-
-        if is_of_library(graph.model):
-            cache.keep(graph, model, resolution, classes)
+        from ..tracing.tracer import trace as trace_now
+    except ModuleNotFoundError as error:
+        raise _cannot_trace(error, model, resolution) from error
+    graph = trace_now(model, resolution, classes)
+    if isinstance(model, str) and is_of_library(graph.model):
+        cache.keep(graph, model, resolution, classes)
     return graph
+
+
+def _cannot_trace(error: ModuleNotFoundError, model: nn.Module | str, resolution: int) -> Exception:
+    """Return the error for a network that takes a trace, which takes a package that is not installed."""
+    what = f"tracing {model if isinstance(model, str) else type(model).__name__} at {resolution} pixels"
+    missing = missing_package(error, what)
+    if missing is None:
+        return error
+    named = [name for name in shipped.NETWORKS if name.partition(":")[2] == model]
+    if named and resolution in shipped.RESOLUTIONS:
+        return MissingPackageError(f"{missing}, or write {' or '.join(named)}, which needs no trace")
+    sizes = f"{shipped.RESOLUTIONS[0]} to {shipped.RESOLUTIONS[-1]} pixels in steps of 32"
+    return MissingPackageError(
+        f"{missing}; without it, {len(shipped.NETWORKS)} networks at {sizes} can be asked about: costmodel cache"
+    )

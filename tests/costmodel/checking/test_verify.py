@@ -11,7 +11,7 @@ import pytest
 import torch
 from repository import ROOT
 
-from costmodel import InputError, ModelError, verify
+from costmodel import InputError, ModelError, verify, way
 from costmodel.accounting import eager
 from costmodel.checking.verification import Check
 
@@ -66,6 +66,36 @@ def test_json(command):
     assert code == 0 and answer["agrees"] is True and answer["modules"] == []
     assert [row["agrees"] for row in answer["checks"]] == [True] * 4
     assert all(isinstance(row["measured"], int) for row in answer["checks"])
+
+
+@avx512
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"method": "last-convs", "options": {"convolutions": 4}},
+        {"method": way("blocks", 2, {"norm_statistics": "running"})},
+        {"trained": lambda name: name.startswith("classifier") or name.endswith("bn3.bias")},
+        {"method": "mobiletl", "blocks": 2, "frozen_dtype": "float16", "accounting": "lean"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("accounting", ["eager", "lean"])
+def test_all_that_apply_takes_is_verified(what, accounting):
+    result = verify(SMALL, **{"batch": 4, "resolution": 64, "accounting": accounting} | what)
+    assert result.agrees, result.checks
+    assert result.footprint.step.precision.frozen == what.get("frozen_dtype", "float32")
+
+
+def test_stock_pytorch_computes_with_no_frozen_halves():
+    with pytest.raises(InputError, match="use --accounting lean"):
+        verify(SMALL, "bias", frozen_dtype="float16")
+
+
+@avx512
+def test_options_on_the_command_line(command):
+    arguments = ["--method", "last-convs", "--option", "convolutions=3", "--accounting", "lean"]
+    code, out, _ = command("verify", SMALL, *arguments, *OPTIONS)
+    assert code == 0 and "last-convs, convolutions 3" in out
 
 
 # --- mismatches -------------------------------------------------------------------------------------------------------

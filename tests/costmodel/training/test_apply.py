@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import pickle
 import subprocess
 import sys
 import warnings
@@ -326,6 +327,33 @@ def test_copies_train_on_their_own():
     assert_same_gradients(gradients(twin, images()), gradients(applied, images()), 1e-6)
     restore(twin)
     assert isinstance(applied, Applied)
+
+
+@pytest.mark.parametrize("store", [
+    lambda model, path: pickle.loads(pickle.dumps(model)),
+    lambda model, path: (torch.save(model, path), torch.load(path, weights_only=False))[1],
+], ids=["pickle", "torch.save"])  # fmt: skip
+@pytest.mark.parametrize(("name", "method", "k"), [("timm:tinynet_e", "mobiletl", 2), ("timm:tinynet_e", "bias", None),
+                         ("torchvision:mobilenet_v2", "tinytl-lb", None),
+                         ("zoo:proxylessnas_mobile_tinytl", "full", None)])  # fmt: skip
+def test_an_applied_network_survives_a_file(name, method, k, store, tmp_path):
+    applied = apply(build(name), method, k, RESOLUTION).train()
+    again = store(applied, tmp_path / "applied.pt")
+    assert type(again) is type(applied) and isinstance(again, Applied) and again.training
+    assert again.state_dict().keys() == applied.state_dict().keys()
+    assert saved_bytes(again, images()) == saved_bytes(applied, images())
+    assert_same_gradients(gradients(again, images()), gradients(applied, images()), 1e-6)
+    again.eval(), applied.eval()
+    with torch.no_grad():
+        assert torch.equal(again(images()), applied(images()))
+    plain = restore(again)
+    assert not isinstance(plain, Applied) and all(parameter.requires_grad for parameter in plain.parameters())
+
+
+def test_a_file_of_an_applied_network_is_little_larger_than_its_weights(tmp_path):
+    applied = apply(build("torchvision:mobilenet_v2"), "mobiletl", 5, RESOLUTION)
+    plain = build("torchvision:mobilenet_v2")
+    assert len(pickle.dumps(applied)) - len(pickle.dumps(plain)) < 500_000  # the plan names modules and holds no function
 
 
 class ScaledByWhatItComputes(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 from candidates import renamed
 
 import planner.interface.cli
-from costmodel import InfeasibleError, InputError
+from costmodel import InfeasibleError, InputError, Way
 from planner.choosing.candidates import candidates
 from planner.choosing.recommend import choose
 from planner.choosing.scale import TIE
@@ -168,7 +168,8 @@ def test_ties_and_unknown_recovery_as_in_the_planner(priced, browser, tmp_path):
         replace(candidate, peak_bytes=1000, total_flops=100 - place // 2, recovery=replace(value, value=0.5 + TIE / 4))
         for place, candidate in enumerate(some)
     ]
-    least = replace(some[0], method="bias", blocks=None, peak_bytes=500, recovery=NO_RECOVERY)
+    bias = replace(some[0].step, way=Way("bias"))
+    least = replace(some[0], step=bias, peak_bytes=500, recovery=NO_RECOVERY)
     made = [*equal, replace(some[1], peak_bytes=999, recovery=replace(value, value=0.5)), least]
     open_page(browser, tmp_path / "made.html", made)
     for ram_bytes in (499, 500, 998, 999, 1000):
@@ -210,7 +211,9 @@ def test_the_command_writes_both(monkeypatch, capsys, tmp_path):
 
 
 def test_books_without_a_peak_have_no_page(priced):
-    with pytest.raises(InputError, match="'tinytl' leaves parts .* has no peak to hold against a budget; allowed: lean, eager"):
+    with pytest.raises(
+        InputError, match=r"'tinytl' leaves .* has no peak to hold against a budget; allowed: lean, eager"
+    ):
         page([replace(candidate, step=replace(candidate.step, accounting="tinytl")) for candidate in priced])
 
 
