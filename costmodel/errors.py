@@ -48,9 +48,12 @@ class MissingPackageError(CostModelError):
 def missing_package(error: ModuleNotFoundError, what: str = "this") -> MissingPackageError | None:
     """Return the error for a package that `what` needs and an extra brings; None for any other module."""
     name = (error.name or "").partition(".")[0]
-    if name not in EXTRAS:
-        return None
-    return MissingPackageError(f"{what} needs {name}: pip install 'finetune-planner[{EXTRAS[name]}]'")
+    return needs(name, what) if name in EXTRAS else None
+
+
+def needs(package: str, what: str) -> MissingPackageError:
+    """Return the error for one of EXTRAS's packages, which `what` needs."""
+    return MissingPackageError(f"{what} needs {package}: pip install 'finetune-planner[{EXTRAS[package]}]'")
 
 
 def require_count(name: str, value: object) -> None:

@@ -23,7 +23,7 @@ def kept(
 
     @wraps(function)
     def remembered(owner: Owner, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
-        answers: dict[Any, Any] = owner.__dict__.setdefault(_ATTRIBUTE, {})
+        answers = answers_of(owner)
         key = (function, args, tuple(kwargs.items())) if kwargs else (function, args)
         if key not in answers:
             answers[key] = function(owner, *args, **kwargs)
@@ -32,11 +32,9 @@ def kept(
     return remembered
 
 
-def forget(owner: object) -> None:
-    """Drop everything that was derived from a value."""
-    owner.__dict__.pop(_ATTRIBUTE, None)
-    for name in derived(owner) & owner.__dict__.keys():
-        del owner.__dict__[name]
+def answers_of(owner: object) -> dict[Any, Any]:
+    """Return what was derived from a value so far; who measures a first answer clears it."""
+    return owner.__dict__.setdefault(_ATTRIBUTE, {})
 
 
 def derived(owner: object) -> set[str]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import costmodel
+
 if TYPE_CHECKING:
     from .choosing.candidate import Candidate
     from .choosing.candidates import candidates
@@ -33,6 +35,8 @@ _LATER = {
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        return costmodel.__version__
     if name in _LATER:
         value = getattr(import_module(f".{_LATER[name]}", __name__), name)
         globals()[name] = value

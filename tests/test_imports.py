@@ -15,6 +15,7 @@ from networks import traced
 import costmodel
 import planner
 from costmodel import footprint
+from costmodel.traces import versions
 
 PACKAGES = {package.__name__: Path(package.__file__).parent for package in (costmodel, planner)}
 
@@ -167,6 +168,16 @@ def test_there_is_no_circle():
     assert graph.number_of_edges() > 200
     assert not [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1]
     assert not [module for module in graph if graph.has_edge(module, module)]
+
+
+def test_all_that_shapes_a_trace_is_in_its_digest():
+    """A trace in the cache is served while the digest is the same: what the tracer and the zoo import counts too."""
+    graph = networkx.DiGraph((module_of(path), module) for path in FILES for module in own(path))
+    starts = [module for module in graph if room(module)[1] in ("tracing", "zoo")]
+    used = {module for start in starts for module in networkx.descendants(graph, start) | {start}}
+    counted = {module_of(place(path)) for path in versions.tracing_files()}
+    assert {"costmodel.tracing.quick", "costmodel.layers.masks", "costmodel.methods.tinytl"} <= used
+    assert used - {"costmodel"} <= counted
 
 
 @every_file

@@ -29,31 +29,33 @@ Choice = tuple[int, str, tuple[Alternative, ...]]
 
 def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wanted: Wanted) -> Books:
     ledger = Ledger(graph)
-    recomputed = tuple(index for index in wanted if graph.layers[index].output.kind == "derived")
-    again = set(recomputed)
+    recomputed = dict.fromkeys(index for index in wanted if graph.layers[index].output.kind == "derived")
     open_choices: list[Choice] = []
     for index, roles in wanted.items():
-        if index in again:
+        if index in recomputed:
             continue
-        layer = graph.layers[index]
-        instead = assignment.kept_inputs.get(index)
         for role in roles:
-            alternatives = facts[index].needs[role]
-            if instead is not None and role == instead.role:
-                own = _instead(layer, role, instead)
-                alternatives = (own, *alternatives) if instead.exact else (own,)
-            alternatives = tuple(a for a in alternatives if not _overwritten(layer, a)) or alternatives
-            if len(alternatives) > 1:
+            alternatives = _alternatives(graph.layers[index], role, facts[index], assignment.kept_inputs.get(index))
+            if len(alternatives) != 1:
                 open_choices.append((index, role, alternatives))
                 continue
             for item in alternatives[0]:
                 if not _recomputable(item):
-                    ledger.keep(layer, role, item)
+                    ledger.keep(graph.layers[index], role, item)
     for group in _groups(open_choices):
         for (index, role, _), alternative in zip(group, _cheapest(ledger, group), strict=True):
             for item in alternative:
                 ledger.keep(graph.layers[index], role, item)
-    return ledger.close(recomputed)
+    return ledger.close(tuple(recomputed))
+
+
+def _alternatives(layer: Layer, role: str, facts: Facts, instead: KeptInput | None) -> tuple[Alternative, ...]:
+    """Return what could be kept for a gradient: what the rule says, or what the method keeps instead."""
+    alternatives = facts.needs[role]
+    if instead is not None and role == instead.role:
+        own = _instead(layer, role, instead)
+        alternatives = (own, *alternatives) if instead.exact else (own,)
+    return tuple(each for each in alternatives if not _overwritten(layer, each)) or alternatives
 
 
 def _instead(layer: Layer, role: str, kept: KeptInput) -> Alternative:

@@ -19,7 +19,7 @@ from .books import Books
 from .gradients import Wanted, wanted_gradients
 from .table import ACCOUNTINGS
 
-FLOPS_KINDS = (
+FLOPS_KINDS: tuple[str, ...] = (
     "forward", "backward_input", "backward_weight", "recompute", "elementwise_forward", "elementwise_backward",
 )  # fmt: skip
 

@@ -236,7 +236,9 @@ class Footprint:
             return frame
         key = {"block": "part", "operation": "operation"}[by]
         numbers = ["parameters", "trained_parameters", "saved_bytes", "forward_flops", "backward_flops"]
-        return frame.groupby(key, sort=False)[numbers].sum().reset_index()
+        sums = frame.groupby(key, sort=False)[numbers].sum()
+        assert isinstance(sums, pandas.DataFrame)  # as of any list of columns
+        return sums.reset_index()
 
     def _layer_rows(self) -> list[dict[str, Any]]:
         cut = parts(self.graph)

@@ -178,7 +178,7 @@ def price(
     for number, way in enumerate(ways):
         required = requirements(graph, way, accounting)
         for row, value in enumerate(_of_the_way(required, batch, batch // micro), len(_OF_MOMENTS)):
-            prices[row, number] = value[:, None] if np.ndim(value) else value
+            prices[row, number] = value[:, None] if isinstance(value, np.ndarray) else value
         for which, precision in enumerate(precisions):
             for (schedule, passes), mine in alike:
                 how = _How(schedule, precision, used, first_step, passes)

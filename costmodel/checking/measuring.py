@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]  # it has no other name
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
@@ -40,6 +41,7 @@ def loss_of(outputs) -> torch.Tensor:
         target = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
         value = nn.functional.cross_entropy(logits.flatten(1), target)
         total = value if total is None else total + value
+    assert total is not None  # the trace refuses a network without outputs
     return total
 
 
@@ -135,9 +137,11 @@ def peak_bytes(step: Callable[[], None], device: str = "cpu") -> int:
         return torch.cuda.max_memory_allocated() - before
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
+    recorded = profiler.profiler
+    assert recorded is not None and recorded.kineto_results is not None  # there once the step has run
     now = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU:
-            now += event.nbytes()
+    for event in recorded.kineto_results.events():
+        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
+            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]  # torch's stub of the event leaves it out
             peak = max(peak, now)
     return peak

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from ..accounting.mobiletl_figure1 import books_with
+from ..accounting.mobiletl_figure1 import FigureBooks
 from ..answers.footprint import Footprint, footprint
 from ..errors import InputError
 from ..graph.blocks import block_count, parts
@@ -97,8 +97,8 @@ def _prints_as(computed: float, value: float, row: Published) -> bool:
 @cache
 def published() -> tuple[Published, ...]:
     """Return the published numbers in the file's order."""
-    text = files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
-    return tuple(Published(**row) for row in csv.DictReader(text.splitlines()))
+    text = files("costmodel.checking").joinpath("published.csv").read_text(encoding="utf-8")
+    return tuple(Published.model_validate(row) for row in csv.DictReader(text.splitlines()))
 
 
 @cache
@@ -173,7 +173,7 @@ def _block_variants() -> Iterator[Variant]:
             sums = []
             for method in ("blocks", "mobiletl"):
                 answer = footprint(graph, method, block_count(graph), 1)
-                books = books_with(**choices)(answer.graph, answer.assignment, list(answer.facts), answer.wanted)
+                books = FigureBooks(**choices)(answer.graph, answer.assignment, list(answer.facts), answer.wanted)
                 first_users = ((saved, graph.layers[min(saved.uses)]) for saved in books.saved.values())
                 sums.append(sum(saved.total_bits(1) for saved, layer in first_users if layer in inside))
             yield Variant(f"stored activations of a block, {network}", claimed, counting, 100 * (1 - sums[1] / sums[0]))

@@ -241,6 +241,7 @@ def _read_tensor(row: Any, storages: list[Storage]) -> Tensor:
         and kind in _KINDS and 0 <= version <= storage.writes,
         "a tensor's numbers are possible",
     )  # fmt: skip
+    assert elements is not None  # as was required
     return Tensor(id_, tuple(shape), elements, dtype, kind, batched, storage, version, name)
 
 

@@ -19,7 +19,7 @@ from ..methods.way import Way, read_options
 from ..traces.stored import trace
 from ..units import format_bytes
 from . import options as given
-from .running import run
+from .running import run, with_version
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +28,7 @@ app = typer.Typer(
     f"{given.MODEL_HELP} --debug shows the traceback of an error.",
 )
 plot_app = typer.Typer(no_args_is_help=True, help="Pictures of a training step's memory: .png, .svg or .pdf.")
+with_version(app)
 app.add_typer(plot_app, name="plot")
 
 
@@ -334,8 +335,11 @@ def ship() -> None:
     """Trace the networks that come with the package, and write them into it."""
     from ..traces.shipped import ship
 
+    total = 0
     for name, size in ship():
-        print(f"{name}: {format_bytes(size)}")
+        print(f"{name}: {format_bytes(size)}", flush=True)
+        total += size
+    print(f"together: {format_bytes(total)}")
 
 
 def main() -> None:

@@ -154,18 +154,18 @@ def draw_breakdown(answers: Sequence[Footprint], path: str | Path) -> None:
             label=category.replace("_", " "),
         )  # fmt: skip
         before = before + size
-    for row in data.itertuples():
-        where = row.phase + (f" of {row.layer}" if row.layer else "")
+    for place, peak, phase, layer in zip(data.index, data["peak_bytes"], data["phase"], data["layer"], strict=True):
+        where = phase + (f" of {layer}" if layer else "")
         value = axes.annotate(
-            format_bytes(row.peak_bytes), (row.peak_bytes / 1e6, row.Index), (4, 0), textcoords="offset points",
-            va="center", fontsize=8, weight="bold",
+            format_bytes(peak), (peak / 1e6, place), (4, 0), textcoords="offset points", va="center", fontsize=8,
+            weight="bold",
         )  # fmt: skip
         axes.annotate(where, (1, 0.5), (4, 0), xycoords=value, textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(data.index, data["label"], fontsize=9)
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.55e-6 * data["peak_bytes"].max())  # room for the text beside the bars
+    axes.set_xlim(0, 1.55e-6 * max(data["peak_bytes"]))  # room for the text beside the bars
     axes.set_xlabel("memory at the peak of a training step, MB", fontsize=9)
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
     axes.set_axisbelow(True)

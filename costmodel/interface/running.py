@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated, cast
 
 import typer
 
-from ..errors import CostModelError
+from ..errors import CostModelError, missing_package
+from ..traces.versions import installed
 
-_UsageError = typer.BadParameter.__base__  # an option that is missing, unknown or no number
+# An option that is missing, unknown or no number: click's UsageError. Typer has no name for it, and its later versions
+# bring a click of their own, so that it cannot be imported from click.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"finetune-planner {installed('finetune-planner')}")
+        raise typer.Exit
+
+
+def with_version(app: typer.Typer) -> None:
+    """Give a command line the option --version."""
+
+    @app.callback()
+    def common(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+        ] = False,
+    ) -> None:
+        pass
 
 
 def run(app: typer.Typer) -> None:
@@ -31,6 +53,12 @@ def run(app: typer.Typer) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        missing = missing_package(error, "this command")
+        if missing is None or debug:
+            raise
+        print(f"error: {missing}", file=sys.stderr)
+        sys.exit(missing.exit_code)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stderr.close()
         sys.exit(0)

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import InputError, unknown
+from .functions import first_order
 from .masks import OneBit, masked_function
 
 _aten = torch.ops.aten
@@ -73,7 +73,7 @@ class _Kept(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):
         return ctx.backward_of(grad, *ctx.saved_tensors), None, None, None, None
 

@@ -14,25 +14,33 @@ sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .activations import wants_gradient
+from .functions import first_order
+
+Size = int | Sequence[int]  # one number, or one for each dimension
 
 _CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 
 
-def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None, made=None) -> Tensor:
+def conv1d(
+    input, weight, bias=None, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups=1, compute=None,
+    made=None,
+) -> Tensor:  # fmt: skip
     """Return torch.nn.functional.conv1d of the same arguments; see `conv2d` for the last two."""
     return _convolution(1, input, weight, bias, stride, padding, dilation, groups, compute, made)
 
 
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None, made=None) -> Tensor:
+def conv2d(
+    input, weight, bias=None, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups=1, compute=None,
+    made=None,
+) -> Tensor:  # fmt: skip
     """Return torch.nn.functional.conv2d of the same arguments.
 
     compute: makes the weight of the tensors in `weight`, then a tuple; it runs again in backward, and what it makes is
@@ -41,13 +49,16 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
     return _convolution(2, input, weight, bias, stride, padding, dilation, groups, compute, made)
 
 
-def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, compute=None, made=None) -> Tensor:
+def conv3d(
+    input, weight, bias=None, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups=1, compute=None,
+    made=None,
+) -> Tensor:  # fmt: skip
     """Return torch.nn.functional.conv3d of the same arguments; see `conv2d` for the last two."""
     return _convolution(3, input, weight, bias, stride, padding, dilation, groups, compute, made)
 
 
 def standardized_conv2d(
-    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, eps: float = 1e-5
+    input, weight, bias=None, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups=1, eps: float = 1e-5
 ) -> Tensor:
     """Return conv2d with the standardised weight, which is computed again in backward.
 
@@ -89,7 +100,7 @@ def _tuple(value, dims: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
-def _prepare(weights: tuple[Tensor, ...], dtype: torch.dtype, compute: Callable | None) -> Tensor:
+def _prepare(weights: Sequence[Tensor], dtype: torch.dtype, compute: Callable | None) -> Tensor:
     """Return the weight that is convolved with, in the input's precision."""
     return (weights[0] if compute is None else compute(*weights)).to(dtype)
 
@@ -117,7 +128,7 @@ class _Convolution(torch.autograd.Function):
         return _CONVOLUTIONS[len(stride)](x, used, bias, stride, padding, dilation, groups)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):
         device = grad.device.type
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
@@ -153,7 +164,7 @@ def _gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, tuple[T
     if compute is not None:
         found = iter(torch.autograd.grad(used, [w for w in weights if w.requires_grad], dweight))
         dweights = [next(found) if want else None for want in wants]
-    return _crop(dx, ctx.x_shape), dbias, tuple(dweights)
+    return None if dx is None else _crop(dx, ctx.x_shape), dbias, tuple(dweights)
 
 
 def _input_gradient(grad, weight, x_shape, stride, padding, far, dilation, groups) -> Tensor:
@@ -198,5 +209,5 @@ def _pad_far(x: Tensor, far: tuple[int, ...]) -> Tensor:
     return torch.constant_pad_nd(x, amounts) if any(far) else x
 
 
-def _crop(x: Tensor | None, shape) -> Tensor | None:
-    return x if x is None or x.shape == shape else x[tuple(slice(size) for size in shape)]
+def _crop(x: Tensor, shape) -> Tensor:
+    return x if x.shape == shape else x[tuple(slice(size) for size in shape)]

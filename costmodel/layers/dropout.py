@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .activations import wants_gradient
+from .functions import first_order
 from .masks import run_backward
 from .packing import flat, pack
 
@@ -37,7 +37,7 @@ class _Dropout(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):
         (packed,) = ctx.saved_tensors
         return run_backward(_scale(ctx.p), grad, packed, ctx.strides), None, None

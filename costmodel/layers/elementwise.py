@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .activations import wants_gradient
+from .functions import first_order
 
 
 def scale(input: Tensor, factor: float, divide: bool = False, inplace: bool = False) -> Tensor:
@@ -36,7 +36,7 @@ class _Scale(torch.autograd.Function):
         return _scaled(x, factor, divide, inplace)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):
         return _scaled(grad, *ctx.arguments, inplace=False), None, None, None
 
@@ -55,7 +55,7 @@ class _Pad(torch.autograd.Function):
         return F.pad(x, pad, mode)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):
         # The map is linear and does not depend on x: differentiate it at any x of that shape.
         with torch.enable_grad():

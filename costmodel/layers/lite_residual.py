@@ -61,7 +61,7 @@ class LiteResidual(nn.Module):
         for conv in (self.conv1, self.conv2):
             fan_out = math.prod(conv.kernel_size) * conv.out_channels
             nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_out))
-        nn.init.zeros_(self.norm2.weight)
+        nn.init.zeros_(self.norm2.get_parameter("weight"))
 
     def forward(self, input: Tensor, output: Tensor) -> Tensor:
         """Return `output`, what the block made of `input`, plus the branch."""

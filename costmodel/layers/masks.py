@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..accounting.kernels import mask_piece
+from .functions import first_order
 from .packing import flat, pack, packed_bytes, unpack
 
 GPU_PIECE = 1 << 24  # elements worked on at a time: a GPU needs more of them to be busy
@@ -104,7 +104,7 @@ class _Masked(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):
         (packed,) = ctx.saved_tensors
         return run_backward(ctx.backward_of, grad, packed, ctx.strides), None, None

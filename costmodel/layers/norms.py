@@ -17,9 +17,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .activations import wants_gradient
+from .functions import first_order
 
 
 def frozen_batch_norm(
@@ -47,7 +47,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):
         x, mean, variance, weight = ctx.saved_tensors
         wants_x, _, _, wants_weight, wants_bias = ctx.needs_input_grad[:5]
@@ -85,6 +85,6 @@ class _TrainedShift(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):
         return grad.sum(ctx.summed).to(ctx.dtype), None, None

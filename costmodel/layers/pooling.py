@@ -9,15 +9,16 @@ PyTorch's 8-byte indices never exist for the whole batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import InputError
 from ..rules.reductions import index_bits, pair
 from .activations import wants_gradient
+from .functions import first_order
 from .masks import chunk_size
 from .packing import flat, pack, unpack
 
@@ -35,7 +36,8 @@ def max_pool2d(
     if keep not in ("indices", "input"):
         raise InputError(f"max_pool2d cannot keep {keep!r}; it can keep: indices, input")
     if return_indices or not wants_gradient(input):
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        found = F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return cast(Tensor, found)  # or a pair of tensors, where the caller asks for the indices
     if input.dim() == 3:
         return max_pool2d(input[None], kernel_size, stride, padding, dilation, ceil_mode, keep=keep)[0]
     window = _Window(pair(kernel_size), pair(stride or kernel_size), pair(padding), pair(dilation), ceil_mode)
@@ -57,9 +59,10 @@ def avg_pool2d(
 
 def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     """Return torch.nn.functional.adaptive_avg_pool2d of the same arguments; keeps nothing."""
-    sizes = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
-    sizes = [given if size is None else size for size, given in zip(sizes, input.shape[-2:], strict=True)]
-    if sizes == [1, 1] or not wants_gradient(input):  # to one pixel it is a mean, which keeps nothing
+    wanted = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
+    height, width = (given if size is None else size for size, given in zip(wanted, input.shape[-2:], strict=True))
+    sizes = (height, width)
+    if sizes == (1, 1) or not wants_gradient(input):  # to one pixel it is a mean, which keeps nothing
         return F.adaptive_avg_pool2d(input, sizes)
     if input.dim() == 3:
         return adaptive_avg_pool2d(input[None], sizes)[0]
@@ -94,7 +97,7 @@ class _AveragePool(torch.autograd.Function):
         return _aten.avg_pool2d(x, *arguments)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):
         dx = ctx.shape.new(grad)
         return _aten.avg_pool2d_backward.grad_input(grad, dx, *ctx.arguments, grad_input=dx), None
@@ -102,12 +105,12 @@ class _AveragePool(torch.autograd.Function):
 
 class _AdaptiveAveragePool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, sizes: list[int]) -> Tensor:
+    def forward(ctx, x: Tensor, sizes: tuple[int, int]) -> Tensor:
         ctx.shape = _Shape(x)
         return F.adaptive_avg_pool2d(x, sizes)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):
         dx = ctx.shape.new(grad)
         for group in _groups(dx):  # there is no form that writes into dx
@@ -178,17 +181,16 @@ class _MaxPool(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):
         packed, x = ctx.saved_tensors
         window, dx = ctx.window, ctx.shape.new(grad)
-        if x is None:
-            numbers = _unpack(packed, ctx.numbers_shape, ctx.numbers_strides, window.bits)
+        numbers = None if packed is None else _unpack(packed, ctx.numbers_shape, ctx.numbers_strides, window.bits)
         for group in _groups(dx):
-            if x is None:
-                pixels = window.pixel(numbers[group], dx.shape[3])
-            else:
+            if numbers is None:
                 _, pixels = _aten.max_pool2d_with_indices(x[group], *window.arguments)
+            else:
+                pixels = window.pixel(numbers[group], dx.shape[3])
             _aten.max_pool2d_with_indices_backward.grad_input(
                 grad[group], dx[group], *window.arguments, pixels, grad_input=dx[group]
             )

@@ -14,7 +14,8 @@ scales and shifts), CNN/utils/memory_cost_profiler.py of VITA-Group/BackRazor_Ne
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsFloat, cast
 
 from ..errors import InputError
 from ..graph.blocks import CONVOLUTIONS, biases_of, is_depthwise, parts
@@ -45,8 +46,8 @@ def _read_weights(value: object) -> tuple[tuple[int, float], ...]:
     try:
         if isinstance(value, str):
             value = [item.split(":") for item in value.split(",") if item.strip()]
-        given = value.items() if isinstance(value, Mapping) else value
-        pairs = [(int(index), _ratio(ratio)) for index, ratio in given]  # type: ignore[union-attr]
+        given = value.items() if isinstance(value, Mapping) else cast("Iterable[tuple[Any, object]]", value)
+        pairs = [(int(index), _ratio(ratio)) for index, ratio in given]
     except (TypeError, ValueError, ZeroDivisionError):
         raise ValueError(_WEIGHTS_HELP) from None
     if len({index for index, _ in pairs}) < len(pairs) or any(i < 0 or ratio not in RATIOS for i, ratio in pairs):
@@ -61,7 +62,7 @@ def _ratio(value: object) -> float:
 
 def _share(value: object) -> float:
     try:
-        share = float(value)  # type: ignore[arg-type]
+        share = float(cast(SupportsFloat, value))
     except (TypeError, ValueError):
         share = -1.0
     if not 0 <= share < 1 or isinstance(value, bool):

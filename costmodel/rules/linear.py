@@ -16,12 +16,12 @@ import math
 
 from ..graph.values import Layer
 from ..units import FLOPS_PER_MAC
-from .facts import NOTHING, Facts, dense
+from .facts import NOTHING, Alternative, Facts, dense
 
 
 def _weighted(layer: Layer, macs: int) -> Facts:
     x, weight = layer.inputs["input"], layer.inputs["weight"]
-    needs = {"input": (dense(weight),), "weight": (dense(x),)}
+    needs: dict[str, tuple[Alternative, ...]] = {"input": (dense(weight),), "weight": (dense(x),)}
     bias, bias_additions = {}, 0
     if "bias" in layer.inputs:
         needs["bias"] = NOTHING

@@ -23,7 +23,7 @@ from ..graph.layer_graph import LayerGraph
 from ..graph.values import Tensor
 from ..kept import kept
 from ..rules.facts import Dense
-from ..units import FLOAT_BYTES, Count, Counts
+from ..units import FLOAT_BYTES, Count
 from .optimizers import OPTIMIZERS, Optimizer
 from .precision import Precision
 from .schedule import Schedule
@@ -44,7 +44,7 @@ class Moment(NamedTuple, Generic[Count]):
     @property
     def total_bytes(self) -> Count:
         """All categories together."""
-        return sum(self.by_category)  # type: ignore[return-value]  # there is always one
+        return sum(self.by_category)  # pyright: ignore[reportReturnType]  # there is always one
 
 
 class _Gradient:
@@ -79,8 +79,9 @@ class _Simulation(Generic[Count]):
     def __init__(self, required: Requirements, sizes: Sizes[Count], optimizer: Optimizer):
         self.required, self.sizes, self.optimizer = required, sizes, optimizer
         self.graph, self.books = required.graph, required.books
-        several = isinstance(sizes.batch, np.ndarray)
-        self.now: Any = np.zeros((len(CATEGORIES), sizes.batch.size), np.int64) if several else [0] * len(CATEGORIES)
+        batch = sizes.batch
+        several = isinstance(batch, np.ndarray)
+        self.now: Any = np.zeros((len(CATEGORIES), batch.size), np.int64) if several else [0] * len(CATEGORIES)
         self.several = several
         self.moments: list[Moment[Count]] = []
         self.kept = {saved.storage.id for saved in self.books.saved.values() if saved.storage is not None}
@@ -365,6 +366,6 @@ def _own_timeline(required: Requirements, micro_batch: Count, float_bytes: int) 
     for instants in zip(*each, strict=True):
         phase, layer, _ = instants[0]
         rows = [[by_category.get(name, 0) for _, _, by_category in instants] for name in CATEGORIES]
-        by_category: Counts | tuple[int, ...] = np.array(rows) if several else tuple(row[0] for row in rows)
-        found.append(Moment(phase, layer, by_category))  # type: ignore[arg-type]
+        by_category: Any = np.array(rows) if several else tuple(row[0] for row in rows)  # `Count`, as in `now`
+        found.append(Moment(phase, layer, by_category))
     return found

@@ -26,13 +26,17 @@ def release(text: str) -> str:
     return ".".join(text.split("+")[0].split(".")[:2])
 
 
+def tracing_files(package: Path = Path(__file__).parents[1]) -> list[Path]:
+    """Return the files of TRACING, which are all that `tracing` and `zoo` import, and more."""
+    patterns = (name if name.endswith(".py") else f"{name}/*.py" for name in TRACING)
+    return sorted(path for pattern in patterns for path in package.glob(pattern))
+
+
 @cache
 def tracer_version() -> str:
     """Return a digest of the code that traces, so that what an older tracer saw is not taken for today's."""
-    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    patterns = (name if name.endswith(".py") else f"{name}/*.py" for name in TRACING)
-    for path in sorted(path for pattern in patterns for path in package.glob(pattern)):
+    for path in tracing_files():
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

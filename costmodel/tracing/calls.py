@@ -51,7 +51,7 @@ _OPERATOR_NAMES = {
 @cache
 def operation_name(function: Any) -> tuple[str, bool]:
     """Return the operation's canonical name and whether the function's own name says that it works in place."""
-    name = function.__name__
+    name: str = function.__name__
     if name == "__get__":  # an attribute such as Tensor.T
         return getattr(function.__self__, "__name__", "attribute"), False
     if name.startswith("__"):

@@ -10,6 +10,8 @@ import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import CostModelError, InputError, ModelError, unknown
+from ..errors import CostModelError, InputError, MissingPackageError, ModelError, needs, unknown
 from ..graph.layer_graph import LayerGraph
 
 _RANDOM_FILLS = {"normal_", "uniform_", "trunc_normal_", "bernoulli_", "random_", "exponential_"}
@@ -37,8 +39,8 @@ class _SkipInitialisation(TorchFunctionMode):
 def _timm():
     try:
         import timm
-    except ImportError:
-        raise InputError("timm is not installed; install it with: pip install 'finetune-planner[timm]'") from None
+    except ImportError as error:
+        raise needs("timm", "a network of timm") from error
     return timm
 
 
@@ -105,19 +107,20 @@ def resolve(name: str) -> str:
         if model not in names:
             raise unknown(f"{source} model", model, names)
         return name
-    found, everything = [], []
+    return _resolve_bare(name)
+
+
+def _resolve_bare(name: str) -> str:
+    """Return the full name of a model that is named without its library."""
+    names = {}
     for library, (list_names, _) in LIBRARIES.items():
-        try:
-            names = list_names()
-        except InputError:  # timm is optional
-            continue
-        everything += names
-        if model in names:
-            found.append(f"{library}:{model}")
+        with suppress(MissingPackageError):
+            names[library] = list_names()
+    found = [f"{library}:{name}" for library, known in names.items() if name in known]
     if len(found) > 1:
-        raise InputError(f"several libraries have a model {model!r}; write {' or '.join(found)}")
+        raise InputError(f"several libraries have a model {name!r}; write {' or '.join(found)}")
     if not found:
-        raise unknown("model", model, set(everything))
+        raise unknown("model", name, {*chain(*names.values())})
     return found[0]
 
 
@@ -181,6 +184,7 @@ def to_meta(model: nn.Module) -> nn.Module:
 
 def _from_file(path: Path, function: str, options: dict) -> nn.Module:
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # as for every path that ends in .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     maker = getattr(module, function, None)

@@ -67,7 +67,7 @@ class _Recorder(CallTracker):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Run one call and record it."""
         kwargs = kwargs or {}
-        path, op, ordinal = self.locate(function)
+        place = _, op, _ = self.locate(function)
         # What switches gradients off without this call, which the mode sees, is a torch.autograd.Function.
         unasked = self.gradients_on and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if op == "_set_grad_enabled":
@@ -75,43 +75,36 @@ class _Recorder(CallTracker):
                 self.refuse(_AUTOGRAD_FUNCTION)
             self.gradients_on = args[0]
         result = self.run(function, args, kwargs)
-        if isinstance(result, torch.Tensor):
-            outputs = (result,)
-        elif isinstance(result, (tuple, list)):
-            outputs = tuple(item for item in result if isinstance(item, torch.Tensor))
-        else:
-            if op == "setitem":
-                self._setitem(args)
-            return result
+        outputs = tensors_in(result)
+        if op == "setitem":
+            self._setitem(args)
         if not outputs:
             return result
         inputs, attributes = self._bind(argument_names(function), args, kwargs)
-        kinds = {value.kind for value in inputs.values()}
-        followed = bool(kinds & {"input", "activation", "parameter", "derived"})
+        followed = bool(_kinds(inputs) & {"input", "activation", "parameter", "derived"})
         if followed and unasked:
             self.refuse(_AUTOGRAD_FUNCTION)
-        if not followed or not torch.is_grad_enabled() or op in _FACTORIES:
+        if followed and torch.is_grad_enabled() and op not in _FACTORIES:
+            given = args[0] if args else kwargs.get("input")
+            inplace = operation_name(function)[1] or (outputs[0] is given and bool(attributes.get("inplace")))
+            self._record(_Call(*place, inputs, attributes, inplace), given, outputs)
+        else:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
                 if id(tensor) not in self.known:
                     self.value(tensor, "constant")
-            return result
-        given = args[0] if args else kwargs.get("input")
-        inplace = (
-            operation_name(function)[1]
-            or outputs[0] is given
-            and bool(kwargs.get("inplace", attributes.get("inplace", False)))
-        )
-        if not inplace and all(self._unchanged(tensor, inputs.values()) for tensor in outputs):
-            return result  # dropout at rate 0, contiguous() of what is contiguous, ...
-        kind = "activation" if kinds & {"input", "activation"} else "derived"
-        if inplace:
-            self.known[id(outputs[0])].store.writes += 1
-        if op == "linear" and not _has_rows(given):
-            attributes["copies_input"] = True
-        call = _Call(op, path, ordinal, inputs, attributes, inplace)
-        self.calls.append(call)
-        call.outputs = [self.value(tensor, kind) for tensor in outputs]
         return result
+
+    def _record(self, call: _Call, given: torch.Tensor | None, outputs: list[torch.Tensor]) -> None:
+        """Record a call, unless it hands on what it is given, as dropout at rate 0 does. given: its first argument."""
+        if call.inplace:
+            self.known[id(outputs[0])].store.writes += 1
+        elif all(self._unchanged(tensor, call.inputs.values()) for tensor in outputs):
+            return
+        if call.op == "linear" and given is not None and not _has_rows(given):
+            call.attributes["copies_input"] = True
+        self.calls.append(call)
+        kind = "activation" if _kinds(call.inputs) & {"input", "activation"} else "derived"
+        call.outputs = [self.value(tensor, kind) for tensor in outputs]
 
     def refuse_unseen(self, tensor: torch.Tensor) -> None:
         """Refuse a tensor that grows with the batch and that no recorded call made: its cost would be left out.
@@ -218,13 +211,17 @@ class _Value:
 
 @dataclass(eq=False)
 class _Call:
-    op: str
     module: str
+    op: str
     ordinal: int
     inputs: dict[str, _Value]
     attributes: dict[str, Any]
     inplace: bool
     outputs: list[_Value] | None = None
+
+
+def _kinds(inputs: dict[str, _Value]) -> set[str]:
+    return {value.kind for value in inputs.values()}
 
 
 def trace(model: nn.Module | str, resolution: int = 224, classes: int | None = None) -> LayerGraph:

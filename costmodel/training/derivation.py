@@ -57,12 +57,12 @@ class Derivations:
         """Run a call without a gradient, and record how to make its result again."""
         with torch.no_grad():
             result = function(*args, **kwargs)
-        known = tree_map(lambda value: self.recipe(value) or value, (args, kwargs))
+        known_args, known_kwargs = tree_map(lambda value: self.recipe(value) or value, (args, kwargs))
         if _is_tensor(result):
-            self.recipes[result] = Recipe(function, *known)
+            self.recipes[result] = Recipe(function, known_args, known_kwargs)
         else:
             for part, value in enumerate(result):
-                self.recipes[value] = Recipe(function, *known, part)
+                self.recipes[value] = Recipe(function, known_args, known_kwargs, part)
         return result
 
     def recipe(self, value: Any) -> Recipe | None:

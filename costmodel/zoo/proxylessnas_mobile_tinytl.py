@@ -10,6 +10,9 @@ follow are the published ones (4,746,590 with 102 classes if everything trains).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,11 +31,11 @@ class StandardizedConv2d(nn.Conv2d):
     (W - mean) / (deviation + eps) per output channel, as `costmodel.layers.standardize`.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the convolution of x with the standardised weight."""
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the convolution of `input` with the standardised weight."""
         centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
         deviation = centred.var((1, 2, 3), keepdim=True).sqrt()
-        return self._conv_forward(x, centred / (deviation + STANDARDIZATION_EPSILON), self.bias)
+        return self._conv_forward(input, centred / (deviation + STANDARDIZATION_EPSILON), self.bias)
 
 
 class StockLiteResidual(LiteResidual):
@@ -50,7 +53,8 @@ class TinyTLBlock(nn.Module):
     def __init__(self, block: InvertedResidual, kernel: int):
         super().__init__()
         self.conv, self.skip = block.conv, block.skip
-        entry, (depthwise, projection) = block.conv[0][0], [part[0] for part in block.conv][-2:]
+        convolutions = [part for part in block.conv.modules() if isinstance(part, nn.Conv2d)]
+        entry, (depthwise, projection) = convolutions[0], convolutions[-2:]
         self.lite_residual = StockLiteResidual(
             entry.in_channels, projection.out_channels, kernel, depthwise.stride[0], norm=group_norm
         )
@@ -75,7 +79,7 @@ def _convert(module: nn.Module) -> None:
 def proxylessnas_mobile_tinytl(num_classes: int = 1000) -> ProxylessNASMobile:
     """Return ProxylessNAS-Mobile with group norm, standardised weights and lite residual modules."""
     network = ProxylessNASMobile(num_classes)
-    first, *others = network.blocks
+    first, *others = cast("Iterable[InvertedResidual]", network.blocks)
     large = len(network.blocks) - SMALL_KERNEL_BLOCKS
     network.blocks = nn.Sequential(
         first,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -168,7 +169,7 @@ def _data_set(data: Data) -> Dataset:
 
 
 def _length(data: Dataset) -> int:
-    return len(data)  # type: ignore[arg-type]  # map-style data sets have a length
+    return len(cast(Sized, data))  # map-style data sets have a length
 
 
 def _check(train: Dataset, test: Dataset, recipe: Recipe, evaluate_every: int) -> None:

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import optuna
-import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from ..evidence.database import COUNTED, OPTIONS, SETTINGS, StorageError, connect, errors, row, shown, way_of
@@ -65,8 +65,12 @@ class Hopeless(optuna.pruners.BasePruner):
         """Return the most that the run can still reach; None if too few have finished to tell."""
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         epoch = trial.last_step
-        gains = [one.value - one.intermediate_values[epoch] for one in finished if epoch in one.intermediate_values]
-        if len(gains) < 2:
+        gains = [
+            one.value - one.intermediate_values[epoch]
+            for one in finished
+            if one.value is not None and epoch in one.intermediate_values
+        ]
+        if epoch is None or len(gains) < 2:
             return None
         return min(100.0, trial.intermediate_values[epoch] + max(0.0, *gains))
 
@@ -255,7 +259,8 @@ class Store:
 
 def _set_up(location: str, heartbeat_seconds: int, grace_seconds: int) -> optuna.storages.RDBStorage:
     """Return the storage, its tables made if there are none."""
-    for attempt in range(_ATTEMPTS):
+    attempt = 0
+    while True:
         try:
             storage = connect(location, create=True, heartbeat_interval=heartbeat_seconds, grace_period=grace_seconds)
             break
@@ -265,11 +270,12 @@ def _set_up(location: str, heartbeat_seconds: int, grace_seconds: int) -> optuna
             if attempt == _ATTEMPTS - 1 or not raced:
                 raise
             time.sleep(0.1 + random.random() * attempt / 2)
+            attempt += 1
     if storage.engine.dialect.name == "sqlite":
         # What reads and then writes must not have another process write in between; PostgreSQL locks the row.
         # Source: SQLAlchemy, SQLite dialect, on transaction control of the driver.
-        @sqlalchemy.event.listens_for(storage.engine, "begin")
-        def _begin(connection: sqlalchemy.Connection) -> None:
+        @event.listens_for(storage.engine, "begin")
+        def _begin(connection: Connection) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return storage

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -56,7 +57,7 @@ def load_weights(model: str, given: str | None) -> Weights:
 def _torchvision(name: str) -> Weights:
     from torchvision import models
 
-    weights = models.get_model_weights(name).DEFAULT
+    weights = models.get_model_weights(name)[DEFAULT]
     try:
         with redirect_stdout(sys.stderr):  # the loader names what it downloads
             state = weights.get_state_dict(progress=False, check_hash=True)
@@ -75,7 +76,7 @@ def _timm(name: str) -> Weights:
         network = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client has errors of its own, which depend on its version
         raise _not_loaded(f"timm:{name}", error) from error
-    config = network.pretrained_cfg
+    config = cast("dict[str, Any]", network.pretrained_cfg)
     label = f"timm {config.get('architecture', name)}.{config.get('tag', '')}".rstrip(".")
     return Weights(label, network.state_dict(), (tuple(config["mean"]), tuple(config["std"])))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from costmodel import METHODS, InputError, LayerGraph, Precision, Schedule, Way, way
 from costmodel.errors import require_count
@@ -111,8 +111,8 @@ def axes(
 
 def several(given: OneOrMore[T]) -> tuple[T, ...]:
     """Return one value or an iterable of values as a tuple, each once. Errors: InputError if there is none."""
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    values: tuple[T, ...] = (given,) if one else tuple(dict.fromkeys(given))  # type: ignore[assignment,arg-type]
+    one = isinstance(given, str) or not isinstance(given, Iterable)  # a text is one value
+    values = (cast(T, given),) if one else tuple(dict.fromkeys(cast("Iterable[T]", given)))
     if not values:
         raise InputError("an axis has no value; give one or more, or leave it out")
     return values

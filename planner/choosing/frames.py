@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from costmodel import InputError, LayerGraph
+from costmodel.errors import needs
 
 from ..estimates.estimated import Estimate
 from .axes import Axes
@@ -32,7 +33,7 @@ def sweep(graphs: Iterable[LayerGraph], space: Axes) -> pandas.DataFrame:
         return frames[0]
     columns = {}
     for name, dtype in frames[0].dtypes.items():
-        parts = [frame[name] for frame in frames]
+        parts = [cast("pandas.Series", frame[name]) for frame in frames]
         is_text = isinstance(dtype, pandas.CategoricalDtype)
         columns[name] = union_categoricals(parts) if is_text else pandas.concat(parts, ignore_index=True)
     return pandas.DataFrame(columns)
@@ -116,7 +117,7 @@ def to_frame(priced: Sequence[Candidate]) -> pandas.DataFrame:
 def write_frame(frame: pandas.DataFrame, path: str | Path) -> None:
     """Write a frame to a .csv or .parquet file.
 
-    Errors: InputError for another kind of file, one that cannot be written, or if a package is missing.
+    Errors: InputError for another kind of file, one that cannot be written; MissingPackageError without pyarrow.
     """
     suffix = Path(path).suffix
     if suffix not in (".csv", ".parquet"):
@@ -127,8 +128,6 @@ def write_frame(frame: pandas.DataFrame, path: str | Path) -> None:
         else:
             frame.to_parquet(path, index=False)
     except ImportError as error:
-        raise InputError(
-            "a .parquet file needs pyarrow: pip install 'finetune-planner[parquet]', or write a .csv"
-        ) from error
+        raise needs("pyarrow", "a .parquet file") from error
     except OSError as error:
         raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error

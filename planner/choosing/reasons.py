@@ -63,70 +63,100 @@ def _difference(other: Candidate, chosen: Candidate) -> str:
 
 def reasons(answer: Choice) -> Iterator[str]:
     """Yield why the pick won: against all, against better ones, cheaper ones, and every other method."""
-    scale, chosen, priced, fits = answer.scale, answer.chosen, answer.candidates, answer.fitting
-    name = namer(priced)
+    said = _Sentences(answer)
+    yield said.pick()
+    yield from said.better()
+    for lost in answer.cheaper[:1]:
+        yield f"{said.name(lost)} takes {_difference(lost, answer.chosen)}, but {said.promise(lost)}"
+    named = (answer.chosen, answer.next_better, answer.best_unfit, *answer.cheaper[:1])
+    yield from said.other_methods({candidate.way.method for candidate in named if candidate})
+    yield from said.models_that_do_not_fit()
 
-    def promise(candidate: Candidate) -> str:
-        if candidate is not chosen and abs(scale.value(candidate) - scale.value(chosen)) <= TIE:
+
+class _Sentences:
+    """What can be said of a choice."""
+
+    def __init__(self, answer: Choice) -> None:
+        self.answer, self.scale, self.chosen, self.name = answer, answer.scale, answer.chosen, namer(answer.candidates)
+
+    def promise(self, candidate: Candidate) -> str:
+        """Return the accuracy that a candidate promises."""
+        scale = self.scale
+        if candidate is not self.chosen and abs(scale.value(candidate) - scale.value(self.chosen)) <= TIE:
             return "promises the same"
         known = scale.knows(candidate)
         return f"promises {scale.text(scale.value(candidate))}" if known else "its accuracy is unknown"
 
-    def lacking(candidate: Candidate) -> str:
-        broken = [OBJECTIVES[each] for each, limit in answer.limits.items() if not keeps(candidate, {each: limit})]
+    def lacking(self, candidate: Candidate) -> str:
+        """Return why a candidate does not fit."""
+        limits = self.answer.limits
+        broken = [OBJECTIVES[each] for each, limit in limits.items() if not keeps(candidate, {each: limit})]
         if not broken or broken[0].name == "memory":
-            more = format_bytes(candidate.peak_bytes - (answer.ram_bytes or 0))
+            more = format_bytes(candidate.peak_bytes - (self.answer.ram_bytes or 0))
             return f"needs {format_bytes(candidate.peak_bytes)}, {more} more than there is"
         found = broken[0]
-        return (
-            f"its {found.summary} is {found.text(found.value(candidate))}, not {found.text(answer.limits[found.name])}"
-        )
+        return f"its {found.summary} is {found.text(found.value(candidate))}, not {found.text(limits[found.name])}"
 
-    limits = ", ".join(
-        f"in {format_bytes(limit)}" if each == "memory" else f"{each} {OBJECTIVES[each].text(limit)}"
-        for each, limit in answer.limits.items()
-    )
-    top = min(fits, key=lambda candidate: (-scale.value(candidate), candidate.peak_bytes))
-    fit = f"{len(fits)} of {len(priced)} candidates" + (f" that fit {limits}" if limits else "")
-    spare = f"; {format_bytes(answer.ram_bytes - chosen.peak_bytes)} stay free" if answer.ram_bytes else ""
-    if scale.value(top) > scale.value(chosen) + TIE:
+    def pick(self) -> str:
+        """Return why the pick is better than all that fit."""
+        answer, scale, chosen = self.answer, self.scale, self.chosen
+        limits = ", ".join(
+            f"in {format_bytes(limit)}" if each == "memory" else f"{each} {OBJECTIVES[each].text(limit)}"
+            for each, limit in answer.limits.items()
+        )
+        fit = f"{len(answer.fitting)} of {len(answer.candidates)} candidates{f' that fit {limits}' if limits else ''}"
+        spare = f"; {format_bytes(answer.ram_bytes - chosen.peak_bytes)} stay free" if answer.ram_bytes else ""
+        top = min(answer.fitting, key=lambda candidate: (-scale.value(candidate), candidate.peak_bytes))
+        if scale.value(top) <= scale.value(chosen) + TIE:
+            return f"{self.name(chosen)} promises the most ({scale.text(scale.value(chosen))}) of the {fit}{spare}"
         why = "each one's value lies in the other's interval"
         if measured := scale.difference(top, chosen) or scale.runs(top):
             why = f"{scale.gain(top, chosen)}, with a standard error of {measured.standard_error:.1f}"
-        yield (
-            f"{name(chosen)} is the cheapest of those that tie with the most promising of the {fit}, {name(top)} "
-            f"({scale.text(scale.value(top))}): {why}{spare}"
+        return (
+            f"{self.name(chosen)} is the cheapest of those that tie with the most promising of the {fit}, "
+            f"{self.name(top)} ({scale.text(scale.value(top))}): {why}{spare}"
         )
-    else:
-        yield f"{name(chosen)} promises the most ({scale.text(scale.value(chosen))}) of the {fit}{spare}"
-    nearest, unfit = answer.next_better, answer.best_unfit
-    if unfit is None:
-        yield "nothing that does not fit promises more"
-    else:
+
+    def better(self) -> Iterator[str]:
+        """Yield what would be better, and what it lacks."""
+        nearest, unfit = self.answer.next_better, self.answer.best_unfit
+        if nearest is None or unfit is None:  # if one is, both are
+            yield "nothing that does not fit promises more"
+            return
         if nearest is not unfit:
-            more = ""
-            if answer.ram_bytes and nearest.peak_bytes > answer.ram_bytes and scale.knows(chosen):
-                lack = format_bytes(nearest.peak_bytes - answer.ram_bytes)
-                more = f"{lack} more would allow {name(nearest)}: {scale.gain(nearest, chosen)}"
-            yield more or f"{name(nearest)} {promise(nearest)}, but {lacking(nearest)}"
-        yield f"{name(unfit)} {promise(unfit)}, but {lacking(unfit)}; its peak is {unfit.where}"
-    for lost in answer.cheaper[:1]:
-        yield f"{name(lost)} takes {_difference(lost, chosen)}, but {promise(lost)}"
-    said = {candidate.way.method for candidate in (chosen, nearest, unfit, *answer.cheaper[:1]) if candidate}
-    for method in dict.fromkeys(candidate.way.method for candidate in priced if candidate.way.method not in said):
-        own = [candidate for candidate in fits if candidate.way.method == method]
-        if own:
-            lost = best(own, scale)
-            yield f"{name(lost)} takes {_difference(lost, chosen)}, and {promise(lost)}"
-        else:
-            lost = min(
-                (candidate for candidate in priced if candidate.way.method == method), key=lambda c: c.peak_bytes
-            )
-            yield f"{name(lost)} {lacking(lost)}, and {promise(lost)}"
-    for model in dict.fromkeys(candidate.model for candidate in priced):
-        if not any(candidate.model == model for candidate in fits):
-            lost = min((candidate for candidate in priced if candidate.model == model), key=lambda c: c.peak_bytes)
-            yield f"nothing fits on {model}: its smallest footprint, {lost.label}, {lacking(lost)}"
+            yield self._next_better(nearest)
+        yield f"{self.name(unfit)} {self.promise(unfit)}, but {self.lacking(unfit)}; its peak is {unfit.where}"
+
+    def _next_better(self, nearest: Candidate) -> str:
+        budget = self.answer.ram_bytes
+        if budget and nearest.peak_bytes > budget and self.scale.knows(self.chosen):
+            gain = self.scale.gain(nearest, self.chosen)
+            return f"{format_bytes(nearest.peak_bytes - budget)} more would allow {self.name(nearest)}: {gain}"
+        return f"{self.name(nearest)} {self.promise(nearest)}, but {self.lacking(nearest)}"
+
+    def other_methods(self, said: set[str]) -> Iterator[str]:
+        """Yield, for every method that was not spoken of, the best that fits or the smallest that does not."""
+        of_method: dict[str, list[Candidate]] = {}
+        for candidate in self.answer.candidates:
+            of_method.setdefault(candidate.way.method, []).append(candidate)
+        for method, candidates in of_method.items():
+            if method in said:
+                continue
+            if own := [candidate for candidate in self.answer.fitting if candidate.way.method == method]:
+                lost = best(own, self.scale)
+                yield f"{self.name(lost)} takes {_difference(lost, self.chosen)}, and {self.promise(lost)}"
+            else:
+                lost = min(candidates, key=lambda candidate: candidate.peak_bytes)
+                yield f"{self.name(lost)} {self.lacking(lost)}, and {self.promise(lost)}"
+
+    def models_that_do_not_fit(self) -> Iterator[str]:
+        """Yield the networks of which nothing fits."""
+        fit = {candidate.model for candidate in self.answer.fitting}
+        for model in dict.fromkeys(candidate.model for candidate in self.answer.candidates):
+            if model not in fit:
+                own = (candidate for candidate in self.answer.candidates if candidate.model == model)
+                lost = min(own, key=lambda candidate: candidate.peak_bytes)
+                yield f"nothing fits on {model}: its smallest footprint, {lost.label}, {self.lacking(lost)}"
 
 
 def notes(answer: Choice) -> Iterator[str]:

@@ -38,9 +38,12 @@ class Scale:
         guess = candidate.recovery
         if not self.knows(candidate):
             return np.nan, np.nan
+        ends = guess.low, guess.high
         if self.name == "accuracy":
-            return guess.accuracy_low_percent, guess.accuracy_high_percent
-        return guess.low, guess.high
+            ends = guess.accuracy_low_percent, guess.accuracy_high_percent
+        low, high = ends
+        assert low is not None and high is not None  # what is known has an interval
+        return low, high
 
     def knows(self, candidate: Candidate) -> bool:
         """Whether the candidate's value is known."""

@@ -11,22 +11,24 @@ import reprlib
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from costmodel.errors import InputError, unknown
 from costmodel.reading import first_problem
 from costmodel.units import format_bytes, format_count, parse_bytes
 
-FOLDER = files(__package__)
+FOLDER = files("planner.devices")
 _TEMPLATE = "template"
+Numbers = TypeVar("Numbers", float, NDArray)  # one number, or several that are worked out at once
 
 
 def _bytes(value: object) -> int:
     try:
-        return parse_bytes(value)
+        return parse_bytes(cast("str | int", value))  # anything else is read as its text
     except InputError as error:
         raise ValueError(str(error)) from None
 
@@ -94,17 +96,19 @@ class Device(_Table):
         """Bytes that are left for the training itself."""
         return self.ram.bytes - self.system.bytes - (self.process.bytes if self.process else 0)
 
-    def step_seconds(self, flops: float, moved_bytes: float) -> float:
+    def step_seconds(self, flops: Numbers, moved_bytes: Numbers) -> Numbers:
         """Return the roofline time of one step: the longer of computing at the peak and moving at full bandwidth.
 
-        flops: of the step's convolutions and matrix products. moved_bytes: `Footprint.moved_bytes`. Either may be a
-        numpy array.
+        flops: of the step's convolutions and matrix products. moved_bytes: `Footprint.moved_bytes`. Both may be
+        numpy arrays.
 
         Source: Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009, doi 10.1145/1498765.1498785.
         Assumption: computing and moving overlap fully, and each runs at its peak, which no kernel reaches: a step whose
         layers exchange their data through memory takes longer. A lower bound, not a forecast.
         """
-        return np.maximum(flops / self.peak.flops_per_second, moved_bytes / self.bandwidth.bytes_per_second)
+        computing, moving = flops / self.peak.flops_per_second, moved_bytes / self.bandwidth.bytes_per_second
+        seconds: Any = np.maximum(computing, moving)  # of numbers a number, which numpy's annotations leave open
+        return seconds
 
     def explain(self) -> str:
         """Return in one line how the memory for training comes about."""

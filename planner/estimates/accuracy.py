@@ -66,7 +66,7 @@ def estimate(
     guess = published_prior(asked, setting) if rows is None else prior(asked, setting, rows)
     name = data_set(own, dataset)
     runs = measured_runs(own, name, setting)
-    if not runs:
+    if name is None or not runs:  # without a data set there are no runs
         return guess
     guess = _with_recovery(guess, asked, runs)
     return _with_accuracy(guess, asked, runs, setting, published() if rows is None else rows, name)
@@ -81,9 +81,10 @@ def _at_depth(
     """
     if k in known:
         return known[k], "measured", (k,)
-    below = max((depth for depth in known if k is not None and depth < k), default=None)
-    above = min((depth for depth in known if k is not None and depth > k), default=None)
-    if below is not None and above is not None:
+    depths = [depth for depth in known if depth is not None]
+    below = max((depth for depth in depths if k is not None and depth < k), default=None)
+    above = min((depth for depth in depths if k is not None and depth > k), default=None)
+    if k is not None and below is not None and above is not None:
         less, more = known[below], known[above]
         value = less.value + (more.value - less.value) * (k - below) / (above - below)
         return Interval(value, min(less.low, more.low), max(less.high, more.high)), "interpolated", (below, above)
@@ -102,18 +103,15 @@ def _depths(asked: Way, runs: Mapping[Way, Measured]) -> dict[int | None, Measur
     return {own.blocks: measured for own, measured in runs.items() if replace(own, blocks=asked.blocks) == asked}
 
 
-def _held(text: str, used: Sequence[int], k: int | None) -> str:
-    return text + "".join(
-        f"; not {'below' if depth < k else 'above'} what was measured at k = {depth}" for depth in used
-    )
+def _held(text: str, used: Sequence[int | None], k: int | None) -> str:
+    for depth in used:
+        assert depth is not None and k is not None  # only an estimate at a depth is held to those at others
+        text += f"; not {'below' if depth < k else 'above'} what was measured at k = {depth}"
+    return text
 
 
 def _spread(own: Sequence[Measured]) -> str:
     return " and ".join(dict.fromkeys(one.spread for one in own))
-
-
-def _interval(guess: Estimate) -> Interval | None:
-    return None if guess.value is None else Interval(guess.value, guess.low, guess.high)
 
 
 def _with_recovery(guess: Estimate, asked: Way, runs: Mapping[Way, Measured]) -> Estimate:
@@ -129,7 +127,7 @@ def _with_recovery(guess: Estimate, asked: Way, runs: Mapping[Way, Measured]) ->
     known = {
         depth: combine(recovery, measured.accuracy, last.accuracy, full.accuracy) for depth, measured in depths.items()
     }
-    found, kind, used = _at_depth(k, known, _interval(guess))
+    found, kind, used = _at_depth(k, known, guess.known)
     if found is None or not used:
         return guess
     own = [depths[depth] for depth in used]
@@ -157,7 +155,7 @@ def _with_accuracy(
     dataset: str,
 ) -> Estimate:
     """Return the estimate with the accuracy on the user's data set, if anything tells it."""
-    predicted, rests_on, interval = _from_anchors(_interval(guess), runs, setting, rows)
+    predicted, rests_on, interval = _from_anchors(guess.known, runs, setting, rows)
     k, depths = asked.blocks, _depths(asked, runs)
     known = {depth: measured.accuracy for depth, measured in depths.items()}
     found, kind, used = _at_depth(k, known, predicted)
@@ -201,7 +199,7 @@ def _from_anchors(
         own: expected
         for own in runs
         if own != anchor("last") and not METHODS[own.method].converts
-        and (expected := _interval(prior(own, plain, rows))) and expected.value > 0
+        and (expected := prior(own, plain, rows).known) and expected.value > 0
     }  # fmt: skip
     if not others:
         return None, "not measured, and last is the only anchor: it takes a run of full or of one more method", "none"

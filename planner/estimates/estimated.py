@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from .intervals import Interval
 from .runs import Measured
 
 Kind = Literal["definition", "measured", "interpolated", "prior", "unknown"]
@@ -35,6 +36,16 @@ class Estimate:
     accuracy_interval: str = "none"
     runs: Measured | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def known(self) -> Interval | None:
+        """The recovery and where it lies; None if it is unknown."""
+        return _interval(self.value, self.low, self.high)
+
+    @property
+    def known_accuracy(self) -> Interval | None:
+        """The accuracy in percent and where it lies; None if it is unknown."""
+        return _interval(self.accuracy_percent, self.accuracy_low_percent, self.accuracy_high_percent)
+
     @classmethod
     def reported(cls) -> tuple[str, ...]:
         """Return the names of the fields that are plain values."""
@@ -43,3 +54,7 @@ class Estimate:
     def to_dict(self) -> dict:
         """Return the plain values by name."""
         return {name: getattr(self, name) for name in self.reported()}
+
+
+def _interval(value: float | None, low: float | None, high: float | None) -> Interval | None:
+    return None if value is None or low is None or high is None else Interval(value, low, high)

@@ -169,10 +169,10 @@ def _network_variance(rows: Sequence[Row]) -> float | None:
 
 def _by_depth(way: Way, setting: Setting, rows: Sequence[Row]) -> Estimate:
     curves, method, k = depth_curves(tuple(rows)), way.method, way.blocks
-    if curves is None or method not in curves["value"] or k is None:
+    anchor = _anchor_row(rows)
+    if anchor is None or curves is None or method not in curves["value"] or k is None:
         return _unknown(f"no published accuracy from which the depth curve of {method!r} could start")
     value, low, high = (curves[name][method](k, setting.block_count) for name in ("value", "low", "high"))
-    anchor = _anchor_row(rows)
     rests_on = (
         f"an assumed curve over depth, {k} of {setting.block_count} blocks, through one published number: "
         f"{anchor.points_below_full:g} points below full tuning with {anchor.trained_blocks} blocks of "
@@ -198,6 +198,8 @@ def depth_curves(rows: tuple[Row, ...]) -> dict[str, dict[str, DepthCurve]] | No
     anchor = _anchor_row(rows)
     if anchor is None:
         return None
+    points, blocks = anchor.points_below_full, anchor.trained_blocks
+    assert points and blocks  # the anchor states both
     tables = [recoveries(method, rows) for method in _TABLE_METHODS]
     groups = [values for table in tables for values in table.values() if values.get(anchor.dataset, 1) < 1]
     gaps = [
@@ -206,15 +208,17 @@ def depth_curves(rows: tuple[Row, ...]) -> dict[str, dict[str, DepthCurve]] | No
         for last in rows
         if (full.method, last.method, full.setting) == (FULL, LAST, last.setting)
         and full.dataset == last.dataset == anchor.dataset
+        and full.top1_percent is not None
+        and last.top1_percent is not None
     ]
     if not groups or not gaps:
         return None
     harder = fmean((1 - fmean(values.values())) / (1 - values[anchor.dataset]) for values in groups)
-    shortfall = harder * anchor.points_below_full / fmean(gaps)
+    shortfall = harder * points / fmean(gaps)
     if not 0 < shortfall < 1:
         return None
     by_depth = _DEPTH_SHARE * shortfall
-    untrained = 1 - anchor.trained_blocks / _ANCHOR_BLOCKS_OF_NETWORK
+    untrained = 1 - blocks / _ANCHOR_BLOCKS_OF_NETWORK
     exponent = math.log(by_depth) / math.log(untrained)
 
     def pair(power: float, scale: float, more: int = 0) -> dict[str, DepthCurve]:

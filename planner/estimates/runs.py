@@ -101,7 +101,7 @@ def measured_runs(own: Sequence[Row], dataset: str | None, setting: Setting) -> 
                 f"{setting.block_count} blocks"
             )
         grouped.setdefault(row.way, []).append(row)
-    whole = [[row.top1_percent for row in group if row.reachable_percent is None] for group in grouped.values()]
+    whole = [[_percent(row) for row in group if row.reachable_percent is None] for group in grouped.values()]
     samples = [values for values in whole if values]
     freedom = sum(len(values) - 1 for values in samples)
     squares = sum((value - fmean(values)) ** 2 for values in samples for value in values)
@@ -109,12 +109,17 @@ def measured_runs(own: Sequence[Row], dataset: str | None, setting: Setting) -> 
     return {key: _measured(group, deviation, freedom) for key, group in grouped.items()}
 
 
+def _percent(row: Row) -> float:
+    assert row.top1_percent is not None  # rows without it are left out above
+    return row.top1_percent
+
+
 def _measured(group: Sequence[Row], deviation: float | None, freedom: int) -> Measured:
-    stopped = [row for row in group if row.reachable_percent is not None]
+    stopped = [(_percent(row), row.reachable_percent) for row in group if row.reachable_percent is not None]
     n, alone = len(group), len(stopped) == len(group)
     # By how much runs that were stopped may count too high.
-    gap = 0.0 if alone else sum(row.reachable_percent - row.top1_percent for row in stopped) / n
-    mean = fmean(row.top1_percent for row in group) + gap
+    gap = 0.0 if alone else sum(most - reached for reached, most in stopped) / n
+    mean = fmean(map(_percent, group)) + gap
     images = min((row.test_images for row in group if row.test_images), default=None)
     parts, said = [Interval(mean, mean - gap, mean)], []
     if deviation is not None:
@@ -127,14 +132,14 @@ def _measured(group: Sequence[Row], deviation: float | None, freedom: int) -> Me
     spread = f"90 %, from {' and '.join(said)}" if said else "width not known: no repeated runs, no test_images"
     accuracy = combine(lambda *terms: math.fsum(terms), *parts).within(0.0, 100.0)
     if stopped:
-        reachable = max(row.reachable_percent for row in stopped)
+        reachable = max(most for _, most in stopped)
         spread += f"; stopped early, when {reachable:.1f} % was the most that it could still reach"
         spread += "" if alone else ", which is what it counts with"
         if alone:
             accuracy = replace(accuracy, high=max(accuracy.high, reachable))
-    source, outcomes = "; ".join(sorted({row.source for row in group})), [row.outcomes for row in group]
-    alike = all(each is not None and len(each) == images for each in outcomes)
-    correct = np.mean(outcomes, axis=0) if alike else None
+    source = "; ".join(sorted({row.source for row in group}))
+    alike = [each for row in group if (each := row.outcomes) is not None and len(each) == images]
+    correct = np.mean(alike, axis=0) if len(alike) == n else None
     return Measured(accuracy, n, images, source, spread, deviation, freedom, correct, alone)
 
 

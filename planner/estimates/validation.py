@@ -26,6 +26,7 @@ from costmodel import METHODS
 from ..evidence.rows import Row, published, standard_test_sets
 from .accuracy import estimate
 from .estimated import Estimate
+from .intervals import Interval
 from .prior import FULL, LAST, recoveries
 from .setting import Setting
 
@@ -48,27 +49,34 @@ class LeftOut:
     @property
     def recovery_error(self) -> float:
         """Predicted less measured recovery."""
-        return self.predicted.value - self.recovery
+        return _found(self.predicted.known).value - self.recovery
 
     @property
     def points_error(self) -> float:
         """Predicted less measured accuracy, in percentage points."""
-        return self.predicted.accuracy_percent - self.top1_percent
+        return _found(self.predicted.known_accuracy).value - self.top1_percent
 
     @property
     def covered(self) -> bool:
         """Whether the accuracy that was measured lies in the interval."""
-        return self.predicted.accuracy_low_percent <= self.top1_percent <= self.predicted.accuracy_high_percent
+        interval = _found(self.predicted.known_accuracy)
+        return interval.low <= self.top1_percent <= interval.high
 
     @property
     def recovery_covered(self) -> bool:
         """Whether the recovery's interval, which knows of no sampling error, holds the measured recovery."""
-        return self.predicted.low <= self.recovery <= self.predicted.high
+        interval = _found(self.predicted.known)
+        return interval.low <= self.recovery <= interval.high
 
     def to_dict(self) -> dict:
         """Return fields, errors and whether the intervals hold, by name."""
         derived = ("recovery_error", "points_error", "recovery_covered", "covered")
         return asdict(self) | {name: getattr(self, name) for name in derived}
+
+
+def _found(interval: Interval | None) -> Interval:
+    assert interval is not None  # other data sets tell the recovery, and the two anchors the accuracy
+    return interval
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,9 @@ def _predict(method: str, setting: tuple, dataset: str, recovery: float, unseen:
         for end in (LAST, FULL)
     ]
     guess = estimate(method, None, Setting(name, resolution, batch), others, anchors)
-    return LeftOut(method, model, dataset, unseen, guess, recovery, here[method].top1_percent)
+    measured = here[method].top1_percent
+    assert measured is not None  # the recovery comes from it
+    return LeftOut(method, model, dataset, unseen, guess, recovery, measured)
 
 
 def summaries(found: Sequence[LeftOut]) -> list[Summary]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from costmodel import Way, way
-from costmodel.errors import InputError
+from costmodel.errors import InputError, needs
 
 from .rows import Row
 
@@ -25,7 +25,7 @@ try:
     from optuna.trial import TrialState
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 except ImportError as error:
-    raise InputError("a database of runs needs Optuna: pip install 'finetune-planner[measure]'") from error
+    raise needs("optuna", "a database of runs") from error
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -73,7 +73,7 @@ def errors(location: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise StorageError(f"{shown(location)} needs a driver: pip install 'finetune-planner[postgresql]'") from error
+        raise needs("psycopg", shown(location)) from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         if isinstance(error, NoSuchModuleError):
             raise StorageError(f"{shown(location)} is no database that can be used here: {error}") from error

@@ -21,8 +21,8 @@ from costmodel import METHODS, Way, read_options, way
 from costmodel.errors import InputError
 from costmodel.reading import first_problem
 
-PUBLISHED = files(__package__) / "data" / "accuracy_published.csv"
-TEST_SETS = files(__package__) / "data" / "test_sets.csv"
+DATA = files("planner.evidence") / "data"
+PUBLISHED, TEST_SETS = DATA / "accuracy_published.csv", DATA / "test_sets.csv"
 
 Name = Annotated[str, Field(min_length=1)]
 Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -120,7 +120,7 @@ class Row(BaseModel):
     @property
     def outcomes(self) -> np.ndarray | None:
         """Whether each test image was classified right, if that is recorded."""
-        return unpack(self.correct, self.test_images) if self.correct else None
+        return unpack(self.correct, self.test_images) if self.correct and self.test_images else None
 
     @cached_property
     def way(self) -> Way:
@@ -164,9 +164,10 @@ def parse(text: str, name: str) -> tuple[Row, ...]:
     rows: list[Row] = []
     first_line: dict[tuple, int] = {}
     try:
-        _check_header(reader.fieldnames or (), name)
+        header = reader.fieldnames or ()
+        _check_header(header, name)
         for cells in reader:
-            row = _row(cells, len(reader.fieldnames), name, reader.line_num)
+            row = _row(cells, len(header), name, reader.line_num)
             key = (row.source, *row.run)
             if key in first_line:
                 raise InputError(

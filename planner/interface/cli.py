@@ -11,7 +11,7 @@ import typer
 
 from costmodel import OPTIMIZERS, InputError
 from costmodel.interface.drawing import plot_path
-from costmodel.interface.running import run
+from costmodel.interface.running import run, with_version
 from costmodel.units import parse_bytes
 
 from .space import DeviceName, Json, Models, names, with_space
@@ -26,6 +26,7 @@ app = typer.Typer(
     "MODEL is torchvision:NAME, timm:NAME, zoo:NAME, path/file.py:function, or a bare NAME. "
     "--debug shows the traceback of an error.",
 )
+with_version(app)
 
 
 class Against(StrEnum):
@@ -91,6 +92,7 @@ def recommend_command(
         raise InputError("no limit was given; give --ram 64MB, --device raspberry-pi-zero-2w, or another limit")
     answer = recommend(models, ram_bytes, limits=limits, objectives=names(objective), device=target, **space)
     if save is not None:
+        assert answer.plan is not None  # `recommend` makes one
         answer.plan.save(save)
     if as_json:
         print(json.dumps(answer.to_dict(), indent=2))

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +45,7 @@ class Bars(Watch):
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        self.tasks: dict[str, int] = {}
+        self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
         """Show the bars, once there is one."""
@@ -115,7 +123,13 @@ def _runs(outcome: Outcome) -> Table:
     groups: dict[Way, list[Finished]] = {}
     for run in outcome.runs:
         groups.setdefault(run.way, []).append(run)
-    for key, runs in sorted(groups.items(), key=lambda item: -candidates[item[0]].recovery.accuracy_percent):
+
+    def accuracy(way: Way) -> float:
+        percent = candidates[way].recovery.accuracy_percent
+        assert percent is not None  # it was measured
+        return percent
+
+    for key, runs in sorted(groups.items(), key=lambda item: -accuracy(item[0])):
         guess = candidates[key].recovery
         whole = [run for run in runs if not run.stopped]
         early = f"{len(runs) - len(whole)} stopped early" if len(whole) < len(runs) else ""

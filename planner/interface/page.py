@@ -6,13 +6,13 @@ page.html has the text and the script, which looks up what is recommended for th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from costmodel import METHODS, InputError, whole_step
 from costmodel.interface.drawing import BLACK, plot_path
@@ -25,7 +25,7 @@ from ..choosing.scale import Scale
 from .plots import FILLS, MARKERS, fill, pareto_data, settings, style
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure, Scatter
 
 _SYMBOL = {"full": "", "dot": "-open-dot", "hollow": "-open"}
 
@@ -52,8 +52,10 @@ def page(priced: Sequence[Candidate], ram_bytes: int | None = None) -> str:
     most = max(round(1.05 * max(candidate.peak_bytes for candidate in priced)), ram_bytes or 0)
     figure = _figure(priced, data["models"])
     data["lines"] = list(range(len(data["models"])))
-    data["rings"] = [place for place, trace in enumerate(figure.data) if trace.name == "recommended"]
-    return Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8")).substitute(
+    data["rings"] = [
+        place for place, trace in enumerate(cast("Iterable[Scatter]", figure.data)) if trace.name == "recommended"
+    ]
+    return Template(files("planner.interface").joinpath("page.html").read_text(encoding="utf-8")).substitute(
         title="Memory of fine-tuning against expected accuracy",
         most_bytes=most,
         ram_bytes=ram_bytes or most // 2,
@@ -153,18 +155,18 @@ def _figure(priced: Sequence[Candidate], models: Sequence[str]) -> Figure:
             line={"color": "#888888", "width": 1, "shape": "hv"},
         )  # fmt: skip
         for method in METHODS:
-            own = [c for c in priced if (c.model, c.way.method) == (model, method) and c.recovery.value is not None]
+            every = [c for c in priced if (c.model, c.way.method) == (model, method)]
+            own = [(c, known) for c in every if (known := c.recovery.known)]
             if not own:
                 continue
             colour, marker = style(method)
-            guesses = [candidate.recovery for candidate in own]
             add(
-                row, method, x=[candidate.peak_bytes / 1e6 for candidate in own], y=[guess.value for guess in guesses],
-                mode="markers", hovertext=[_hover(candidate) for candidate in own], hoverinfo="text",
+                row, method, x=[c.peak_bytes / 1e6 for c, _ in own], y=[known.value for _, known in own],
+                mode="markers", hovertext=[_hover(c) for c, _ in own], hoverinfo="text",
                 marker={"color": colour, "size": 10, "line": {"width": 1.5, "color": colour},
-                        "symbol": [MARKERS[marker] + _SYMBOL[fill(guess.kind)] for guess in guesses]},
-                error_y={"symmetric": False, "array": [guess.high - guess.value for guess in guesses],
-                         "arrayminus": [guess.value - guess.low for guess in guesses],
+                        "symbol": [MARKERS[marker] + _SYMBOL[fill(c.recovery.kind)] for c, _ in own]},
+                error_y={"symmetric": False, "array": [known.high - known.value for _, known in own],
+                         "arrayminus": [known.value - known.low for _, known in own],
                          "color": colour, "thickness": 0.5, "width": 0},
             )  # fmt: skip
         add(

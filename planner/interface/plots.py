@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from costmodel import METHODS, InputError
 from costmodel.errors import unknown
@@ -93,7 +94,7 @@ def pareto_data(priced: Sequence[Candidate], against: str = "recovery") -> panda
         raise unknown("axis", against, AGAINST)
     frame = to_frame(priced)
     if against == "recovery":
-        frame = frame[frame["recovery"].notna()].copy()
+        frame = frame.loc[frame["recovery"].notna()].copy()
     frame["fill"] = frame["recovery_kind"].map(fill)
     frame["frontier"] = False
     costs = ["peak_bytes"] if against == "recovery" else ["peak_bytes", "total_flops"]
@@ -103,7 +104,7 @@ def pareto_data(priced: Sequence[Candidate], against: str = "recovery") -> panda
     frame = frame.sort_values("peak_bytes", kind="stable").sort_values(
         "model", key=lambda m: m.map(order), kind="stable"
     )
-    return frame[_COLUMNS].reset_index(drop=True)
+    return frame.loc[:, _COLUMNS].reset_index(drop=True)
 
 
 def draw_pareto(
@@ -122,7 +123,8 @@ def draw_pareto(
 
     data["x"] = data["peak_bytes"] / 1e6
     data["y"] = data["recovery"] if against == "recovery" else data["total_flops"] / 1e9
-    groups = dict(list(data.groupby("model", sort=False)))
+    data["mark"] = data["fill"] if against == "recovery" else np.where(data["frontier"], "full", "hollow")
+    groups = dict(_groups(data, "model"))
     columns = min(len(groups), 3)
     rows = -(-len(groups) // columns)
     width, height = (7, 5.6) if len(groups) == 1 else (4.2 * columns, 1.4 + 3.6 * rows)
@@ -150,6 +152,12 @@ def draw_pareto(
     save(figure, path)
 
 
+def _groups(rows: pandas.DataFrame, column: str, sort: bool = False) -> Iterator[tuple[str, pandas.DataFrame]]:
+    """Yield (text, rows) for each text of a column: in its order, or sorted."""
+    for text, some in rows.groupby(column, sort=sort):
+        yield str(text), some
+
+
 _Y_LABEL = {
     "recovery": "expected recovery (0: last layer only, 1: everything trained)",
     "flops": "FLOPs of a training step, billions",
@@ -162,16 +170,15 @@ def _draw_model(axes: Axes, data: pandas.DataFrame, ram_bytes: int | None, again
         axes.step(frontier["x"], frontier["y"], where="post", color="0.5", linewidth=1, zorder=1)
         axes.set_ylim(-0.05, 1.06)
     else:
-        axes.set_ylim(0, 1.08 * data["y"].max())
-    for method, rows in data.groupby("method", sort=False):
+        axes.set_ylim(0, 1.08 * max(data["y"]))
+    for method, rows in _groups(data, "method"):
         colour, marker = style(method)
         if against == "recovery":
             spread = np.abs(rows[["recovery_low", "recovery_high"]].sub(rows["recovery"], axis=0)).T
             axes.errorbar(rows["x"], rows["y"], spread, fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.4, zorder=2)
-        filling = rows["fill"] if against == "recovery" else rows["frontier"].map({True: "full", False: "hollow"})
-        for how, some in rows.groupby(filling):
+        for how, some in _groups(rows, "mark", sort=True):
             _mark(axes, some["x"], some["y"], colour, marker, how)
-    right = 1.06 * data["x"].max()
+    right = 1.06 * max(data["x"])
     axes.set_xlim(0, right)
     axes.grid(alpha=0.25, linewidth=0.5)
     if ram_bytes is None:
@@ -187,7 +194,7 @@ def _draw_model(axes: Axes, data: pandas.DataFrame, ram_bytes: int | None, again
         )  # fmt: skip
 
 
-def _mark(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, marker: str, how: str) -> None:
+def _mark(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, marker: str, how: str) -> None:
     face = colour if how == "full" else "white"
     axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=6.5, zorder=3)
     if how == "dot":
@@ -201,7 +208,7 @@ def _legend(data: pandas.DataFrame, against: str, ram_bytes: int | None) -> Iter
     def mark(marker: str, colour: str = "0.35", face: str = "white", size: float = 6.5) -> Line2D:
         return Line2D([], [], color=colour, marker=marker, markerfacecolor=face, markersize=size, linestyle="none")
 
-    def line(colour: str, style: str = "-") -> Line2D:
+    def line(colour: str, style: Literal["-", "--"] = "-") -> Line2D:
         return Line2D([], [], color=colour, linestyle=style, linewidth=1)
 
     for method in (name for name in METHODS if name in set(data["method"])):
@@ -216,7 +223,7 @@ def _legend(data: pandas.DataFrame, against: str, ram_bytes: int | None) -> Iter
         yield from ((text, signs[how]) for how, text in FILLS.items() if how in set(data["fill"]))
         yield "frontier", line("0.5")
         yield "interval", line("0.75")
-    if data["blocks"].notna().any():
+    if any(data["blocks"].notna()):
         letter = mark("$k$", face="0.35")
         letter.set_markeredgewidth(0)
         yield "trained blocks, beside the mark", letter
@@ -235,15 +242,16 @@ def _label_depths(axes: Axes, data: pandas.DataFrame, ram_bytes: int | None) -> 
         taken.append((budget, -np.inf, budget, np.inf))
     deep = data[data["blocks"].notna()]
     ends = {rows.index[place] for _, rows in deep.groupby("method") for place in (0, -1)}
-    chosen = sorted(deep.index, key=lambda row: (row not in ends, not data["frontier"][row]))
+    frontier = {row for row, on in zip(data.index, data["frontier"], strict=True) if on}
+    chosen = sorted(deep.index, key=lambda row: (row not in ends, row not in frontier))
     texts = [str(data["blocks"][row]) for row in chosen]
     sizes = [(0.65 * size * len(text) * per_point, size * per_point) for text in texts]
     offsets = label_offsets([marks[row] for row in chosen], sizes, taken, gap)
     for row, text, offset in zip(chosen, texts, offsets, strict=True):
         if offset is not None:
             axes.annotate(
-                text, (data["x"][row], data["y"][row]), np.divide(offset, per_point), textcoords="offset points",
-                fontsize=size, color=style(data["method"][row])[0], zorder=5,
+                text, (data["x"][row], data["y"][row]), (offset[0] / per_point, offset[1] / per_point),
+                textcoords="offset points", fontsize=size, color=style(str(data["method"][row]))[0], zorder=5,
             )  # fmt: skip
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any
+from typing import Annotated, Any, overload
 
 import typer
 
@@ -28,14 +28,20 @@ def numbers(text: str | None, option: str) -> list[int] | None:
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(-?\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?\s*", part)
-        first, last, step = (int(number) if number else None for number in match.groups()) if match else (None,) * 3
-        values = [first] if last is None else range(first, last + 1, step or 1) if step != 0 else ()
-        if not match or not values:
+        values: Sequence[int] = ()
+        if match:
+            first, last, step = int(match[1]), match[2], int(match[3] or 1)
+            values = [first] if last is None else range(first, int(last) + 1, step) if step else ()
+        if not values:
             raise InputError(f"{option} {text!r} is no number, list (1,2,4) or range (1-64, 8-64:8)")
         found += values
     return found
 
 
+@overload
+def names(text: str) -> list[str]: ...
+@overload
+def names(text: None) -> None: ...
 def names(text: str | None) -> list[str] | None:
     """Return the names in 'sgd, adam'; None where no text is given."""
     return None if text is None else [name.strip() for name in text.split(",")]
@@ -93,6 +99,7 @@ def with_space(command: Callable) -> Callable:
     own = signature(command, eval_str=True).parameters.values()
     parameters = [one for each in own for one in (options.values() if each.name == "space" else [each])]
     # Typer hands arguments over by name, so that those with defaults may come first.
-    filled.__signature__ = Signature([each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters])
+    own_signature = Signature([each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters])
+    filled.__signature__ = own_signature  # pyright: ignore[reportAttributeAccessIssue]  # `inspect` looks there
     filled.__annotations__ = {each.name: each.annotation for each in parameters}
     return filled

@@ -77,7 +77,7 @@ def test_json(command):
         {"trained": lambda name: name.startswith("classifier") or name.endswith("bn3.bias")},
         {"method": "mobiletl", "blocks": 2, "frozen_dtype": "float16", "accounting": "lean"},
     ],
-    ids=str,
+    ids=["option", "Way", "trained", "frozen float16"],
 )
 @pytest.mark.parametrize("accounting", ["eager", "lean"])
 def test_all_that_apply_takes_is_verified(what, accounting):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from networks import traced
 
 import costmodel.interface.cli
+import planner.interface.cli
 from costmodel import ACCOUNTINGS, METHODS, OPTIMIZERS, CostModelError, footprint, parts
 from costmodel.tracing.tracer import trace
 
@@ -105,6 +107,13 @@ def test_help_names_the_choices(command):
         assert name in out
     code, out, _ = command()
     assert code == 0 and all(name in out for name in ("footprint", "layers", "methods", "--debug"))
+
+
+@pytest.mark.parametrize("main", [costmodel.interface.cli.main, planner.interface.cli.main])
+def test_version(command, main):
+    """Both command lines, and both packages, name the version of what is installed."""
+    assert command("--version", main=main) == (0, f"finetune-planner {version('finetune-planner')}\n", "")
+    assert costmodel.__version__ == planner.__version__ == version("finetune-planner")
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -15,12 +17,14 @@ from torch import nn
 
 import costmodel.interface.cli
 from costmodel import InputError, LayerGraph, footprint, trace
+from costmodel.graph.blocks import block_count
 from costmodel.graph.store import encode
 from costmodel.traces import cache, shipped, versions
 from costmodel.tracing.models import resolve
 from costmodel.tracing.tracer import trace as trace_now
 
 SMALLEST = "zoo:mcunet_5fps"
+PACKAGE = Path(costmodel.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +143,8 @@ def test_every_shipped_network_and_resolution_is_there(refuse_to_trace):
         for resolution in shipped.RESOLUTIONS:
             graph = trace(name, resolution)
             assert (graph.model, graph.resolution, graph.classes) == (name, resolution, 1000)
-            assert footprint(graph, "mobiletl", 2, batch=1).saved_bytes > 0
+            asked = ("mobiletl", 2) if block_count(graph) else ("bias",)  # MobileNetV1 and LCNet have no blocks
+            assert footprint(graph, *asked, batch=1).saved_bytes > 0
     assert sum(path.stat().st_size for path in shipped.DATA.iterdir()) < 700_000
     assert len(list(shipped.DATA.iterdir())) == len(shipped.NETWORKS)
 
@@ -201,6 +206,22 @@ def test_classes_are_derived_only_where_the_last_layer_alone_has_them():
         assert shipped.with_classes(network, 9) is None
 
 
+@pytest.mark.parametrize("name", ["tracing/quick.py", "zoo/mcunet.py", "layers/masks.py", "units.py"])
+def test_a_changed_tracer_makes_another_digest(name, tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "costmodel", ignore=shutil.ignore_patterns("__pycache__", "data"))
+
+    def digest() -> str:
+        program = "from costmodel.traces.versions import tracer_version; print(tracer_version())"
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    before = digest()
+    assert before == versions.tracer_version()
+    with (tmp_path / "costmodel" / name).open("a") as file:
+        file.write("# changed\n")
+    assert digest() != before
+
+
 # --- without torch ----------------------------------------------------------------------------------------------------
 
 WITHOUT = """
@@ -242,6 +263,34 @@ def test_questions_about_known_networks_need_no_torch(missing, line):
     )
     assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
     assert done.stdout
+
+
+@needs_shipped
+@pytest.mark.parametrize(
+    ("missing", "line", "package", "extra"),
+    [
+        (TORCH, f"costmodel footprint {SMALL} --resolution 100", "torch", "torch"),
+        (TORCH, f"costmodel footprint {SMALL} --fresh", "torch", "torch"),
+        (TORCH, "costmodel footprint networks.py:small", "torch", "torch"),
+        ("timm", "costmodel footprint timm:resnet26 --fresh", "timm", "timm"),
+        (TORCH, f"costmodel verify {SMALL} --method bias", "torch", "torch"),
+        (TORCH, f"costmodel plot timeline {SMALL} --method full --out timeline.png", "matplotlib", "plots"),
+        (TORCH, f"planner pareto {SMALL} --ram 64MB --out pareto.png", "matplotlib", "plots"),
+        ("plotly", f"planner pareto {SMALL} --ram 64MB --html pareto.html", "plotly", "plots"),
+        ("pyarrow", f"planner sweep {SMALL} --out candidates.parquet", "pyarrow", "parquet"),
+        ("optuna", f"planner measure {SMALL} --data photos --ram 64MB", "optuna", "measure"),
+    ],
+)
+def test_an_answer_that_needs_a_package_says_so_in_one_line(missing, line, package, extra, tmp_path):
+    (tmp_path / "networks.py").write_text("def small():\n    pass\n")
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, missing, *line.split()],
+        capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"needs {package}: pip install 'finetune-planner[{extra}]'" in done.stderr
 
 
 def test_a_cached_network_needs_no_torch():

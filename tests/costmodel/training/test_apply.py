@@ -353,7 +353,7 @@ def test_an_applied_network_survives_a_file(name, method, k, store, tmp_path):
 def test_a_file_of_an_applied_network_is_little_larger_than_its_weights(tmp_path):
     applied = apply(build("torchvision:mobilenet_v2"), "mobiletl", 5, RESOLUTION)
     plain = build("torchvision:mobilenet_v2")
-    assert len(pickle.dumps(applied)) - len(pickle.dumps(plain)) < 500_000  # the plan names modules and holds no function
+    assert len(pickle.dumps(applied)) - len(pickle.dumps(plain)) < 500_000  # the plan names modules, holds none
 
 
 class ScaledByWhatItComputes(nn.Module):

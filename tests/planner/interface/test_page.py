@@ -210,7 +210,7 @@ def test_the_command_writes_both(monkeypatch, capsys, tmp_path):
     assert 'value="9000000"' in html.read_text(encoding="utf-8") and image.read_bytes().startswith(b"<?xml")
 
 
-def test_books_without_a_peak_have_no_page(priced):
+def test_FigureBooksout_a_peak_have_no_page(priced):
     with pytest.raises(
         InputError, match=r"'tinytl' leaves .* has no peak to hold against a budget; allowed: lean, eager"
     ):
