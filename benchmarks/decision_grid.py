@@ -1,4 +1,4 @@
-"""Every method at every depth fine-tuned on `planner.tasks.glyphs_to_digits`: what decisions are replayed on.
+"""Every method at every depth fine-tuned on `tasks.glyphs_to_digits`: what decisions are replayed on.
 
     OMP_NUM_THREADS=1 python benchmarks/decision_grid.py
 

@@ -298,7 +298,7 @@ def report(rounds: Sequence[dict[str, float]], answers: dict[str, str], memory: 
         "First and further answers: see the head of the script. The other tools run the network again for a further "
         "answer, which takes them as long as the first; the forward MACs that five of them count are a multiple of the "
         f"batch, and know no method. A sweep of theirs is extrapolated: the time of one answer ({METHOD}, {BLOCKS} "
-        "blocks) times the number of answers needed. This project's is `planner.candidates.sweep`, to the finished "
+        "blocks) times the number of answers needed. This project's is `planner.sweep`, to the finished "
         "frame with expected accuracy: first with nothing worked out but the trace, then again. A process with nothing "
         f"but the imports and the network built takes {memory[IMPORTS] / 1e6:.0f} MB; this project's answer on a "
         f"network whose trace is stored needs no torch, and {memory[KNOWN] / 1e6:.0f} MB.",

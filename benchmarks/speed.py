@@ -56,7 +56,7 @@ print(time.perf_counter() - start)
 """,
     "trace": f"""
 from costmodel import trace
-import time, torch, torchvision, costmodel.tracer
+import time, torch, torchvision, costmodel.tracing.tracer
 start = time.perf_counter()
 trace("torchvision:{MODEL}", fresh=True)
 print(time.perf_counter() - start)

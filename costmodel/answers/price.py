@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +101,11 @@ class _Lines:
     pass_bytes: Counts
     updates: dict[str, _Update]
 
+    @cached_property
+    def totals(self) -> Counts:
+        """Bytes at each moment: [moments, batches]."""
+        return self.bytes.sum(axis=1)
+
 
 def _lines(required: Requirements, how: _How, optimizer: Optimizer, batches: Counts) -> _Lines:
     """Return the moments of a step at several batches, without an optimizer where it can be added."""
@@ -124,7 +130,7 @@ def _lines(required: Requirements, how: _How, optimizer: Optimizer, batches: Cou
 def _closed_lines(required: Requirements, how: _How, optimizer: Optimizer) -> _Lines:
     """Return the lines at the basis batches of those moments that can be the peak at some batch."""
     lines = _lines(required, how, optimizer, _BASIS)
-    totals = lines.bytes.sum(axis=1)
+    totals = lines.totals
     growth = totals[:, -1:] - totals[:, -2:-1]  # at other batches totals grow by whole periods
     beaten = np.zeros(len(totals), bool)
     for leader in np.unique(np.hstack((totals, growth)).argmax(axis=0)):
@@ -182,9 +188,8 @@ def price(
         for which, precision in enumerate(precisions):
             for (schedule, passes), mine in alike:
                 how = _How(schedule, precision, used, first_step, passes)
-                for last, optimizer in enumerate(updates):
-                    found = _peaks(required, how, optimizer, batch[mine], micro[mine], places)
-                    prices[: len(_OF_MOMENTS), number, which, mine, last] = found
+                found = _peaks(required, how, updates, batch[mine], micro[mine], places)
+                prices[: len(_OF_MOMENTS), number, which, mine] = found
     columns = (*np.indices(shape), *prices)
     return Prices({name: values.ravel() for name, values in zip(_COLUMNS, columns, strict=True)}, tuple(places))
 
@@ -210,32 +215,51 @@ def _of_the_way(required: Requirements, batch: Counts, passes: Counts) -> tuple[
 
 
 def _peaks(
-    required: Requirements, how: _How, optimizer: Optimizer, batch: Counts, micro: Counts, places: dict[Place, int]
+    required: Requirements,
+    how: _How,
+    optimizers: Sequence[Optimizer],
+    batch: Counts,
+    micro: Counts,
+    places: dict[Place, int],
 ) -> Counts:
-    """Return the columns of `_OF_MOMENTS` at each batch; new places are added to `places`."""
-    books = ACCOUNTINGS.find(required.accounting)
-    if how.is_linear(books):
-        lines = _closed_lines(required, how, STATELESS if how.adds_optimizer(books) else optimizer)
+    """Return the columns of `_OF_MOMENTS`, [columns, batches, optimizers]; new places are added to `places`."""
+    adds = how.adds_optimizer(ACCOUNTINGS.find(required.accounting))
+    lines = _lines_at(required, how, STATELESS, micro) if adds else None
+    found = [
+        _peak(lines or _lines_at(required, how, each, micro), each.name, batch // micro, places) for each in optimizers
+    ]
+    return np.stack(found, axis=-1)
+
+
+def _lines_at(required: Requirements, how: _How, optimizer: Optimizer, micro: Counts) -> _Lines:
+    """Return the lines at each number of images per pass."""
+    if how.is_linear(ACCOUNTINGS.find(required.accounting)):
+        lines = _closed_lines(required, how, optimizer)
         column, periods = (micro - 1) % _PERIOD, (micro - 1) // _PERIOD
     else:
         basis, column = np.unique(micro, return_inverse=True)
-        lines, periods = _lines(required, how, optimizer, basis), None
+        lines, periods = _lines(required, how, optimizer, basis), np.zeros_like(micro)
+    grow = periods.any()
 
     def at(values: Counts) -> Counts:
         chosen = values[..., column]
-        if periods is None or not periods.any():
-            return chosen
-        return chosen + periods * (values[..., -1] - values[..., -2])[..., None]
+        return chosen + periods * (values[..., -1] - values[..., -2])[..., None] if grow else chosen
 
-    update, moments = lines.updates[optimizer.name], at(lines.bytes)
-    totals, every = moments.sum(axis=1), np.arange(len(batch))
+    return replace(lines, bytes=at(lines.bytes), saved_bytes=at(lines.saved_bytes), pass_bytes=at(lines.pass_bytes))
+
+
+def _peak(lines: _Lines, optimizer: str, passes: Counts, places: dict[Place, int]) -> Counts:
+    """Return the columns of `_OF_MOMENTS` at each of the lines' batches; new places are added to `places`."""
+    update, totals, every = lines.updates[optimizer], lines.totals, np.arange(len(passes))
     ids = np.array([places.setdefault(place, len(places)) for place in lines.places])
     if update.name:
-        totals[-1] += update.working
         ids[-1] = places.setdefault(("update", update.name), len(places))
+    if update.working:
+        totals = totals.copy()
+        totals[-1] += update.working
     peak = totals.argmax(axis=0)
-    parts = moments[peak, :, every].T
+    parts = lines.bytes[peak, :, every].T
     parts[_OPTIMIZER] += update.state
     parts[_TRANSIENT] += update.working * (peak == len(totals) - 1)
-    moved = batch // micro * at(lines.pass_bytes) + update.moved
-    return np.vstack((parts, totals[peak, every] + update.state, ids[peak], at(lines.saved_bytes), moved))
+    moved = passes * lines.pass_bytes + update.moved
+    return np.vstack((parts, totals[peak, every] + update.state, ids[peak], lines.saved_bytes, moved))

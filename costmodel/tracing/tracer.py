@@ -228,7 +228,7 @@ def trace(model: nn.Module | str, resolution: int = 224, classes: int | None = N
     """Return the layer graph of a network, traced now (`costmodel.trace` first looks for a stored one).
 
     model: a `torch.nn.Module` that takes images (N x channels x resolution x resolution), or a name that
-        `costmodel.models.build` knows. A module is never changed: a copy without weights is traced, in train mode.
+        `costmodel.build` knows. A module is never changed: a copy without weights is traced, in train mode.
     resolution: height and width of the images, in pixels.
     classes: number of classes of a new head; None keeps the network's own.
 

@@ -1,7 +1,7 @@
 """A campaign: fine-tuning runs of the candidates that matter, on the user's images, until the best one is known.
 
-`planner.campaign` says what to run next, `planner.training` runs it with the real layers and checks its memory, and
-`planner.storage` keeps the result, so that any number of workers share a campaign and any of them may die.
+`next_trial` says what to run next, `fine_tuning` runs it with the real layers and checks its memory, and
+`storage` keeps the result, so that any number of workers share a campaign and any of them may die.
 """
 
 from __future__ import annotations

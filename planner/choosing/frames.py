@@ -57,8 +57,10 @@ def _frame(table: Priced) -> pandas.DataFrame:
     batches = np.array([batch for batch, _ in table.carried])
     micro = np.array([schedule.images_per_pass(batch) for batch, schedule in table.carried])
     depths = pandas.array([each.blocks for each in table.ways], dtype="Int64")
-    expected = [table.estimates[w, b] for w in range(len(table.ways)) for b in range(len(table.carried))]
-    which = way * len(table.carried) + place
+    of_each = [table.estimates[w, b] for w in range(len(table.ways)) for b in range(len(table.carried))]
+    expected = {id(each): each for each in of_each}  # most batches share one
+    number = {key: number for number, key in enumerate(expected)}
+    which = np.array([number[id(each)] for each in of_each])[way * len(table.carried) + place]
     frame: dict[str, Any] = {
         "model": same(graph.model),
         "method": texts([each.method for each in table.ways], way),
@@ -80,7 +82,7 @@ def _frame(table: Priced) -> pandas.DataFrame:
         **({} if table.step_seconds is None else {"step_seconds": table.step_seconds}),
     }  # fmt: skip
     for field in Estimate.reported():
-        values = [getattr(each, field) for each in expected]
+        values = [getattr(each, field) for each in expected.values()]
         numeric = all(value is None or isinstance(value, float) for value in values)
         frame[_column(field)] = np.array(values, float)[which] if numeric else texts(values, which)
     return pandas.DataFrame(frame)

@@ -12,7 +12,7 @@ An estimate is of one of these kinds:
 - `interpolated`: the user's own runs of the method at a lower and at a higher depth. Assumption: accuracy does not fall
   with depth; the value is linear in k, and the interval holds everything between the low end of the one and the high
   end of the other.
-- `prior`: published accuracies or an assumed curve over depth (`planner.prior`). Beyond the depths that the user
+- `prior`: published accuracies or an assumed curve over depth (`prior`). Beyond the depths that the user
   measured it is held to them: never below what less depth reached, nor above what more depth did.
 - `unknown`: nothing. The value is None; nothing is put in its place.
 
@@ -22,10 +22,10 @@ Two measured anchors of the user's own turn recovery R into accuracy: last, and 
 
 with the errors of all of them added in squares (`intervals.combine`). Of several m the one with the highest R_m counts.
 
-The anchors' own intervals are explained in `planner.runs`. A predicted accuracy is that of a run tested on as many
+The anchors' own intervals are explained in `runs`. A predicted accuracy is that of a run tested on as many
 images as they were, so it has a sampling error of its own. Assumption: all errors are independent. Methods tested on
 the same images err alike, so the interval is rather too wide than too narrow; two that were both measured are compared
-image by image (`planner.runs.difference`).
+image by image (`runs.difference`).
 """
 
 from __future__ import annotations
