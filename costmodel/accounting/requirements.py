@@ -71,7 +71,7 @@ class Requirements:
     def flops(self, batch: Count, passes: Count) -> dict[str, Count]:
         """Return the FLOPs of an update of `batch` images in a number of passes, by kind (`FLOPS_KINDS`)."""
         each, once = self._flops
-        return {kind: batch * each[kind] + passes * once[kind] for kind in FLOPS_KINDS}
+        return {kind: batch * each[kind] + (passes * once[kind] if once[kind] else 0) for kind in FLOPS_KINDS}
 
     @cached_property
     def _flops(self) -> tuple[dict[str, int], dict[str, int]]:

@@ -9,7 +9,7 @@ place, or makes the optimizer's state, for each optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -151,10 +151,6 @@ def _update(trained: dict[str, int], optimizer: Optimizer, adds: bool) -> _Updat
     return _Update(sum(map(optimizer.state_bytes, trained.values())), working, name, moved)
 
 
-def _batches(given: Iterable[Batch]) -> list[tuple[int, Schedule]]:
-    return [(each, PLAIN) if isinstance(each, int) else each for each in given]
-
-
 def price(
     graph: LayerGraph,
     ways: Sequence[ShortWay],
@@ -173,11 +169,10 @@ def price(
 
     Errors: those of `footprint`.
     """
-    ways, batches = [as_way(way) for way in ways], _batches(batches)
+    ways = [as_way(way) for way in ways]
     books, updates = ACCOUNTINGS.find(accounting), [OPTIMIZERS.find(name) for name in optimizers]
     used = books.kernels if kernels is None else as_kernels(kernels)
-    alike = _alike(batches)
-    batch, micro = np.array([(size, schedule.images_per_pass(size)) for size, schedule in batches], np.int64).T
+    batch, micro, alike = _batches(batches)
     places: dict[Place, int] = {}
     shape = (len(ways), len(precisions), len(batch), len(updates))
     prices = np.empty((len(_PRICES), *shape), np.int64)
@@ -194,16 +189,26 @@ def price(
     return Prices({name: values.ravel() for name, values in zip(_COLUMNS, columns, strict=True)}, tuple(places))
 
 
-def _alike(batches: Sequence[tuple[int, Schedule]]) -> list[tuple[tuple[Schedule, int], slice | Counts]]:
-    """Return the places of the batches whose moments are alike: a schedule, and one pass or several."""
+_Alike = list[tuple[tuple[Schedule, int], slice | Counts]]
+
+
+def _batches(given: Sequence[Batch]) -> tuple[Counts, Counts, _Alike]:
+    """Return images per update, images per pass, and the places of the batches whose moments are alike.
+
+    These have one schedule, and one pass or several.
+    """
+    if all(isinstance(each, int) for each in given):
+        batch = np.array(given, np.int64)
+        return batch, batch, [((PLAIN, 1), slice(None))]
+    pairs = [(each, PLAIN) if isinstance(each, int) else each for each in given]
+    batch, micro = np.array([(size, schedule.images_per_pass(size)) for size, schedule in pairs], np.int64).T
     groups: dict[tuple[Schedule, int], list[int]] = {}
-    for place, (batch, schedule) in enumerate(batches):
+    for place, ((_, schedule), passes) in enumerate(zip(pairs, np.minimum(batch // micro, 2).tolist(), strict=True)):
         # Which images make a micro-batch is said by the batch: the moments are those of a pass.
-        one_pass = Schedule(None, schedule.inplace_update)
-        groups.setdefault((one_pass, min(2, batch // schedule.images_per_pass(batch))), []).append(place)
+        groups.setdefault((replace(schedule, micro_batch=None), passes), []).append(place)
     if len(groups) == 1:
-        return [(key, slice(None)) for key in groups]
-    return [(key, np.array(mine)) for key, mine in groups.items()]
+        return batch, micro, [(key, slice(None)) for key in groups]
+    return batch, micro, [(key, np.array(mine)) for key, mine in groups.items()]
 
 
 def _of_the_way(required: Requirements, batch: Counts, passes: Counts) -> tuple[int | Counts, ...]:
@@ -223,17 +228,18 @@ def _peaks(
     places: dict[Place, int],
 ) -> Counts:
     """Return the columns of `_OF_MOMENTS`, [columns, batches, optimizers]; new places are added to `places`."""
-    adds = how.adds_optimizer(ACCOUNTINGS.find(required.accounting))
-    lines = _lines_at(required, how, STATELESS, micro) if adds else None
-    found = [
-        _peak(lines or _lines_at(required, how, each, micro), each.name, batch // micro, places) for each in optimizers
-    ]
-    return np.stack(found, axis=-1)
+    books, found = ACCOUNTINGS[required.accounting], np.empty((len(_OF_MOMENTS), len(batch), len(optimizers)), np.int64)
+    lines = _lines_at(required, how, books, STATELESS, micro) if how.adds_optimizer(books) else None
+    for number, each in enumerate(optimizers):
+        mine = lines or _lines_at(required, how, books, each, micro)
+        for row, values in enumerate(_peak(mine, each.name, batch // micro, places)):
+            found[row, :, number] = values
+    return found
 
 
-def _lines_at(required: Requirements, how: _How, optimizer: Optimizer, micro: Counts) -> _Lines:
+def _lines_at(required: Requirements, how: _How, books: Accounting, optimizer: Optimizer, micro: Counts) -> _Lines:
     """Return the lines at each number of images per pass."""
-    if how.is_linear(ACCOUNTINGS.find(required.accounting)):
+    if how.is_linear(books):
         lines = _closed_lines(required, how, optimizer)
         column, periods = (micro - 1) % _PERIOD, (micro - 1) // _PERIOD
     else:
@@ -245,10 +251,10 @@ def _lines_at(required: Requirements, how: _How, optimizer: Optimizer, micro: Co
         chosen = values[..., column]
         return chosen + periods * (values[..., -1] - values[..., -2])[..., None] if grow else chosen
 
-    return replace(lines, bytes=at(lines.bytes), saved_bytes=at(lines.saved_bytes), pass_bytes=at(lines.pass_bytes))
+    return _Lines(at(lines.bytes), lines.places, at(lines.saved_bytes), at(lines.pass_bytes), lines.updates)
 
 
-def _peak(lines: _Lines, optimizer: str, passes: Counts, places: dict[Place, int]) -> Counts:
+def _peak(lines: _Lines, optimizer: str, passes: Counts, places: dict[Place, int]) -> tuple[Counts, ...]:
     """Return the columns of `_OF_MOMENTS` at each of the lines' batches; new places are added to `places`."""
     update, totals, every = lines.updates[optimizer], lines.totals, np.arange(len(passes))
     ids = np.array([places.setdefault(place, len(places)) for place in lines.places])
@@ -262,4 +268,4 @@ def _peak(lines: _Lines, optimizer: str, passes: Counts, places: dict[Place, int
     parts[_OPTIMIZER] += update.state
     parts[_TRANSIENT] += update.working * (peak == len(totals) - 1)
     moved = passes * lines.pass_bytes + update.moved
-    return np.vstack((parts, totals[peak, every] + update.state, ids[peak], lines.saved_bytes, moved))
+    return (*parts, totals[peak, every] + update.state, ids[peak], lines.saved_bytes, moved)

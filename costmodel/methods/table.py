@@ -90,6 +90,8 @@ def way(method: str | None = None, blocks: int | None = None, options: Options |
 
 
 def _chosen(method: Method, given: Options) -> tuple[tuple[str, OptionValue], ...]:
+    if not given and not method.options:
+        return ()
     own = {option.name: option for option in method.options}
     known = {**COMMON_OPTIONS, **own}
     for name in given:
