@@ -72,6 +72,7 @@ LAST_CONVS = Method(
     "the baseline of Gradient Filtering, CVPR 2023 (arXiv 2301.00330)",
     _last_convs,
     options=(_CONVOLUTIONS,),
+    depth_option=_CONVOLUTIONS.name,
 )
 GRADIENT_FILTER = Method(
     "gradient-filter",

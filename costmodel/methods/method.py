@@ -44,6 +44,7 @@ class Method:
     anchor: whether it is an end of the scale of recovery: 'last' (0) or 'full' (1). evidence: the published method
     whose accuracies stand for it (default: its own). converts: whether it puts other operations into a network than it
     was pre-trained with, unless it was pre-trained so. needs_norm: whether it needs norm layers to differ from others.
+    depth_option: the option that counts how many of the last convolutions train, if one does.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Method:
     evidence: str = ""
     converts: bool = False
     needs_norm: bool = False
+    depth_option: str = ""
 
     def __post_init__(self) -> None:
         Table("option", ((option.name, option) for option in self.options))  # refuses a name twice

@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from .anchored import Expected
 from .intervals import Interval
-from .runs import Measured
 
 Kind = Literal["definition", "measured", "interpolated", "prior", "unknown"]
+
+
+@dataclass(frozen=True)
+class Believed:
+    """Where a way stands in what is expected of all ways on the user's data: what differences are computed from."""
+
+    expected: Expected
+    number: int
 
 
 @dataclass(frozen=True)
@@ -17,8 +25,11 @@ class Estimate:
 
     `value`, `low` and `high` are None if `kind` is 'unknown'. `source`: where the numbers come from. `rests_on`: in a
     sentence, what leads from there to this value. `interval`: what low and high mean. The `accuracy_` fields say the
-    same of the top-1 accuracy on the user's data set, in percent. `runs`: the user's own runs of this very method and
-    depth, which say more than an interval of how it compares with another.
+    same of the top-1 accuracy on the user's data set, in percent. `typical_percent`: the accuracy on a typical
+    published data set, by which networks are compared; None where the network's accuracy on ImageNet is not known.
+    `expected_percent`: what the runs of all ways together say of this one, which candidates are compared by; for a way
+    that was measured it lies between what was measured and what the others lead to expect.
+
     """
 
     value: float | None
@@ -34,7 +45,9 @@ class Estimate:
     accuracy_kind: Kind = "unknown"
     accuracy_rests_on: str = "no accuracy on your data was given"
     accuracy_interval: str = "none"
-    runs: Measured | None = field(default=None, repr=False, compare=False)
+    typical_percent: float | None = None
+    expected_percent: float | None = None
+    believed: Believed | None = field(default=None, repr=False, compare=False)
 
     @property
     def known(self) -> Interval | None:
@@ -47,9 +60,14 @@ class Estimate:
         return _interval(self.accuracy_percent, self.accuracy_low_percent, self.accuracy_high_percent)
 
     @classmethod
+    def unknown(cls, reason: str) -> Estimate:
+        """Return the estimate of what has no basis."""
+        return cls(None, None, None, "unknown", "", reason, "none")
+
+    @classmethod
     def reported(cls) -> tuple[str, ...]:
         """Return the names of the fields that are plain values."""
-        return tuple(field.name for field in fields(cls) if field.name != "runs")
+        return tuple(field.name for field in fields(cls) if field.name != "believed")
 
     def to_dict(self) -> dict:
         """Return the plain values by name."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..evidence.rows import is_few
+
 
 @dataclass(frozen=True)
 class Setting:
     """What of a network and its training the accuracy may depend on.
 
     `model` as in `LayerGraph.model`, such as 'zoo:proxylessnas_mobile'; `resolution` and `batch` None where a source
-    does not state them; `block_count` 0 where it has no blocks. `converted`: the method puts other operations into the
-    network than it was pre-trained with.
+    does not state them; `block_count` and `convolution_count` 0 where it has none. `converted`: the method puts other
+    operations into the network than it was pre-trained with. `images_per_class`: labelled images to train with, None if
+    that is not known. `images_per_norm`: images that norms with batch statistics see at once; None where there are no
+    such norms, or it is not known.
     """
 
     model: str
@@ -20,8 +24,16 @@ class Setting:
     block_count: int = 0
     has_norm: bool = True
     converted: bool = False
+    convolution_count: int = 0
+    images_per_class: int | None = None
+    images_per_norm: int | None = None
 
     @property
     def name(self) -> str:
         """The network's name without its library."""
         return self.model.rpartition(":")[2]
+
+    @property
+    def few_shot(self) -> bool:
+        """Whether there are only a few labelled images per class."""
+        return is_few(self.images_per_class)

@@ -12,7 +12,7 @@ import io
 from collections.abc import Sequence
 from functools import cache, cached_property
 from importlib.resources import files
-from typing import Annotated, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -22,7 +22,11 @@ from costmodel.errors import InputError
 from costmodel.reading import first_problem
 
 DATA = files("planner.evidence") / "data"
-PUBLISHED, TEST_SETS = DATA / "accuracy_published.csv", DATA / "test_sets.csv"
+PUBLISHED, CAMPAIGNS = DATA / "accuracy_published.csv", DATA / "accuracy_campaigns.csv"
+TEST_SETS, IMAGENET = DATA / "test_sets.csv", DATA / "imagenet_top1.csv"
+# Assumption: up to so many labelled images per class count as few; Meta-Dataset's episodes, which the few-shot rows are
+# of, have about ten (Triantafillou et al., ICLR 2020, arXiv 1903.03096).
+FEW_IMAGES_PER_CLASS = 20
 
 Name = Annotated[str, Field(min_length=1)]
 Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -60,13 +64,17 @@ class Row(BaseModel):
     """One observed accuracy: a method on a network and a data set.
 
     `top1_percent` is the accuracy; `points_below_full` stands in its place where a source only states the distance to
-    training everything, in percentage points. `trained_blocks` is empty for methods without a depth, `options` has what
-    else was chosen of the method ("convolutions=4 patch=2"), `resolution` and `batch` are empty where not stated.
+    training everything, in percentage points. `trained_blocks` is empty for methods without a depth; `depth_of`: of how
+    many blocks, or convolutions, that the network has (the planner's own graph tells where it is empty). `options` has
+    what else was chosen of the method ("convolutions=4 patch=2"), `resolution` and `batch` are empty where not stated.
     `seed` tells repeated runs apart. `test_images`: how many images the accuracy was measured on. `correct`: which of
     them were classified right, as `pack` writes it; runs on the same images are then compared image by image.
     `reachable_percent`: of a run that was stopped early, the most that it could still have reached. `source`: the
-    file's name if empty. `memory_mb` is the source's own figure, counted by its own `memory_convention`: a record, not
-    used here. `file` and `line` are the row's place.
+    file's name if empty. `protocol`: what rows of different sources must share to be compared; the source if empty.
+    `images_per_class`: labelled images to train with; `regime` says 'few-shot' where a source does not number them.
+    `reading`: how a published number was read, 'printed', 'digitised' or 'by eye', with `error_points`. `optimizer`,
+    `epochs`, `note`, and `memory_mb`, the source's own figure by its own `memory_convention`, are a record, not used
+    here. `file` and `line` are the row's place.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,18 +82,27 @@ class Row(BaseModel):
     model: Name
     method: Name
     trained_blocks: Annotated[int, Field(ge=0)] | None = None
+    depth_of: Positive | None = None
     dataset: Name
     top1_percent: Points | None = None
     points_below_full: Points | None = None
     options: str = ""
+    images_per_class: Positive | None = None
+    regime: Literal["", "few-shot"] = ""
     resolution: Positive | None = None
     batch: Positive | None = None
+    optimizer: str = ""
+    epochs: Positive | None = None
     seed: int | None = None
     test_images: Positive | None = None
     correct: str = ""
     reachable_percent: Points | None = None
     source: Name
     locator: str = ""
+    protocol: str = ""
+    reading: str = ""
+    error_points: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    note: str = ""
     memory_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     memory_convention: str = ""
     file: str = ""
@@ -133,12 +150,33 @@ class Row(BaseModel):
     @property
     def run(self) -> tuple:
         """What tells one run from another."""
-        return self.model, self.way, self.dataset, self.resolution, self.batch, self.seed
+        return self.model, self.way, self.dataset, self.resolution, self.batch, self.protocol, self.seed
 
     @property
-    def setting(self) -> tuple[str, str, int | None, int | None]:
-        """What rows must share to be compared: source, model, resolution, batch."""
-        return self.source, self.model, self.resolution, self.batch
+    def few_shot(self) -> bool:
+        """Whether only a few labelled images per class were trained with."""
+        return self.regime == "few-shot" or is_few(self.images_per_class)
+
+    @property
+    def cell(self) -> Cell:
+        """What rows must share for their accuracies to be compared."""
+        return Cell(self.protocol or self.source, self.model, self.resolution, self.batch, self.dataset, self.few_shot)
+
+
+class Cell(NamedTuple):
+    """A network on a data set, trained by one protocol: accuracies within it can be compared."""
+
+    protocol: str
+    model: str
+    resolution: int | None
+    batch: int | None
+    dataset: str
+    few_shot: bool
+
+
+def is_few(images_per_class: int | None) -> bool:
+    """Whether so many labelled images per class are few; None: not known, taken to be many."""
+    return images_per_class is not None and images_per_class <= FEW_IMAGES_PER_CLASS
 
 
 COLUMNS = tuple(name for name in Row.model_fields if name not in ("file", "line"))
@@ -149,6 +187,25 @@ _NEEDED = ("model", "method", "dataset")
 def published() -> tuple[Row, ...]:
     """Return the published accuracies that come with the package."""
     return parse(PUBLISHED.read_text(encoding="utf-8"), PUBLISHED.name)
+
+
+@cache
+def campaigns() -> tuple[Row, ...]:
+    """Return the accuracies that were measured with this package's own layers, on data that everybody can have."""
+    return parse(CAMPAIGNS.read_text(encoding="utf-8"), CAMPAIGNS.name)
+
+
+@cache
+def observed() -> tuple[Row, ...]:
+    """Return all accuracies that come with the package."""
+    return (*published(), *campaigns())
+
+
+@cache
+def imagenet_top1() -> dict[str, float]:
+    """Return the top-1 accuracy on ImageNet, in percent, of pre-trained networks, each row with its source."""
+    rows = csv.DictReader(io.StringIO(IMAGENET.read_text(encoding="utf-8")))
+    return {row["model"]: float(row["top1_percent"]) for row in rows}
 
 
 @cache
