@@ -14,6 +14,7 @@ from ..methods.assignment import Assignment
 from ..methods.table import assign
 from ..methods.way import Way
 from ..rules.facts import Facts
+from ..rules.table import operation
 from ..units import FLOAT_BYTES, Count, over_batch
 from .books import Books
 from .gradients import Wanted, wanted_gradients
@@ -45,6 +46,21 @@ class Requirements:
         """How many numbers train."""
         part = self.assignment.trained_elements
         return sum(part.get(name, self.graph.parameters[name].elements) for name in self.assignment.trained)
+
+    @cached_property
+    def values_per_norm(self) -> int | None:
+        """How many numbers of one image the smallest batch norm takes each mean and deviation of.
+
+        Of those with batch statistics; None if there are none.
+        """
+        frozen = self.assignment.frozen_statistics
+        seen = [
+            layer.input.elements // layer.input.shape[1]
+            for layer in self.graph.layers
+            if layer.op == "batch_norm" and layer.input.batched
+            and operation(layer, layer.index in frozen) == "batch_norm"
+        ]  # fmt: skip
+        return min(seen, default=None)
 
     @cached_property
     def trained_elements(self) -> dict[str, int]:

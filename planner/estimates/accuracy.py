@@ -15,7 +15,8 @@ An estimate is of one of these kinds:
 - `unknown`: nothing. The value is None; nothing is put in its place.
 
 With runs of the user's own every way gets an accuracy (`anchored.py`); last and full tell most. The interval of a way
-that was not measured is that of a run of it on as many test images as the user's runs had.
+that was not measured is that of a run of it on as many test images as the user's runs had. Runs of the same network at
+another resolution or batch tell what to expect of last and full, too, with an interval that grows with the distance.
 
 A batch norm with batch statistics sees one batch. Evidence is of batches of 8 images and more; what fewer do is not
 known, and such ways are unknown unless they were measured.
@@ -23,29 +24,35 @@ known, and such ways are unknown unless they were measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from costmodel import METHODS, Way, anchor
 
-from ..evidence.rows import Row, named_way, published
+from ..evidence.rows import Row, named_way
 from .anchored import FULL, LAST, Expected, Level, expect
 from .backbones import shift
 from .estimated import Believed, Estimate, Kind
 from .logits import percent
 from .model import Model, Place, family_of, model_of, model_with, published_model
-from .observations import seed_points
-from .runs import Measured, data_set, elsewhere, measured_runs, sampling_points
+from .observations import gaps, sampling_points, seed_points
+from .runs import Measured, data_set, elsewhere, measured_runs
 from .setting import Setting
 from .terms import Terms, terms
 
 __all__ = ["Estimate", "Setting", "data_set", "estimate", "estimates"]
 
+_Z90 = 1.645  # Source: the normal distribution, 95th percentile
 # Source: the smallest batch of the published rows of methods with batch statistics (TinyTL, MobileTL: 8).
 LEAST_IMAGES_PER_NORM = 8
 # Standard deviation, in logits, for each doubling of the resolution by which a run of the user's own is away. Source:
 # Cars by TinyTL, last and full at 96 to 320 pixels (Figure 3, Table 2): 0.7 to 0.9 logits for each doubling.
 RESOLUTION_LOGITS = 0.8
+# Standard deviation, in logits, of what another batch changes. Assumption: no more than a few points.
+BATCH_LOGITS = 0.1
 ENDS = {anchor("last"): LAST, anchor("full"): FULL}
 
 
@@ -77,44 +84,53 @@ def estimates(
     own: Sequence[Row] = (),
     dataset: str | None = None,
 ) -> list[Estimate]:
-    """Return the estimate of each way, as `estimate` does."""
+    """Return the estimate of each way, as `estimate` does; they know how far one is from another (`Believed`)."""
     name = data_set(own, dataset)
-    runs = {} if name is None else measured_runs(own, name, setting)
-    near = () if name is None else elsewhere(own, name, setting)
     model = published_model() if rows is None else model_of(tuple(rows))
-    if near:
-        model = model_with(model, near)
-    found = _Question(model, setting, name, runs, near)
-    return [found.estimate(way) for way in ways]
+    question = _Question(model, setting, name, own, ways)
+    return [question.estimate(way) for way in ways]
 
 
 class _Question:
-    """A network, a data set, and the user's runs."""
+    """A network and a data set, with the user's runs, and ways of training: what to expect of all of them together."""
 
-    def __init__(
-        self, model: Model, setting: Setting, name: str | None, runs: Mapping[Way, Measured], near: Sequence[Row]
-    ):
-        self.model, self.setting, self.name, self.runs = model, setting, name, runs
-        self.place = Place(setting.name, name or "", setting.few_shot)
-        self.typical = model.typical(setting.few_shot)
-        self.level = _level(model, self.typical, near, setting)
-        self.additive = model.components.additive(setting.few_shot)
-        self.images = min((each.test_images for each in runs.values() if each.test_images), default=None)
+    def __init__(self, model: Model, setting: Setting, name: str | None, own: Sequence[Row], ways: Collection[Way]):
+        self.setting, self.name = setting, name
+        self.runs = {} if name is None else measured_runs(own, name, setting)
+        self.near = () if name is None else tuple(
+            row.model_copy(update={"depth_of": setting.block_count or None, "images_per_class": setting.images_per_class})
+            for row in elsewhere(own, name, setting)
+        )  # fmt: skip
+        self.model = model_with(model, self.near) if self.near else model
+        self.typical = self.model.typical(setting.few_shot)
+        self.images = min((each.test_images for each in self.runs.values() if each.test_images), default=None)
+        self.scatter = seed_points(setting.few_shot)
+        found = {way: self._terms(way) for way in dict.fromkeys((*ways, *self.runs))}
+        self.unknown = {way: reason for way, reason in found.items() if isinstance(reason, str)}
+        self.terms = {way: known for way, known in found.items() if not isinstance(known, str)}
+        among = [way for way in self.terms if way not in ENDS]
+        self.numbers = ENDS | {way: number for number, way in enumerate(among)}
+        self.belief = self.model.belief(
+            [self.terms[way] for way in among], Place(setting.name, name or "", setting.few_shot)
+        )
+        self.additive = self.model.components.additive(setting.few_shot)
+        measured = {self.numbers[way]: run for way, run in self.runs.items() if way in self.numbers}
+        self.expected = expect(self.belief, self.additive, self._level(), measured, self.scatter)
 
-    def estimate(self, way: Way) -> Estimate:
-        """Return what to expect of a way."""
-        known, reason = self._terms(way)
-        if known is None:
-            guess = Estimate.unknown(reason)
-            return self._measured(guess, way, None) if way in self.runs else guess
-        if not self.runs:
-            return self._prior(way, known)
-        belief, numbers = self._with_runs(way, known)
-        number = ENDS.get(way, numbers.get(way, 0))
-        guess = replace(self._prior(way, known), believed=Believed(belief, number))
-        return self._measured(guess, way, belief) if way in self.runs else self._predicted(guess, way, belief, number)
+    def _level(self) -> Level:
+        """Return what to expect of last and of the gap: as the user's runs elsewhere say, or as in a typical cell."""
+        found = []
+        for cell, (last, gap) in gaps(self.near).items():
+            pixels = self.setting.resolution, cell.resolution
+            doublings = abs(math.log2(pixels[0] / pixels[1])) if pixels[0] and pixels[1] else 0.0
+            found.append((math.hypot(BATCH_LOGITS, RESOLUTION_LOGITS * doublings), last, gap))
+        if found:
+            away, last, gap = min(found)
+            return Level(last, away, gap, away)
+        typical = self.typical
+        return Level(typical.last, typical.last_deviation, typical.gap, typical.gap_deviation)
 
-    def _terms(self, way: Way) -> tuple[Terms | None, str]:
+    def _terms(self, way: Way) -> Terms | str:
         """Return the terms of a way, or why nothing is known of it."""
         setting, method = self.setting, METHODS.get(way.method)
         for family in family_of(way.method):
@@ -123,51 +139,67 @@ class _Question:
             if found is not None and self.model.knows(found):
                 break
         else:
-            return None, f"no published accuracy of {way.label!r} next to the last layer only and full fine-tuning"
-        if setting.converted:
-            return None, (
+            return f"no published accuracy of {way.label!r} next to the last layer only and full fine-tuning"
+        if way in setting.converted:
+            return (
                 f"{way.method!r} changes what {setting.model} computes (group norm, standardised weights), so that its "
                 "pre-training does not hold; published for networks that were pre-trained so"
             )
         if method is not None and method.needs_norm and not setting.has_norm:
-            return None, f"no published network without norm layers was trained by {method.name!r}"
-        seen = setting.images_per_norm
-        if seen is not None and seen < LEAST_IMAGES_PER_NORM:
-            return None, (
+            return f"no published network without norm layers was trained by {method.name!r}"
+        seen = setting.images_per_norm.get(way, LEAST_IMAGES_PER_NORM)
+        if seen < LEAST_IMAGES_PER_NORM:
+            return (
                 f"its norms take their statistics from {seen} image{'s' if seen > 1 else ''} at once; published are "
                 f"{LEAST_IMAGES_PER_NORM} and more. Take larger batches, or the option norm_statistics=running"
             )
-        return found, ""
+        return found
 
-    def _prior(self, way: Way, known: Terms) -> Estimate:
-        """Return what evidence alone says of a way."""
-        setting, typical = self.setting, self.typical
-        belief = self.model.belief([known], self.place)
-        mean, deviation = float(belief.mean[0]), float(belief.deviation[0])
-        above = shift(setting)
-        shown = None if above is None else float(percent(typical.last + typical.gap * mean + above))
-        method = METHODS.get(way.method)
-        if method is not None and method.anchor is not None:
+    def estimate(self, way: Way) -> Estimate:
+        """Return what to expect of a way."""
+        guess = self._prior(way) if way in self.terms else Estimate.unknown(self.unknown[way])
+        if way in self.runs:
+            return self._measured(guess, way)
+        return self._predicted(guess, way) if way in self.terms and (self.runs or self.near) else guess
+
+    def _prior(self, way: Way) -> Estimate:
+        """Return what evidence alone says of a way, on a typical data set."""
+        known, number = self.terms[way], self.numbers[way]
+        typical, above = self.typical, shift(self.setting)
+        guess = Estimate.unknown("")
+        mean, deviation = known.offset, 0.0
+        if way not in ENDS:
+            mean, deviation = float(self.belief.mean[number]), float(self.belief.deviation[number])
+        here = float(percent(typical.last + typical.gap * mean))
+        guess = replace(
+            guess,
+            typical_percent=None if above is None else float(percent(typical.last + typical.gap * mean + above)),
+            expected_percent=here,
+            believed=Believed(self.expected, number),
+        )
+        if way in ENDS:
             rests_on = "the scale itself: training the last layer only is 0, training everything is 1"
-            return Estimate(known.offset, known.offset, known.offset, "definition", "", rests_on,
-                            "exact, by definition", typical_percent=shown)  # fmt: skip
-        half = 1.645 * (deviation**2 + (self.additive / typical.gap) ** 2) ** 0.5
+            return replace(
+                guess, value=mean, low=mean, high=mean, kind="definition", rests_on=rests_on,
+                interval="exact, by definition",
+            )  # fmt: skip
+        half = _Z90 * math.hypot(deviation, self.additive / typical.gap)
         value, low, high = (self._share(each) for each in (mean, mean - half, mean + half))
-        return Estimate(
-            value, low, high, "prior", self._source(known), self._rests_on(known), "90 % for one further data set",
-            typical_percent=shown,
+        return replace(
+            guess, value=value, low=low, high=high, kind="prior", source=self._source(known),
+            rests_on=self._rests_on(known), interval="90 % for one further data set",
         )  # fmt: skip
 
     def _share(self, between_logits: float) -> float:
         """Return a recovery between the accuracies of last and full on a typical data set."""
         typical = self.typical
-        last, value, full = percent(typical.last + typical.gap * _array(0.0, between_logits, 1.0)).tolist()
+        last, value, full = percent(typical.last + typical.gap * np.array([0.0, between_logits, 1.0])).tolist()
         return (value - last) / (full - last)
 
     def _source(self, known: Terms) -> str:
-        own = [each for each in self.model.rows_of(known.family) if each.few_shot == self.setting.few_shot]
-        sources = dict.fromkeys(each.source.partition(";")[0] for each in own or self.model.rows_of(known.family))
-        return "; ".join(sources)
+        rows = self.model.rows_of(known.family)
+        own = [row for row in rows if row.few_shot == self.setting.few_shot]
+        return "; ".join(dict.fromkeys(row.source.partition(";")[0] for row in own or rows))
 
     def _rests_on(self, known: Terms) -> str:
         rows = self.model.rows_of(known.family)
@@ -179,20 +211,7 @@ class _Question:
         )
         return text if self.setting.name in networks else f"{text}; none is of {self.setting.model}"
 
-    def _with_runs(self, way: Way, known: Terms) -> tuple[Expected, dict[Way, int]]:
-        """Return what to expect of a way and of all that were measured, and their numbers."""
-        seen: dict[Way, Terms] = {} if way in ENDS else {way: known}
-        for own in self.runs:
-            if own not in ENDS and own not in seen and (terms_of := self._terms(own)[0]) is not None:
-                seen[own] = terms_of
-        numbers = {each: number for number, each in enumerate(seen)}
-        belief = self.model.belief(list(seen.values()), self.place)
-        measured = {ENDS.get(own, numbers.get(own, 0)): run for own, run in self.runs.items()
-                    if own in ENDS or own in numbers}  # fmt: skip
-        scatter = seed_points(self.setting.few_shot)
-        return expect(belief, self.additive, self.level, measured, scatter), numbers
-
-    def _measured(self, guess: Estimate, way: Way, expected: Expected | None) -> Estimate:
+    def _measured(self, guess: Estimate, way: Way) -> Estimate:
         run, accuracy = self.runs[way], self.runs[way].accuracy
         guess = replace(
             guess, accuracy_percent=accuracy.value, accuracy_low_percent=accuracy.low,
@@ -200,53 +219,42 @@ class _Question:
             accuracy_rests_on=f"your runs of {way.label} ({run.runs}x) on {self.name}: {run.source}",
             accuracy_interval=run.spread, expected_percent=accuracy.value,
         )  # fmt: skip
-        if expected is None or guess.believed is None:
-            return guess
-        guess = replace(guess, expected_percent=expected.accuracy(guess.believed.number)[0])
-        return self._recovery(guess, expected, "measured", f"your runs of {way.label}")
+        if guess.believed is not None:
+            guess = replace(guess, expected_percent=self.expected.accuracy(guess.believed.number)[0])
+        return self._recovery(guess, "measured", f"your runs of {way.label}")
 
-    def _predicted(self, guess: Estimate, way: Way, expected: Expected, number: int) -> Estimate:
+    def _predicted(self, guess: Estimate, way: Way) -> Estimate:
         """Return the estimate with what the runs of other ways lead to expect."""
-        value, _, _ = expected.accuracy(number)
-        images, scatter = self.images, seed_points(self.setting.few_shot)
-        error = (scatter**2 + (sampling_points(value, images) ** 2 if images else 0.0)) ** 0.5
-        value, low, high = expected.accuracy(number, error)
+        number = self.numbers[way]
+        value, _, _ = self.expected.accuracy(number)
+        error = math.hypot(self.scatter, sampling_points(value, self.images) if self.images else 0.0)
+        value, low, high = self.expected.accuracy(number, error)
         depths = [own.blocks for own in self.runs if own.blocks and replace(own, blocks=way.blocks) == way]
         between = way.blocks is not None and any(k < way.blocks for k in depths) and any(k > way.blocks for k in depths)
         kind: Kind = "interpolated" if between else "prior"
         others = ", ".join(f"{own.label} ({run.accuracy.value:.4g} %)" for own, run in self.runs.items())
-        of_run = f"a run on {images} test images" if images else "a run, without the error of its test images"
+        others = others or "the same network at another resolution or batch"
+        of_run = f"a run on {self.images} test images" if self.images else "a run, without the error of its test images"
         guess = replace(
             guess, accuracy_percent=value, accuracy_low_percent=low, accuracy_high_percent=high, accuracy_kind=kind,
             accuracy_rests_on=f"your runs on {self.name} of {others}, and the recovery that evidence leads to expect",
             accuracy_interval=f"90 % for {of_run}", expected_percent=value,
         )  # fmt: skip
-        return self._recovery(guess, expected, kind, f"your runs of {others}")
+        return self._recovery(guess, kind, f"your runs of {others}")
 
-    def _recovery(self, guess: Estimate, expected: Expected, kind: Kind, runs: str) -> Estimate:
+    def _recovery(self, guess: Estimate, kind: Kind, runs: str) -> Estimate:
         """Return the estimate with the recovery on the user's data, where training more helps there at all."""
-        if guess.kind == "definition" or not expected.training_more_helps or not ENDS.keys() <= self.runs.keys():
+        ends = [self.runs.get(anchor(end)) for end in ("last", "full")]
+        last, full = (None if run is None else run.accuracy.value for run in ends)
+        if guess.kind == "definition" or last is None or full is None or not self.expected.training_more_helps:
             return guess
-        last, full = percent(_array(expected.last[0], expected.last[0] + expected.gap[0])).tolist()
-        ends = (guess.accuracy_percent, guess.accuracy_low_percent, guess.accuracy_high_percent)
-        value, low, high = ((each - last) / (full - last) for each in ends if each is not None)
+        if full <= last:
+            return guess
+        accuracy = (guess.accuracy_percent, guess.accuracy_low_percent, guess.accuracy_high_percent)
+        value, low, high = ((each - last) / (full - last) for each in accuracy if each is not None)
         return replace(guess, value=value, low=low, high=high, kind=kind, rests_on=f"{runs}, between last and full",
                        interval=guess.accuracy_interval)  # fmt: skip
 
 
-def _level(model: Model, typical, near: Sequence[Row], setting: Setting) -> Level:
-    """Return what to expect of last and of the gap: as in a typical cell, or as the user's runs elsewhere say."""
-    for last, gap, doublings in model.levels(near, setting):
-        away = max(RESOLUTION_LOGITS * doublings, 0.1)
-        return Level(last, away, gap, away)
-    return Level(typical.last, typical.last_deviation, typical.gap, typical.gap_deviation)
-
-
 def _count(names: set, what: str) -> str:
     return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
-
-
-def _array(*values: float):
-    import numpy as np
-
-    return np.array(values)

@@ -24,7 +24,7 @@ from .runs import Measured
 
 _STEPS = 6  # the state has settled by then: the tests hold it
 _Z90 = 1.645  # Source: the normal distribution, 95th percentile
-LAST, FULL = -1, -2  # in place of the number of a way
+LAST, FULL = -2, -1  # in place of the number of a way: they stand behind all others
 _NARROW_LOGITS = 1e-6
 
 

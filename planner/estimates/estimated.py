@@ -28,8 +28,8 @@ class Estimate:
     same of the top-1 accuracy on the user's data set, in percent. `typical_percent`: the accuracy on a typical
     published data set, by which networks are compared; None where the network's accuracy on ImageNet is not known.
     `expected_percent`: what the runs of all ways together say of this one, which candidates are compared by; for a way
-    that was measured it lies between what was measured and what the others lead to expect.
-
+    that was measured it lies between what was measured and what the others lead to expect, and without runs it is that
+    on a typical data set. `believed`: where the way stands among all that were asked for.
     """
 
     value: float | None

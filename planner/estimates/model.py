@@ -66,7 +66,7 @@ def components() -> Components:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a way is trained: the evidence may know the network, or the data set. data_set: '' for an unknown one."""
+    """Where a way is trained; the evidence may know the network (without its library), or the data set."""
 
     network: str
     data_set: str
@@ -97,7 +97,7 @@ class Typical:
 
 
 class Model:
-    """The model, fitted to rows of evidence."""
+    """The model, fitted to rows of evidence. Networks are told apart by their names without their libraries."""
 
     def __init__(self, rows: Sequence[Row], standard_deviations: Components):
         self.rows = tuple(rows)
@@ -112,6 +112,11 @@ class Model:
     def knows(self, terms: Terms) -> bool:
         """Whether the evidence tells every coefficient of a way."""
         return all(name in self.coefficients for name, _ in terms.coefficients)
+
+    def rows_of(self, family: str) -> list[Row]:
+        """Return the rows of a method that tell something of its recovery."""
+        told = {(each.cell, each.way) for each in self.seen if each.terms.family == family}
+        return [row for row in self.rows if (row.cell, row.way) in told]
 
     def typical(self, few_shot: bool) -> Typical:
         """Return what last and full come to in a typical cell of a regime."""
@@ -130,6 +135,12 @@ class Model:
     def _gap(self) -> np.ndarray:
         return np.array([each.gap for each in self.seen])
 
+    @cached_property
+    def _places(self) -> list[Place]:
+        return [
+            Place(each.cell.model.rpartition(":")[2], each.cell.dataset, each.cell.few_shot) for each in self.seen
+        ]
+
     def _design(self, terms: Sequence[Terms]) -> np.ndarray:
         """Return the coefficients' values: [ways, coefficients]."""
         at = {name: number for number, name in enumerate(self.coefficients)}
@@ -143,7 +154,7 @@ class Model:
     def _solved(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Inverse of the observations' covariance, weights of what is left over, design, b and its covariance."""
         own = [each.terms for each in self.seen]
-        place = [Place(each.cell.model, each.cell.dataset, each.cell.few_shot) for each in self.seen]
+        place = self._places
         cell = _codes([each.cell for each in self.seen])
         covariance = self._gap[:, None] * self._gap * (
             self._deviations(own, place, own, place) + (cell[:, None] == cell) * self._of_cell(own, own)
@@ -194,7 +205,7 @@ class Model:
         Of the deviations independent of the gap, which are not of the recovery, nothing is in it.
         """
         inverse, weights, design, b, spread = self._solved
-        there = [Place(each.cell.model, each.cell.dataset, each.cell.few_shot) for each in self.seen]
+        there = self._places
         mine = [place] * len(ways)
         shared = self._gap * self._deviations(ways, mine, [each.terms for each in self.seen], there)
         own = self._design(ways)
@@ -229,6 +240,12 @@ def published_model() -> Model:
 def model_of(rows: tuple[Row, ...]) -> Model:
     """Return the model of some rows, with the components that come with the package."""
     return Model(rows, components())
+
+
+@cache
+def model_with(model: Model, rows: tuple[Row, ...]) -> Model:
+    """Return a model that knows further rows."""
+    return Model((*model.rows, *rows), model.components)
 
 
 def family_of(method: str) -> tuple[str, ...]:

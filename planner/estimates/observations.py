@@ -115,4 +115,4 @@ def seed_points(few_shot: bool) -> float:
 
 def sampling_points(percent: float, images: int) -> float:
     """Return the standard error, in points, of an accuracy that is measured on so many test images."""
-    return math.sqrt(max(percent * (100 - percent), 1.0) / images)
+    return math.sqrt(max(percent * (100 - percent), 1.0) / images)  # 0 and 100 % are not certain either

@@ -29,6 +29,7 @@ from costmodel.errors import InputError, unknown
 
 from ..evidence.rows import Row
 from .intervals import Z95, Difference, Interval, combine, share, student_t
+from .observations import sampling_points
 from .setting import Setting
 
 
@@ -58,8 +59,7 @@ class Measured:
     @property
     def sampling(self) -> float:
         """The standard error, in points, that is due to the test images; 0 if their number is not known."""
-        percent = self.accuracy.value
-        return math.sqrt(percent * (100 - percent) / self.test_images) if self.test_images else 0.0
+        return sampling_points(self.accuracy.value, self.test_images) if self.test_images else 0.0
 
     @property
     def standard_error(self) -> float:
@@ -80,13 +80,26 @@ def data_set(own: Sequence[Row], dataset: str | None = None) -> str | None:
     return dataset or (names[0] if names else None)
 
 
+def is_of_network(row: Row, setting: Setting) -> bool:
+    """Whether a row is of this network, at whatever resolution; its library may be left out."""
+    return row.model in (setting.model, setting.name)
+
+
 def concerns(row: Row, setting: Setting) -> bool:
     """Whether a row is of this network; one that states no resolution or batch counts for every one."""
     return (
-        row.model in (setting.model, setting.name)
+        is_of_network(row, setting)
         and row.resolution in (None, setting.resolution)
         and row.batch in (None, setting.batch)
     )
+
+
+def elsewhere(own: Sequence[Row], dataset: str | None, setting: Setting) -> list[Row]:
+    """Return the user's runs of this network on the data set that are at another resolution or batch."""
+    return [
+        row for row in own
+        if row.dataset == dataset and is_of_network(row, setting) and not concerns(row, setting)
+    ]  # fmt: skip
 
 
 def measured_runs(own: Sequence[Row], dataset: str | None, setting: Setting) -> dict[Way, Measured]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from costmodel import Way
 
 from ..evidence.rows import is_few
 
@@ -12,10 +15,10 @@ class Setting:
     """What of a network and its training the accuracy may depend on.
 
     `model` as in `LayerGraph.model`, such as 'zoo:proxylessnas_mobile'; `resolution` and `batch` None where a source
-    does not state them; `block_count` and `convolution_count` 0 where it has none. `converted`: the method puts other
-    operations into the network than it was pre-trained with. `images_per_class`: labelled images to train with, None if
-    that is not known. `images_per_norm`: images that norms with batch statistics see at once; None where there are no
-    such norms, or it is not known.
+    does not state them; `block_count` and `convolution_count` 0 where it has none. `images_per_class`: labelled images
+    to train with, None if that is not known. `converted`: the ways that put other operations into the network than it
+    was pre-trained with. `images_per_norm`: how many images the norms of ways with batch statistics see at once, where
+    that is known.
     """
 
     model: str
@@ -23,10 +26,10 @@ class Setting:
     batch: int | None = 8
     block_count: int = 0
     has_norm: bool = True
-    converted: bool = False
+    converted: frozenset[Way] = frozenset()
     convolution_count: int = 0
     images_per_class: int | None = None
-    images_per_norm: int | None = None
+    images_per_norm: Mapping[Way, int] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
