@@ -30,8 +30,9 @@ from .graph.blocks import block_count, parts
 from .graph.layer_graph import LayerGraph
 from .graph.values import Layer, Tensor
 from .methods.assignment import Assignment
+from .methods.last_convolutions import convolutions
 from .methods.method import Method
-from .methods.table import METHODS, anchor, register_method, way, way_from
+from .methods.table import METHODS, anchor, register_method, values_per_norm, way, way_from
 from .methods.way import Way, read_options
 from .rules.table import RULES
 from .step.optimizers import OPTIMIZERS
@@ -100,6 +101,7 @@ __all__ = [
     "apply",
     "block_count",
     "build",
+    "convolutions",
     "footprint",
     "make_optimizer",
     "parts",
@@ -112,6 +114,7 @@ __all__ = [
     "restore",
     "schedule_from",
     "trace",
+    "values_per_norm",
     "verify",
     "way",
     "way_from",

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InputError, unknown
 from ..graph.layer_graph import LayerGraph
+from ..rules.table import operation
 from ..table import Table
 from .assignment import Assignment
 from .last_convolutions import GRADIENT_FILTER, LAST_CONVS
@@ -104,6 +105,23 @@ def _chosen(method: Method, given: Options) -> tuple[tuple[str, OptionValue], ..
         except ValueError as error:
             raise InputError(f"option {name} of method {method.name!r} is {value!r}; {error}") from None
     return tuple(sorted((n, value) for n, value in chosen.items() if n in own or value != known[n].default))
+
+
+def values_per_norm(graph: LayerGraph, way: Way) -> int | None:
+    """Return of how many numbers of one image the batch norms of a way take each mean and deviation, at the least.
+
+    Of those with the batch's statistics; None if there are none. With a batch of one image and 1, a network cannot
+    train: of one number there is no deviation.
+
+    Errors: those of `assign`.
+    """
+    trains, assignment = assign(graph, way)
+    seen = [
+        layer.input.elements // layer.input.shape[1]
+        for layer in trains.layers
+        if operation(layer, layer.index in assignment.frozen_statistics) == "batch_norm" and layer.input.batched
+    ]
+    return min(seen, default=None)
 
 
 def way_of(

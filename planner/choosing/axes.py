@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from costmodel import METHODS, InputError, LayerGraph, Precision, Schedule, Way, way
+from costmodel import METHODS, InputError, LayerGraph, Precision, Schedule, Way, values_per_norm, way
 from costmodel.errors import require_count
 
 from ..devices.device import Device
+from ..estimates.setting import LEAST_IMAGES
 from ..evidence.rows import Row
 
 T = TypeVar("T")
@@ -24,7 +25,9 @@ class Axes:
     searched. blocks: depths, of which each network takes those that it has; None takes all. batches: images per update.
     micro_batches: images per pass; None is the whole batch; those that do not divide the batch are left out. evidence,
     dataset: the user's own accuracies, and which of their data sets it is about (see `planner.estimates`). device:
-    whose roofline time a step takes.
+    whose roofline time a step takes. images_per_class: labelled images to train with; few are a regime of their own.
+    norm_statistics: of batch norms, for ways that do not say: 'own' (as the method has them), 'running', or both; None
+    is own, and running too where passes are of fewer images than evidence has for batch statistics.
     """
 
     methods: tuple[str | Way, ...] | None = None
@@ -37,6 +40,8 @@ class Axes:
     evidence: tuple[Row, ...] = ()
     dataset: str | None = None
     device: Device | None = None
+    images_per_class: int | None = None
+    norm_statistics: tuple[str, ...] | None = None
 
     @property
     def carried(self) -> list[tuple[int, Schedule]]:
@@ -44,7 +49,8 @@ class Axes:
 
         Errors: InputError if there are none, or a number is no whole number of 1 or more.
         """
-        for name, values in (("batch", self.batches), ("micro_batch", self.micro_batches), ("blocks", self.blocks)):
+        given = {"batch": self.batches, "micro_batch": self.micro_batches, "blocks": self.blocks}
+        for name, values in (given | {"images_per_class": (self.images_per_class,)}).items():
             for value in values or ():
                 if value is not None:
                     require_count(name, value)
@@ -64,6 +70,10 @@ class Axes:
         given = self.methods
         if given is None:
             given = tuple(name for name, method in METHODS.items() if not method.options)
+        statistics = self.norm_statistics
+        if statistics is None:
+            few = any(schedule.images_per_pass(batch) < LEAST_IMAGES for batch, schedule in self.carried)
+            statistics = ("own", "running") if few else ("own",)
         found: list[Way] = []
         for each in dict.fromkeys(given):
             method = METHODS.find(each.method if isinstance(each, Way) else each)
@@ -71,11 +81,15 @@ class Axes:
                 continue
             if isinstance(each, Way):
                 found.append(each)
-            elif method.takes_blocks:
-                depths = method.depths(graph)
-                found += [way(each, k) for k in (depths if self.blocks is None else self.blocks) if k in depths]
-            else:
-                found.append(way(each))
+                continue
+            depths = [k for k in self.blocks or method.depths(graph) if k in method.depths(graph)]
+            for k in depths if method.takes_blocks else [None]:
+                plain = way(each, k)
+                found += [
+                    way(each, k, {"norm_statistics": which})
+                    for which in statistics
+                    if which != "running" or values_per_norm(graph, plain) is not None
+                ]
         return found
 
 
@@ -90,6 +104,8 @@ def axes(
     evidence: Sequence[Row] = (),
     dataset: str | None = None,
     device: Device | None = None,
+    images_per_class: int | None = None,
+    norm_statistics: OneOrMore[str] | None = None,
 ) -> Axes:
     """Return the axes, each given as one value, a list or a range.
 
@@ -106,6 +122,8 @@ def axes(
         tuple(evidence),
         dataset,
         device,
+        images_per_class,
+        None if norm_statistics is None else several(norm_statistics),
     )
 
 

@@ -14,7 +14,7 @@ from ..estimates.estimated import Estimate
 class Candidate:
     """One way to fine-tune one network: `peak_bytes` of memory in one step and FLOPs of one step.
 
-    `memory_bytes` are the peak's parts by name, `peak` their sum.
+    `memory_bytes` are the peak's parts by name, `peak` their sum. `cannot_train`: why not, empty if it can.
     """
 
     step: Step
@@ -30,6 +30,7 @@ class Candidate:
     recovery: Estimate
     moved_bytes: int = 0
     step_seconds: float | None = None
+    cannot_train: str = ""
 
     @property
     def model(self) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,14 +18,15 @@ from costmodel import (
     Step,
     Way,
     block_count,
+    convolutions,
     price,
     trace,
+    values_per_norm,
 )
 
-from ..estimates.accuracy import estimate
+from ..estimates.accuracy import estimates
 from ..estimates.estimated import Estimate
-from ..estimates.setting import Setting
-from ..evidence.rows import published
+from ..estimates.setting import LEAST_IMAGES, Setting
 from .axes import Axes, OneOrMore, axes, several
 from .candidate import Candidate
 
@@ -34,7 +35,7 @@ from .candidate import Candidate
 class Priced:
     """The candidates of one network: prices in columns, what their indices count, and what to expect of each.
 
-    estimates: by the numbers of way and batch. step_seconds: roofline time, if there is a device.
+    estimates, cannot_train: by the numbers of way and batch. step_seconds: roofline time, if there is a device.
     """
 
     graph: LayerGraph
@@ -43,6 +44,7 @@ class Priced:
     carried: list[tuple[int, Schedule]]
     prices: Prices
     estimates: dict[tuple[int, int], Estimate]
+    cannot_train: dict[tuple[int, int], str]
     step_seconds: np.ndarray | None
 
     def rows(self) -> Iterator[Candidate]:
@@ -62,6 +64,7 @@ class Priced:
                 step, row["peak_bytes"], row["saved_bytes"], memory, layer, phase, row["forward_flops"],
                 row["backward_flops"], row["total_flops"], row["trained_parameters"],
                 self.estimates[row["way"], row["batches"]], row["moved_bytes"], number,
+                self.cannot_train.get((row["way"], row["batches"]), ""),
             )  # fmt: skip
 
 
@@ -103,9 +106,11 @@ def priced_tables(graphs: Iterable[LayerGraph], space: Axes) -> Iterator[Priced]
         columns, seconds = prices.columns, None
         if space.device is not None:
             seconds = space.device.step_seconds(columns["total_flops"], columns["moved_bytes"])
-        converted = set(columns["way"][columns["converted"] == 1].tolist())
+        converted = frozenset(ways[number] for number in np.unique(columns["way"][columns["converted"] == 1]))
+        norms = {way: values for way in ways if (values := values_per_norm(graph, way)) is not None}
         yield Priced(
-            graph, space, ways, carried, prices, _estimates(graph, space, ways, carried, converted), seconds
+            graph, space, ways, carried, prices, _estimates(graph, space, ways, carried, converted, norms),
+            _cannot_train(ways, carried, norms), seconds,
         )  # fmt: skip
     if empty:
         raise _no_way(graphs, space)
@@ -120,22 +125,41 @@ def _no_way(graphs: Sequence[LayerGraph], space: Axes) -> InputError:
     return InputError(f"no network has blocks for {', '.join(names)} at the depths asked for")
 
 
+def _cannot_train(
+    ways: Sequence[Way], carried: Sequence[tuple[int, Schedule]], norms: Mapping[Way, int]
+) -> dict[tuple[int, int], str]:
+    """Return why ways cannot train at batches, by their numbers: of one value there is no variance."""
+    return {
+        (number, place): (
+            "a batch norm would take its mean and variance of a single value per channel; take a larger batch or "
+            "resolution, or the option norm_statistics=running"
+        )
+        for number, way in enumerate(ways)
+        for place, (batch, schedule) in enumerate(carried)
+        if norms.get(way, 2) * schedule.images_per_pass(batch) < 2
+    }
+
+
 def _estimates(
-    graph: LayerGraph, space: Axes, ways: Sequence[Way], carried: Sequence[tuple[int, Schedule]], converted: set[int]
-) -> dict[tuple[int, int], Estimate]:
+    graph: LayerGraph, space: Axes, ways: Sequence[Way], carried: Sequence[tuple[int, Schedule]],
+    converted: frozenset[Way], norms: Mapping[Way, int],
+) -> dict[tuple[int, int], Estimate]:  # fmt: skip
     """Return what to expect of each way at each batch, by their numbers."""
-    count = block_count(graph)
-    has_norm = any(layer.op.endswith("_norm") for layer in graph.layers)
-    told_apart = {row.batch for row in (*published(), *space.evidence)}
+    setting = Setting(
+        graph.model, graph.resolution, None, block_count(graph),
+        any(layer.op.endswith("_norm") for layer in graph.layers), converted,
+        len(convolutions(graph)), space.images_per_class,
+    )  # fmt: skip
+    told_apart = {row.batch for row in space.evidence}
+    known: dict[tuple[int | None, int], list[Estimate]] = {}
     found = {}
-    for number, way in enumerate(ways):
-        known: dict[int | None, Estimate] = {}
-        for place, (batch, _) in enumerate(carried):
-            stated = batch if batch in told_apart else None
-            if stated not in known:
-                setting = Setting(graph.model, graph.resolution, stated, count, has_norm, number in converted)
-                known[stated] = estimate(way, None, setting, own=space.evidence, dataset=space.dataset)
-            found[number, place] = known[stated]
+    for place, (batch, schedule) in enumerate(carried):
+        stated = batch if batch in told_apart else None
+        seen = min(schedule.images_per_pass(batch), LEAST_IMAGES)  # evidence tells no larger ones apart
+        if (stated, seen) not in known:
+            own = replace(setting, batch=stated, images_per_norm=dict.fromkeys(norms, seen))
+            known[stated, seen] = estimates(ways, own, own=space.evidence, dataset=space.dataset)
+        found |= {(number, place): guess for number, guess in enumerate(known[stated, seen])}
     return found
 
 

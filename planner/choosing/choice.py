@@ -1,11 +1,10 @@
 """Priced candidates and limits -> the pick, and what else there is to know.
 
 The pick is the most accurate candidate within the limits; ties go to the cheapest: the least peak memory, then the
-fewest FLOPs, then the fewest trained parameters. Accuracy is that on the user's data where their evidence gives it to
-every candidate of known recovery, else recovery.
+fewest FLOPs, then the fewest trained parameters. What accuracy means says `scale`.
 
-A candidate of unknown accuracy is picked only where none of known accuracy fits. Of those that differ in the
-micro-batch alone only the largest that fits counts: accuracies are observed with whole batches.
+What cannot train is no candidate. One of unknown accuracy is picked only where none of known accuracy fits. Of those
+that differ in the micro-batch alone only the largest that fits counts: accuracies are observed with whole batches.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 from costmodel import InfeasibleError
 from costmodel.units import format_bytes
 
+from ..estimates.setting import LEAST_IMAGES
 from .candidate import Candidate
 from .objectives import DEFAULT, OBJECTIVES, frontier, keeps
 from .scale import TIE, Scale, scale_of
@@ -33,9 +33,9 @@ class Choice:
     that lacks the fewest bytes. best_unfit: of those, the one that promises most. cheaper: the best of the frontier
     that take less memory and promise less. faster: the most promising that takes at most 0.8 of the pick's FLOPs per
     image. safer: the one with the highest low end, if that is above the pick's. rivals: those that fit and could be
-    more accurate than the pick, the one that could be best first: their intervals overlap; of two that were measured,
-    the interval of their difference holds 0. best_per_model: the best that fits of each network, if there are several.
-    unknown: those that fit, whose accuracy has no basis.
+    more accurate than the pick by more than a tolerance, the one that could be best first: so far reaches the interval
+    of their difference. best_per_model: the best that fits of each network, if there are several. unknown: those that
+    fit, whose accuracy has no basis. untrainable: those that cannot train, and are no candidates.
     """
 
     limits: dict[str, float]
@@ -51,6 +51,7 @@ class Choice:
     unknown: tuple[Candidate, ...]
     fitting: tuple[Candidate, ...]
     candidates: tuple[Candidate, ...]
+    untrainable: tuple[Candidate, ...]
 
     @property
     def ram_bytes(self) -> float | None:
@@ -61,8 +62,12 @@ class Choice:
 def pick(priced: Sequence[Candidate], limits: Mapping[str, float] | int, objectives: Sequence[str] = DEFAULT) -> Choice:
     """Return the pick among priced candidates; limits: by objective, or a number of bytes.
 
-    Errors: InfeasibleError if none fits.
+    Errors: InfeasibleError if none fits, or none can train.
     """
+    untrainable = tuple(candidate for candidate in priced if candidate.cannot_train)
+    priced = [candidate for candidate in priced if not candidate.cannot_train]
+    if not priced:
+        raise InfeasibleError(f"nothing can train here: {untrainable[0].label}: {untrainable[0].cannot_train}")
     limits = limits if isinstance(limits, Mapping) else {"memory": limits}
     fits = _in_largest_passes(candidate for candidate in priced if keeps(candidate, limits))
     if not fits:
@@ -90,11 +95,12 @@ def pick(priced: Sequence[Candidate], limits: Mapping[str, float] | int, objecti
         tuple(cheaper[:CHEAPER_SHOWN]),
         best(light, scale) if light and (best(light, scale).recovery.value or 0) > 0 else None,
         safer if scale.knows(chosen) and scale.interval(safer)[0] > low + TIE else None,
-        tuple(sorted(rivals, key=lambda c: (-scale.interval(c)[1], _order(c, scale)))),
+        tuple(sorted(rivals, key=lambda c: (-scale.reach(c, chosen), _order(c, scale)))),
         tuple(per_model) if len(models) > 1 else (),
         tuple(candidate for candidate in fits if not scale.knows(candidate)),
         tuple(fits),
         tuple(priced),
+        untrainable,
     )
 
 
@@ -110,11 +116,19 @@ def _in_largest_passes(fitting: Iterable[Candidate]) -> list[Candidate]:
 
 
 def best(fitting: Sequence[Candidate], scale: Scale) -> Candidate:
-    """Return the cheapest of those that tie with the one that promises most, and with every measured better one."""
+    """Return the cheapest of those that tie with the one that promises most.
+
+    Of batches that evidence has, where any of these fits: what smaller ones do to the accuracy nobody observed.
+    """
+    fitting = [candidate for candidate in fitting if scale.knows(candidate) and is_observed(candidate)] or fitting
     top = min(fitting, key=lambda candidate: _order(candidate, scale))
-    above = [top, *(candidate for candidate in fitting if scale.runs(candidate))]
-    tied = (c for c in fitting if all(scale.tied(c, t) for t in above if scale.value(t) >= scale.value(c)))
+    tied = (candidate for candidate in fitting if scale.tied(candidate, top))
     return min(tied, key=lambda candidate: (*_cost(candidate), -scale.value(candidate)))
+
+
+def is_observed(candidate: Candidate) -> bool:
+    """Whether accuracies were observed with such batches, by others or by the user."""
+    return candidate.batch >= LEAST_IMAGES or candidate.recovery.accuracy_percent is not None
 
 
 def _cost(candidate: Candidate) -> tuple[int, int, int]:

@@ -61,6 +61,8 @@ def _frame(table: Priced) -> pandas.DataFrame:
     expected = {id(each): each for each in of_each}  # most batches share one
     number = {key: number for number, key in enumerate(expected)}
     which = np.array([number[id(each)] for each in of_each])[way * len(table.carried) + place]
+    why = [table.cannot_train.get((w, b), "") for w in range(len(table.ways)) for b in range(len(table.carried))]
+    reasons = list(dict.fromkeys(why))
     frame: dict[str, Any] = {
         "model": same(graph.model),
         "method": texts([each.method for each in table.ways], way),
@@ -79,6 +81,7 @@ def _frame(table: Priced) -> pandas.DataFrame:
         "peak_phase": texts([phase for phase, _ in table.prices.places], columns["place"]),
         **{name: columns[name] for name in ("forward_flops", "backward_flops", "total_flops", "trained_parameters",
                                             "moved_bytes")},
+        "cannot_train": texts(reasons, np.array([reasons.index(each) for each in why])[way * len(table.carried) + place]),
         **({} if table.step_seconds is None else {"step_seconds": table.step_seconds}),
     }  # fmt: skip
     for field in Estimate.reported():
@@ -113,6 +116,7 @@ def to_frame(priced: Sequence[Candidate]) -> pandas.DataFrame:
     frame = pandas.DataFrame(rows)
     numbers = ["recovery", "recovery_low", "recovery_high"]
     numbers += ["accuracy_percent", "accuracy_low_percent", "accuracy_high_percent"]
+    numbers += ["recovery_typical_percent", "recovery_expected_percent"]
     return frame.astype({"blocks": "Int64", **dict.fromkeys(numbers, float)})
 
 

@@ -72,6 +72,13 @@ OBJECTIVES: Table[Objective] = Table("objective", (
             lambda n: f"{n:.3g} %",
             True,
         ),
+        Objective(
+            "typical",
+            "expected accuracy on a typical data set in percent, by which networks are compared",
+            lambda c: _number(c.recovery.typical_percent),
+            lambda n: f"{n:.3g} %",
+            True,
+        ),
     )
 ))  # fmt: skip
 

@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from costmodel.units import format_bytes, format_count
 
+from ..estimates.anchored import FULL, LAST
+from ..estimates.setting import LEAST_IMAGES
+from ..evidence.rows import imagenet_top1
 from .candidate import Candidate
-from .choice import Choice, best
+from .choice import Choice, best, is_observed
 from .objectives import OBJECTIVES, keeps
-from .scale import TIE
+from .scale import TIE, TOLERANCE
 
-ACROSS_MODELS = (
-    "recovery is relative to each network's own full fine-tuning: networks are compared by how much of its own "
-    "potential each reaches. How accurate full fine-tuning of each is on your data is not known here; a network at 0.8 "
-    "may be more accurate than another at 1.0"
+NOT_RANKED = (
+    "recovery is relative to each network's own full fine-tuning, and the accuracy of these networks on ImageNet is "
+    "not known here: they are listed, not ranked; one at 0.8 may be more accurate than another at 1.0"
 )
+_SHOWN = 4  # of a list; the others are counted
 # What is named where candidates differ in it, and how.
 _NAMED: dict[str, Callable[[Candidate], object]] = {
     "batch": lambda candidate: candidate.batch,
@@ -109,12 +112,12 @@ class _Sentences:
         top = min(answer.fitting, key=lambda candidate: (-scale.value(candidate), candidate.peak_bytes))
         if scale.value(top) <= scale.value(chosen) + TIE:
             return f"{self.name(chosen)} promises the most ({scale.text(scale.value(chosen))}) of the {fit}{spare}"
-        why = "each one's value lies in the other's interval"
-        if measured := scale.difference(top, chosen) or scale.runs(top):
-            why = f"{scale.gain(top, chosen)}, with a standard error of {measured.standard_error:.1f}"
+        why = scale.gain(top, chosen)
+        if apart := scale.difference(top, chosen):
+            why += f", with a standard error of {apart.standard_error:.1f} points"
         return (
-            f"{self.name(chosen)} is the cheapest of those that tie with the most promising of the {fit}, "
-            f"{self.name(top)} ({scale.text(scale.value(top))}): {why}{spare}"
+            f"{self.name(chosen)} is the cheapest of those that promise within {TOLERANCE} points of the best of the "
+            f"{fit}, {self.name(top)} ({scale.text(scale.value(top))}): {why}{spare}"
         )
 
     def better(self) -> Iterator[str]:
@@ -162,22 +165,75 @@ class _Sentences:
 def notes(answer: Choice) -> Iterator[str]:
     """Yield what is not known, and what to measure to become sure."""
     scale, chosen, name = answer.scale, answer.chosen, namer(answer.candidates)
-    if len({candidate.model for candidate in answer.candidates}) > 1 and scale.name == "recovery":
-        yield ACROSS_MODELS
-    if chosen.micro_batch < chosen.batch:
+    yield from _between_models(answer)
+    if said := _no_gap(chosen):
+        yield said
+    if not is_observed(chosen) and scale.knows(chosen):
         yield (
-            f"norms with batch statistics see the images of one micro-batch ({chosen.micro_batch}); the accuracies "
-            "that the estimate rests on are of whole batches"
+            f"accuracies were observed with batches of {LEAST_IMAGES} and more; that {chosen.batch} reach the same is "
+            "an assumption"
         )
+    if answer.untrainable:
+        ways = list(dict.fromkeys(name(candidate, with_model=False) for candidate in answer.untrainable))
+        yield f"cannot train: {_listed(ways)}: {answer.untrainable[0].cannot_train}"
     if not scale.knows(chosen):
         yield f"nothing of known accuracy fits; {name(chosen)} is the cheapest, not the most accurate"
     elif answer.rivals:
         yield (
-            f"{len(answer.rivals)} other candidates that fit could be more accurate than the pick: their order is "
-            "expected, not certain"
+            f"{_count(len(answer.rivals), 'other candidate')} that fit could be more accurate than the pick by more "
+            f"than {TOLERANCE} points: their order is expected, not certain"
         )
-        ends = "" if scale.name == "accuracy" else ", and last and full, which turn recovery into accuracy"
+        ends = "" if scale.name == "accuracy" else ", and last and full, which tell how much there is to gain"
         yield f"to become sure, measure {name(chosen)} and {name(answer.rivals[0])} on your data{ends}"
-    unknown = list(dict.fromkeys(candidate.label for candidate in answer.unknown))
-    if unknown and scale.knows(chosen):
-        yield f"{len(unknown)} ways that fit have no known accuracy and were not considered: {', '.join(unknown)}"
+    for reason, unknown in _unknown(answer).items():
+        if scale.knows(chosen):
+            yield f"not considered, though they fit, their accuracy being unknown: {_listed(unknown)}: {reason}"
+
+
+def _unknown(answer: Choice) -> dict[str, list[str]]:
+    """Return the names of those that fit and whose accuracy is unknown, by the reason."""
+    found: dict[str, list[str]] = {}
+    for candidate in answer.unknown:
+        guess = candidate.recovery
+        reason = guess.rests_on if guess.kind == "unknown" else "the network's accuracy on ImageNet is not known here"
+        label = candidate.model if guess.kind != "unknown" else candidate.label
+        names = found.setdefault(reason, [])
+        if label not in names:
+            names.append(label)
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as text, the first few of many; none of them has a semicolon."""
+    return "; ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _between_models(answer: Choice) -> Iterator[str]:
+    """Yield what a choice between networks, or resolutions, rests on."""
+    models = list(dict.fromkeys(candidate.model for candidate in answer.candidates))
+    if answer.scale.name == "typical":
+        known = {model: top1 for model in models if (top1 := imagenet_top1().get(model)) is not None}
+        shown = ", ".join(f"{short_names(known)[model]} {top1:.1f} %" for model, top1 in known.items())
+        yield (
+            f"networks and resolutions are compared on a typical data set, by the accuracy on ImageNet ({shown}), "
+            "whose logit carries over to other data sets: Kornblith, Shlens, Le, CVPR 2019. On your data the order "
+            "may be another; measure last and full of each to know"
+        )
+    elif len(models) > 1 and answer.scale.name == "recovery":
+        yield NOT_RANKED
+
+
+def _no_gap(chosen: Candidate) -> str:
+    """Return that training more is not expected to help, where last and full were measured and say so."""
+    believed = chosen.recovery.believed
+    if chosen.recovery.accuracy_percent is None or believed is None or believed.expected.training_more_helps:
+        return ""
+    points, error = believed.expected.difference(FULL, LAST)
+    return (
+        f"training more than the last layer is not expected to help on this data: full is expected {points:+.1f} points "
+        f"above last, with a standard error of {error:.1f}"
+    )

@@ -9,6 +9,8 @@ from typing import Any
 from costmodel import InputError, price, whole_step
 from costmodel.units import format_bytes
 
+from ..estimates.runs import data_set, unused
+from ..estimates.setting import Setting
 from .axes import axes
 from .candidate import Candidate
 from .candidates import price_all, trace_all
@@ -25,12 +27,13 @@ class Recommendation(Choice):
     """The pick, with the reasons and the plan.
 
     plan: the pick, to be saved and applied; largest_batch: the most images per pass within the limits, all else as in
-    the pick (both None where only prices were given). trace_notes: what the tracer could not follow.
+    the pick (both None where only prices were given). further_notes: what evidence does not apply, and what the tracer
+    could not follow.
     """
 
     plan: Plan | None = None
     largest_batch: int | None = None
-    trace_notes: tuple[str, ...] = ()
+    further_notes: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -47,7 +50,7 @@ class Recommendation(Choice):
     @property
     def notes(self) -> tuple[str, ...]:
         """What the numbers must not be read as, and what to measure."""
-        return (*notes(self), *self.trace_notes)
+        return (*notes(self), *self.further_notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
@@ -57,7 +60,7 @@ class Recommendation(Choice):
                 return value.to_dict()
             return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-        names = [name for name in self.__dataclass_fields__ if name not in ("scale", "fitting", "plan", "trace_notes")]
+        names = [name for name in self.__dataclass_fields__ if name not in ("scale", "fitting", "plan", "further_notes")]
         return {
             "plan": self.plan and self.plan.model_dump(),
             "compared_by": self.scale.name,
@@ -94,7 +97,9 @@ def recommend(
     graphs = trace_all(models, resolution, classes)
     space = axes(batch=batch, optimizer=optimizer, accounting=accounting, **more)
     answer = choose(price_all(graphs, space), kept, objectives)
-    return _with_plan(answer, [f"{graph.model}: {note}" for graph in graphs for note in graph.notes])
+    settings = [Setting(graph.model, graph.resolution, each) for graph in graphs for each in space.batches]
+    about = unused(space.evidence, data_set(space.evidence, space.dataset), settings)
+    return _with_plan(answer, [*about, *(f"{graph.model}: {note}" for graph in graphs for note in graph.notes)])
 
 
 def _with_plan(answer: Recommendation, notes: Sequence[str]) -> Recommendation:
@@ -103,7 +108,7 @@ def _with_plan(answer: Recommendation, notes: Sequence[str]) -> Recommendation:
         answer,
         plan=Plan.of(chosen),
         largest_batch=None if answer.ram_bytes is None else _largest_batch(chosen, answer.ram_bytes),
-        trace_notes=tuple(notes),
+        further_notes=tuple(notes),
     )
 
 

@@ -1,37 +1,50 @@
-"""How two candidates are compared by what is expected of them: who ties, who may win.
+"""How two candidates are compared by what is expected of them: in points, with what their estimates have in common.
 
-Two candidates tie if each one's value lies in the other's interval: then which is more accurate is not known. Two
-estimates of the same origin (one curve, one table and network) share their error, so their order is trusted. Of what
-was measured on the user's data more is known: two measured ones tie if their difference is within its standard error.
-An unmeasured candidate ties with a measured one that promises more only if the gap is within the measured one's
-standard error: that little is known of it is no reason to take it.
+What is expected of ways on one data set is known together (`estimates.anchored`): two that resemble each other move
+together, so that a difference has an error of its own, mostly smaller than theirs. A candidate that promises at most
+TOLERANCE less than the best is as good, and the cheaper one is taken.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..estimates.intervals import Difference
-from ..estimates.runs import Measured, difference
+from ..estimates.backbones import NETWORK_DEVIATION
+from ..estimates.estimated import Estimate
+from ..estimates.intervals import Z95, Difference
+from ..estimates.logits import per_point
 from .candidate import Candidate
 
 TIE = 1e-9
+# Points of accuracy that nobody would pay memory for. Assumption: half of what one run scatters (0.3 to 1.3 points;
+# `estimates.observations`).
+TOLERANCE = 0.25
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How candidates are compared: by 'accuracy' in percent, or by 'recovery'."""
+    """How candidates are compared.
+
+    name: 'accuracy', on the user's data; 'recovery', of one network at one resolution; 'typical', between networks, the
+    accuracy on a typical data set as their accuracy on ImageNet leads to expect.
+    """
 
     name: str
 
     def value(self, candidate: Candidate) -> float:
         """Return what is expected; below every known value if it is unknown."""
         guess = candidate.recovery
-        value = guess.accuracy_percent if self.name == "accuracy" else guess.value
+        value = guess.value if self.name == "recovery" else self.percent(candidate)
         return -np.inf if value is None else value
+
+    def percent(self, candidate: Candidate) -> float | None:
+        """Return the accuracy that candidates are compared by, in percent; None if it is unknown."""
+        guess = candidate.recovery
+        return guess.typical_percent if self.name == "typical" else guess.expected_percent
 
     def interval(self, candidate: Candidate) -> tuple[float, float]:
         """Return the ends of the interval; of an unknown one no number."""
@@ -41,6 +54,9 @@ class Scale:
         ends = guess.low, guess.high
         if self.name == "accuracy":
             ends = guess.accuracy_low_percent, guess.accuracy_high_percent
+        elif self.name == "typical":
+            value, half = self.value(candidate), Z95 * _error(guess, self.value(candidate))
+            ends = max(value - half, 0.0), min(value + half, 100.0)
         low, high = ends
         assert low is not None and high is not None  # what is known has an interval
         return low, high
@@ -53,57 +69,65 @@ class Scale:
         """Return a value as text; a recovery below 1 never reads as 1."""
         if value == -np.inf:
             return "unknown"
-        if self.name == "accuracy":
+        if self.name != "recovery":
             return f"{value:.1f} %"
         return ">0.999" if 0.9995 <= value < 1 - TIE else f"{value:.3f}"
 
     def gain(self, more: Candidate, less: Candidate) -> str:
         """Return how much more one promises than the other."""
         difference = self.value(more) - self.value(less)
-        return f"{difference:+.1f} points" if self.name == "accuracy" else f"{difference:+.3f} of recovery"
+        return f"{difference:+.3f} of recovery" if self.name == "recovery" else f"{difference:+.1f} points"
 
     def kind(self, candidate: Candidate) -> str:
         """Return what the value is: measured, interpolated, prior ..."""
         guess = candidate.recovery
         return guess.accuracy_kind if self.name == "accuracy" else guess.kind
 
-    def runs(self, candidate: Candidate) -> Measured | None:
-        """Return the user's own whole runs of the candidate, if the scale is that of what they measured."""
-        found = candidate.recovery.runs if self.name == "accuracy" else None
-        return found if found and not found.stopped else None
-
     def difference(self, one: Candidate, other: Candidate) -> Difference | None:
-        """Return how much more accurate one was than the other; None unless both were measured."""
-        ours, theirs = self.runs(one), self.runs(other)
-        return difference(ours, theirs) if ours and theirs else None
+        """Return by how many points one is expected above the other; None if one is unknown."""
+        ours, theirs = self.percent(one), self.percent(other)
+        if ours is None or theirs is None:
+            return None
+        a, b = one.recovery.believed, other.recovery.believed
+        if a is not None and b is not None and a.expected is b.expected:
+            error = a.expected.difference(a.number, b.number)[1]
+        else:
+            error = math.hypot(_error(one.recovery, ours), _error(other.recovery, theirs))
+        return Difference(ours - theirs, error, Z95 * error)
 
     def tied(self, candidate: Candidate, top: Candidate) -> bool:
         """Whether a candidate counts as equally accurate as the most promising one."""
-        value, most = self.value(candidate), self.value(top)
-        if most - value <= TIE or most == value:
+        if self.value(candidate) == self.value(top):
             return True
-        if not (self.knows(candidate) and self.knows(top)):
-            return False
-        if measured := self.difference(top, candidate):
-            return measured.is_tie
-        if measured := self.runs(top):
-            return most - value <= measured.standard_error
-        origins = {(each.model, each.recovery.source, self.kind(each)) for each in (candidate, top)}
-        if len(origins) == 1 and self.kind(top) == "prior":
-            return False
-        (low, high), (least, best_case) = self.interval(candidate), self.interval(top)
-        return least <= value <= best_case and low <= most <= high
+        ours, most = self.percent(candidate), self.percent(top)
+        return ours is not None and most is not None and most - ours <= TOLERANCE
 
     def may_win(self, rival: Candidate, chosen: Candidate) -> bool:
         """Whether a rival could be more accurate than the pick."""
-        if not (self.knows(rival) and self.knows(chosen)):
-            return self.knows(rival)
-        if measured := self.difference(rival, chosen):
-            return measured.value > 0 or measured.is_open
-        return self.interval(rival)[1] >= self.interval(chosen)[0]
+        return self.reach(rival, chosen) > TOLERANCE
+
+    def reach(self, rival: Candidate, chosen: Candidate) -> float:
+        """Return by how many points a rival could be above the pick: the upper end of the 90 % interval."""
+        found = self.difference(rival, chosen)
+        if found is None:
+            return np.inf if self.knows(rival) and not self.knows(chosen) else -np.inf
+        return found.value + found.half
+
+
+def _error(guess: Estimate, percent: float) -> float:
+    """Return the standard error of an expected accuracy, in points; of one network about what its top-1 says, too."""
+    if guess.believed is None:
+        known = guess.known_accuracy
+        return 0.0 if known is None else (known.high - known.low) / (2 * Z95)
+    expected, number = guess.believed.expected, guess.believed.number
+    return math.hypot(expected.deviation(number), NETWORK_DEVIATION) / float(per_point(percent))
 
 
 def scale_of(priced: Iterable[Candidate]) -> Scale:
     """Return the scale on which candidates can be compared."""
-    known = [candidate.recovery for candidate in priced if candidate.recovery.value is not None]
-    return Scale("accuracy" if known and all(guess.accuracy_percent is not None for guess in known) else "recovery")
+    known = [candidate for candidate in priced if candidate.recovery.expected_percent is not None]
+    if known and all(candidate.recovery.accuracy_percent is not None for candidate in known):
+        return Scale("accuracy")
+    places = {(candidate.model, candidate.resolution) for candidate in known}
+    ranked = any(candidate.recovery.typical_percent is not None for candidate in known)
+    return Scale("typical" if len(places) > 1 and ranked else "recovery")

@@ -40,14 +40,12 @@ from .logits import percent
 from .model import Model, Place, family_of, model_of, model_with, published_model
 from .observations import gaps, sampling_points, seed_points
 from .runs import Measured, data_set, elsewhere, measured_runs
-from .setting import Setting
+from .setting import LEAST_IMAGES, Setting
 from .terms import Terms, terms
 
 __all__ = ["Estimate", "Setting", "data_set", "estimate", "estimates"]
 
 _Z90 = 1.645  # Source: the normal distribution, 95th percentile
-# Source: the smallest batch of the published rows of methods with batch statistics (TinyTL, MobileTL: 8).
-LEAST_IMAGES_PER_NORM = 8
 # Standard deviation, in logits, for each doubling of the resolution by which a run of the user's own is away. Source:
 # Cars by TinyTL, last and full at 96 to 320 pixels (Figure 3, Table 2): 0.7 to 0.9 logits for each doubling.
 RESOLUTION_LOGITS = 0.8
@@ -139,19 +137,19 @@ class _Question:
             if found is not None and self.model.knows(found):
                 break
         else:
-            return f"no published accuracy of {way.label!r} next to the last layer only and full fine-tuning"
+            return "no accuracy of such a way was published, next to those of the last layer only and of everything"
         if way in setting.converted:
             return (
-                f"{way.method!r} changes what {setting.model} computes (group norm, standardised weights), so that its "
+                "the method changes what the network computes (group norm, standardised weights), so that its "
                 "pre-training does not hold; published for networks that were pre-trained so"
             )
         if method is not None and method.needs_norm and not setting.has_norm:
-            return f"no published network without norm layers was trained by {method.name!r}"
-        seen = setting.images_per_norm.get(way, LEAST_IMAGES_PER_NORM)
-        if seen < LEAST_IMAGES_PER_NORM:
+            return "no published network without norm layers was trained so"
+        seen = setting.images_per_norm.get(way, LEAST_IMAGES)
+        if seen < LEAST_IMAGES:
             return (
-                f"its norms take their statistics from {seen} image{'s' if seen > 1 else ''} at once; published are "
-                f"{LEAST_IMAGES_PER_NORM} and more. Take larger batches, or the option norm_statistics=running"
+                f"norms take their statistics from fewer than {LEAST_IMAGES} images at once, which nobody observed; "
+                "take larger batches, or the option norm_statistics=running"
             )
         return found
 

@@ -69,6 +69,10 @@ class Expected:
         covariance = self.covariance[np.ix_([one, other], [one, other])]
         return float(values[0] - values[1]), float(np.sqrt(max(slopes @ covariance @ slopes, 0.0)))
 
+    def deviation(self, number: int) -> float:
+        """Return the standard deviation of a way's logit."""
+        return float(np.sqrt(self.covariance[number, number]))
+
     @property
     def training_more_helps(self) -> bool:
         """Whether full is above last by more than the 90 % interval of that."""

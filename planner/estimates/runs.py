@@ -17,6 +17,7 @@ both. Their difference has a standard error of its own (`difference`), from the 
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -100,6 +101,26 @@ def elsewhere(own: Sequence[Row], dataset: str | None, setting: Setting) -> list
         row for row in own
         if row.dataset == dataset and is_of_network(row, setting) and not concerns(row, setting)
     ]  # fmt: skip
+
+
+def unused(own: Sequence[Row], dataset: str | None, settings: Sequence[Setting]) -> list[str]:
+    """Return which of the user's rows do not tell of these networks and resolutions as they are, and why."""
+    found: dict[str, int] = {}
+    names = sorted({name for each in settings for name in (each.model, each.name)})
+    for row in own:
+        reason = ""
+        if row.dataset != dataset:
+            reason = f"of the data set {row.dataset!r}"
+        elif not any(is_of_network(row, each) for each in settings):
+            near = difflib.get_close_matches(row.model, names, n=1)
+            reason = f"of the network {row.model!r}" + (f" (is {near[0]} meant?)" if near else "")
+        elif not any(concerns(row, each) for each in settings):
+            reason = (
+                f"at {row.resolution or 'any'} pixels, batch {row.batch or 'any'}: they tell less, and widen intervals"
+            )
+        if reason:
+            found[reason] = found.get(reason, 0) + 1
+    return [f"{count} of {len(own)} rows of your evidence are {reason}" for reason, count in found.items()]
 
 
 def measured_runs(own: Sequence[Row], dataset: str | None, setting: Setting) -> dict[Way, Measured]:

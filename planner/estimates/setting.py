@@ -9,6 +9,9 @@ from costmodel import Way
 
 from ..evidence.rows import is_few
 
+# Source: the smallest batch of the published accuracies (TinyTL, MobileTL: 8).
+LEAST_IMAGES = 8
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from costmodel import METHODS, Way
+from costmodel import METHODS, Way, anchor
 
 from .setting import Setting
 
@@ -49,14 +49,16 @@ def terms(way: Way, setting: Setting) -> Terms | None:
     method = METHODS.get(way.method)
     if method is None:
         return Terms(0.0, ((way.method, 1.0),), 1.0, False, way.method) if way.trained is None else None
-    if method.anchor is not None:
-        return ANCHORS[method.anchor]
+    if way == anchor("last") or way == anchor("full"):
+        return ANCHORS[way.method]
     running = (("running statistics", 1.0),) if RUNNING in way.options else ()
     depth, most = way.blocks, setting.block_count
     if method.depth_option:
         depth, most = dict(way.options)[method.depth_option], setting.convolution_count
         if not most:
             return None
+    elif method.anchor is not None:
+        return Terms(ANCHORS[method.anchor].offset, running, 0.0, False, method.name)
     elif not method.takes_blocks:
         return Terms(0.0, ((method.name, 1.0), *running), 1.0, False, method.name)
     if not isinstance(depth, int) or not 1 <= depth <= most:

@@ -20,6 +20,8 @@ from ..choosing.scale import Scale, scale_of
 from ..devices.device import Device, device, device_names
 from ..estimates.validation import LeftOut, summaries
 
+_WORST = 6
+
 if TYPE_CHECKING:
     from ..choosing.candidate import Candidate
 
@@ -154,42 +156,31 @@ def show_recommendation(answer: Recommendation, target: Device | None) -> None:
 
 
 def show_left_out(found: list[LeftOut]) -> None:
-    """Print the error on each data set that was left out."""
-    title = "each data set left out: predicted, true, and the error"
+    """Print how far off the predictions are, by what was left out, and those that are furthest off."""
+    title = "left out and predicted, given last and full: mean absolute error and 90 % interval"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("method", "network", "data set"):
+    for name in ("left out", "method"):
         table.add_column(name, no_wrap=True)
-    for name in ("recovery", "true", "error", "top-1 %", "true", "error", "90 % interval"):
+    for name in ("predictions", "error, points", "held", "width, points"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for one in found:
-        guess = one.predicted
+    for one in summaries(found):
         table.add_row(
-            one.method,
-            f"{one.model}, unseen" if one.unseen else one.model,
-            one.dataset,
-            f"{guess.value:.2f}",
-            f"{one.recovery:.2f}",
-            f"{one.recovery_error:+.2f}",
-            f"{guess.accuracy_percent:.1f}",
-            f"{one.top1_percent:.1f}",
-            f"{one.points_error:+.1f}",
-            f"{guess.accuracy_low_percent:.1f} to {guess.accuracy_high_percent:.1f}",
-            "" if one.covered else "missed",
-        )
+            one.left_out, one.name, f"{one.count}", f"{one.points_error:.1f}", f"{100 * one.coverage:.0f} %",
+            f"{one.width:.1f}", style="bold" if one.name == "all" else "",
+        )  # fmt: skip
     out = console()
     out.print(table)
+    worst = sorted((one for one in found if not one.covered), key=lambda one: -abs(one.points_error))[:_WORST]
     out.print(
-        _bullets(
-            [
-                f"{one.name}: {one.count} predictions, mean absolute error {one.recovery_error:.2f} of recovery, "
-                f"{one.points_error:.1f} points; {one.covered} ({100 * one.coverage:.0f} %) lie in the 90 % interval, "
-                f"{one.recovery_covered} of the recoveries in theirs"
-                for one in summaries(found)
-            ]
-            + ["the curve over depth rests on one number alone: nothing can be left out, so its error is not known"]
-        )
-    )
+        f"[bold]furthest off of {sum(not one.covered for one in found)} that their intervals do not hold[/bold]",
+        _bullets([
+            f"{one.way.label} on {one.cell.dataset}, {one.cell.model}, without its {one.left_out}: expected "
+            f"{one.interval.value:.1f} % ({one.interval.low:.1f} to {one.interval.high:.1f}), observed "
+            f"{one.top1_percent:.1f} %"
+            for one in worst
+        ]),
+        sep="\n",
+    )  # fmt: skip
 
 
 def show_devices() -> None:

@@ -68,6 +68,14 @@ def _space(
     dataset: Annotated[
         str | None, typer.Option(help="Which data set of --evidence it is about, if there are several.")
     ] = None,
+    images_per_class: Annotated[
+        int | None, typer.Option(help="Labelled images to train with; with 20 or fewer other accuracies are expected.")
+    ] = None,
+    norm_statistics: Annotated[
+        str | None,
+        typer.Option(help="Of batch norms: own (as the method has them), running, or own,running. Default: own, and "
+                     "running too where passes are of fewer than 8 images."),
+    ] = None,
 ) -> dict[str, Any]:
     """Return what `planner.candidates` takes beside the models."""
     from ..evidence.loading import load_all
@@ -84,6 +92,8 @@ def _space(
         "accounting": accounting,
         "evidence": load_all(evidence or ()),
         "dataset": dataset,
+        "images_per_class": images_per_class,
+        "norm_statistics": names(norm_statistics),
     }
 
 
