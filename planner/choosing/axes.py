@@ -27,7 +27,7 @@ class Axes:
     dataset: the user's own accuracies, and which of their data sets it is about (see `planner.estimates`). device:
     whose roofline time a step takes. images_per_class: labelled images to train with; few are a regime of their own.
     norm_statistics: of batch norms, for ways that do not say: 'own' (as the method has them), 'running', or both; None
-    is own, and running too where passes are of fewer images than evidence has for batch statistics.
+    is own, and running too where all passes are of fewer images than evidence has for batch statistics.
     """
 
     methods: tuple[str | Way, ...] | None = None
@@ -72,7 +72,7 @@ class Axes:
             given = tuple(name for name, method in METHODS.items() if not method.options)
         statistics = self.norm_statistics
         if statistics is None:
-            few = any(schedule.images_per_pass(batch) < LEAST_IMAGES for batch, schedule in self.carried)
+            few = all(schedule.images_per_pass(batch) < LEAST_IMAGES for batch, schedule in self.carried)
             statistics = ("own", "running") if few else ("own",)
         found: list[Way] = []
         for each in dict.fromkeys(given):

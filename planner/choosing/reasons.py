@@ -14,10 +14,10 @@ from .choice import Choice, best, is_observed
 from .objectives import OBJECTIVES, keeps
 from .scale import TIE, TOLERANCE
 
-NOT_RANKED = (
-    "recovery is relative to each network's own full fine-tuning, and the accuracy of these networks on ImageNet is "
-    "not known here: they are listed, not ranked; one at 0.8 may be more accurate than another at 1.0"
+RELATIVE = (
+    "recovery is relative to each network's own full fine-tuning: one at 0.8 may be more accurate than another at 1.0"
 )
+NOT_RANKED = f"{RELATIVE}. These networks' accuracy on ImageNet is not known here, so that they are listed, not ranked"
 _SHOWN = 4  # of a list; the others are counted
 # What is named where candidates differ in it, and how.
 _NAMED: dict[str, Callable[[Candidate], object]] = {

@@ -36,7 +36,7 @@ from ..evidence.rows import Row, named_way
 from .anchored import FULL, LAST, Expected, Level, expect
 from .backbones import shift
 from .estimated import Believed, Estimate, Kind
-from .logits import percent
+from .logits import logit, per_point, percent
 from .model import Model, Place, family_of, model_of, model_with, published_model
 from .observations import gaps, sampling_points, seed_points
 from .runs import Measured, data_set, elsewhere, measured_runs
@@ -51,6 +51,9 @@ _Z90 = 1.645  # Source: the normal distribution, 95th percentile
 RESOLUTION_LOGITS = 0.8
 # Standard deviation, in logits, of what another batch changes. Assumption: no more than a few points.
 BATCH_LOGITS = 0.1
+# A way that is measured further than so many standard deviations from what last, full and evidence lead to expect tells
+# nothing of the others: its training went wrong, or it is like nothing observed. Assumption.
+_OUTLYING = 4.0
 ENDS = {anchor("last"): LAST, anchor("full"): FULL}
 
 
@@ -112,8 +115,22 @@ class _Question:
             [self.terms[way] for way in among], Place(setting.name, name or "", setting.few_shot)
         )
         self.additive = self.model.components.additive(setting.few_shot)
-        measured = {self.numbers[way]: run for way, run in self.runs.items() if way in self.numbers}
-        self.expected = expect(self.belief, self.additive, self._level(), measured, self.scatter)
+        ends = {number: self.runs[way] for way, number in ENDS.items() if way in self.runs}
+        self.from_ends = self.expected = self._expect(ends)
+        if told := {number: run for way, number in self.numbers.items() if (run := self._told(way))}:
+            self.expected = self._expect(ends | told)
+
+    def _expect(self, measured: Mapping[int, Measured]) -> Expected:
+        return expect(self.belief, self.additive, self._level(), measured, self.scatter)
+
+    def _told(self, way: Way) -> Measured | None:
+        """Return the runs of a way that tell something of others: not so far off that something must have gone wrong."""
+        run, number = self.runs.get(way), self.numbers[way]
+        if run is None or way in ENDS:
+            return None
+        error = math.hypot(run.standard_error, self.scatter) * float(per_point(run.accuracy.value))
+        apart = float(logit(run.accuracy.value)) - float(self.from_ends.logits[number])
+        return run if abs(apart) <= _OUTLYING * math.hypot(self.from_ends.deviation(number), error) else None
 
     def _level(self) -> Level:
         """Return what to expect of last and of the gap: as the user's runs elsewhere say, or as in a typical cell."""
@@ -217,8 +234,10 @@ class _Question:
             accuracy_rests_on=f"your runs of {way.label} ({run.runs}x) on {self.name}: {run.source}",
             accuracy_interval=run.spread, expected_percent=accuracy.value,
         )  # fmt: skip
-        if guess.believed is not None:
-            guess = replace(guess, expected_percent=self.expected.accuracy(guess.believed.number)[0])
+        if way in ENDS or (way in self.terms and self._told(way)):
+            guess = replace(guess, expected_percent=self.expected.accuracy(self.numbers[way])[0])
+        else:
+            guess = replace(guess, believed=None)
         return self._recovery(guess, "measured", f"your runs of {way.label}")
 
     def _predicted(self, guess: Estimate, way: Way) -> Estimate:

@@ -115,8 +115,16 @@ class Model:
 
     def rows_of(self, family: str) -> list[Row]:
         """Return the rows of a method that tell something of its recovery."""
-        told = {(each.cell, each.way) for each in self.seen if each.terms.family == family}
-        return [row for row in self.rows if (row.cell, row.way) in told]
+        return self._rows.get(family, [])
+
+    @cached_property
+    def _rows(self) -> dict[str, list[Row]]:
+        families = {(each.cell, each.way): each.terms.family for each in self.seen}
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if family := families.get((row.cell, row.way)):
+                found.setdefault(family, []).append(row)
+        return found
 
     def typical(self, few_shot: bool) -> Typical:
         """Return what last and full come to in a typical cell of a regime."""

@@ -20,7 +20,7 @@ from costmodel.units import format_bytes, format_count
 
 from ..choosing.candidate import Candidate
 from ..choosing.choice import pick
-from ..choosing.reasons import ACROSS_MODELS
+from ..choosing.reasons import RELATIVE
 from ..choosing.scale import Scale
 from .plots import FILLS, MARKERS, fill, pareto_data, settings, style
 
@@ -193,4 +193,4 @@ def _notes(priced: Sequence[Candidate], models: Sequence[str]) -> Iterator[str]:
         if unknown:
             yield f"Of unknown recovery on {model}, so not drawn, and chosen only where nothing else fits: {unknown}."
     if len(models) > 1:
-        yield f"Note: {ACROSS_MODELS}."
+        yield f"Note: {RELATIVE}."

@@ -74,7 +74,7 @@ def _space(
     norm_statistics: Annotated[
         str | None,
         typer.Option(help="Of batch norms: own (as the method has them), running, or own,running. Default: own, and "
-                     "running too where passes are of fewer than 8 images."),
+                     "running too where all passes are of fewer than 8 images."),
     ] = None,
 ) -> dict[str, Any]:
     """Return what `planner.candidates` takes beside the models."""

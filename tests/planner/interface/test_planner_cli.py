@@ -49,7 +49,7 @@ def test_axes_of_the_command_line_are_those_of_the_api(planner):
         MODEL, batch=[4, 8], micro_batch=[2, 4], optimizer=["sgd", "adam"], resolution=96, frozen_dtype="float16",
         methods=["bias", "blocks"], blocks=[1, 2],
     )  # fmt: skip
-    assert code == 0 and len(expected) == 2 * 2 * 2 * 3
+    assert code == 0 and len(expected) == 2 * 2 * 2 * 5  # blocks with running statistics, too: passes are small
     assert json.loads(text) == [candidate.to_dict() for candidate in expected]
 
 
@@ -76,10 +76,10 @@ def test_a_sweep_holds_the_same_numbers_as_candidates(planner, tmp_path):
             "--optimizer",
             "sgd,adam",
         )
-        assert code == 0 and out.startswith("wrote 232 candidates to ")
+        assert code == 0 and out.startswith("wrote 424 candidates to ")
     first, second = pandas.read_csv(tmp_path / "c.csv"), pandas.read_parquet(tmp_path / "c.parquet")
     assert first["peak_bytes"].tolist() == second["peak_bytes"].tolist()
-    assert (second["peak_bytes"] > 0).all() and len(second) == 232
+    assert (second["peak_bytes"] > 0).all() and len(second) == 424  # with running statistics, too: passes are small
 
 
 def test_a_device_leaves_less_than_its_ram_and_says_so(planner, tmp_path):
@@ -148,8 +148,8 @@ def test_own_evidence_is_used_and_said(planner, tmp_path):
     code, out, _ = planner("recommend", MODEL, "--resolution", "96", "--ram", "26MB", "--evidence", str(path))
     assert (
         "88.0 % (" in out
-        and "measured: your runs of mobiletl, k = 3" in out
-        and "is the cheapest of those that tie" in out
+        and "prior: your runs on mine of last (70 %), full (90 %), mobiletl, k = 3" in " ".join(out.replace("│", " ").split())
+        and "is the cheapest of those that promise within" in out
     )
     path.write_text(path.read_text() + f"{MODEL},norm,,mine,190,2000\n")
     code, out, err = planner("recommend", MODEL, "--ram", "20MB", "--evidence", str(path))
