@@ -26,7 +26,7 @@ class Axes:
     micro_batches: images per pass; None is the whole batch; those that do not divide the batch are left out. evidence,
     dataset: the user's own accuracies, and which of their data sets it is about (see `planner.estimates`). device:
     whose roofline time a step takes. images_per_class: labelled images to train with; few are a regime of their own.
-    norm_statistics: of batch norms, for ways that do not say: 'own' (as the method has them), 'running', or both; None
+    observed: the accuracies of others; those that come with the package if None. norm_statistics: of batch norms, for ways that do not say: 'own' (as the method has them), 'running', or both; None
     is own, and running too where all passes are of fewer images than evidence has for batch statistics.
     """
 
@@ -42,6 +42,7 @@ class Axes:
     device: Device | None = None
     images_per_class: int | None = None
     norm_statistics: tuple[str, ...] | None = None
+    observed: tuple[Row, ...] | None = None
 
     @property
     def carried(self) -> list[tuple[int, Schedule]]:
@@ -106,6 +107,7 @@ def axes(
     device: Device | None = None,
     images_per_class: int | None = None,
     norm_statistics: OneOrMore[str] | None = None,
+    observed: Sequence[Row] | None = None,
 ) -> Axes:
     """Return the axes, each given as one value, a list or a range.
 
@@ -124,6 +126,7 @@ def axes(
         device,
         images_per_class,
         None if norm_statistics is None else several(norm_statistics),
+        None if observed is None else tuple(observed),
     )
 
 

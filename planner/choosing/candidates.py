@@ -158,7 +158,7 @@ def _estimates(
         seen = min(schedule.images_per_pass(batch), LEAST_IMAGES)  # evidence tells no larger ones apart
         if (stated, seen) not in known:
             own = replace(setting, batch=stated, images_per_norm=dict.fromkeys(norms, seen))
-            known[stated, seen] = estimates(ways, own, own=space.evidence, dataset=space.dataset)
+            known[stated, seen] = estimates(ways, own, space.observed, space.evidence, space.dataset)
         found |= {(number, place): guess for number, guess in enumerate(known[stated, seen])}
     return found
 
