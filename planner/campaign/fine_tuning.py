@@ -69,7 +69,8 @@ class Run:
 
     history: (epoch, accuracy in percent) of each evaluation; epochs count from 1. epochs, steps: those that were run.
     stopped: whether `report` ended it early. correct: of each test image, whether the last evaluation had it right.
-    seconds: training and testing, without the memory check. memory: None if it was not checked.
+    seconds: training and testing, without the memory check. memory: None if it was not checked. diverged: whether
+    weights are no finite numbers any more.
     """
 
     history: tuple[tuple[int, float], ...]
@@ -79,6 +80,7 @@ class Run:
     correct: tuple[bool, ...]
     seconds: float
     memory: Memory | None
+    diverged: bool = False
 
     @property
     def accuracy_percent(self) -> float:
@@ -130,7 +132,8 @@ def fine_tune(
                     break
         seconds = time.perf_counter() - start
     steps = epoch * (_length(train) // recipe.batch)
-    return Run(tuple(history), epoch, steps, stopped, correct, seconds, memory)
+    diverged = not all(bool(value.isfinite().all()) for value in network.state_dict().values())
+    return Run(tuple(history), epoch, steps, stopped, correct, seconds, memory, diverged)
 
 
 def train_epochs(network: nn.Module, train: Data, recipe: Recipe) -> Iterator[int]:

@@ -65,6 +65,13 @@ class Folder:
     digest: str
 
     @property
+    def images_per_class(self) -> int:
+        """How many training images a class has on average; of a folder without a split, as many as it would have."""
+        training = [for_training for *_, for_training in self.files if for_training is not False]
+        share = 1.0 if any(training) else 1 - TEST_SHARE
+        return max(1, round(share * len(training) / len(self.classes)))
+
+    @property
     def name(self) -> str:
         """What the data set is called."""
         return self.root.resolve().name

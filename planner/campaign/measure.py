@@ -6,17 +6,21 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 
 from costmodel import CostModelError, LayerGraph, ModelError, Way, block_count, trace
 from costmodel.errors import InputError
@@ -26,11 +30,14 @@ from ..choosing.candidate import Candidate
 from ..choosing.candidates import price_all
 from ..choosing.plan import parameters_digest
 from ..choosing.recommend import Recommendation, choose
+from ..estimates.intervals import Z95
+from ..estimates.observations import sampling_points
 from ..evidence.database import COUNTED, StorageError, shown
 from ..evidence.rows import Row, pack
 from .fine_tuning import Recipe, Run, fine_tune
 from .images import DataSet, list_folder, read_folder
 from .next_trial import SEEDS, Trial, anchors, most_left, next_trial
+from .rates import Rates
 from .storage import Claim, Store, key_of
 from .watch import Watch
 from .weights import Weights, load_weights, make_network
@@ -42,7 +49,8 @@ _RECORDED = ("finetune-planner", "torch", "torchvision", "timm", "optuna")
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run. stopped: it was hopeless and ended early, its accuracy that of its last epoch.
+    """A finished run. stopped: it was hopeless and ended early, its accuracy that of its last epoch. diverged: its
+    weights are no finite numbers any more.
 
     Bytes are those of a whole step; the predicted saved bytes must be the measured ones, and the peaks differ by at
     most 1 % of what a step adds: `memory_agrees`.
@@ -60,6 +68,8 @@ class Finished:
     saved_bytes: int
     measured_saved_bytes: int
     memory_agrees: bool
+    learning_rate: float
+    diverged: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
@@ -72,6 +82,7 @@ class Outcome:
     """What a campaign came to. before, after: what is recommended without its runs, and with them.
 
     ended: why it ended. failed: candidates that could not be trained, with the reason. notes: on data and weights.
+    chance_percent: the accuracy of always naming the test images' largest class.
     """
 
     before: Recommendation
@@ -80,6 +91,16 @@ class Outcome:
     ended: str
     failed: dict[str, str]
     notes: tuple[str, ...]
+    chance_percent: float
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether the pick is better than always naming the largest class, as far as its runs can tell."""
+        runs = [run for run in self.runs if run.way == self.after.chosen.way]
+        if not runs:
+            return True
+        error = sampling_points(self.chance_percent, runs[0].test_images) / math.sqrt(len(runs))
+        return fmean(run.accuracy_percent for run in runs) > self.chance_percent + Z95 * error
 
     @property
     def changed(self) -> bool:
@@ -91,6 +112,8 @@ class Outcome:
         return {
             "ended": self.ended,
             "changed": self.changed,
+            "above_chance": self.above_chance,
+            "chance_percent": self.chance_percent,
             "runs": [run.to_dict() for run in self.runs],
             "failed": self.failed,
             "notes": list(self.notes),
@@ -106,6 +129,7 @@ def measure(
     *,
     weights: str | None = None,
     recipe: Recipe | None = None,
+    rates: Sequence[float] = (),
     trials: int | None = None,
     hours: float | None = None,
     seeds: int = SEEDS,
@@ -117,7 +141,8 @@ def measure(
 ) -> Outcome:
     """Fine-tune candidates on a folder of images until none can take the pick's place any more.
 
-    limits: by objective, as in `recommend`. weights: DEFAULT, a file, or random. trials: of all workers together, at
+    limits: by objective, as in `recommend`. weights: DEFAULT, a file, or random. rates: learning rates to choose among,
+    for each way apart, on a fifth of the training images; the recipe's alone if there are none. trials: of all workers together, at
     most; hours: after which this worker starts no further run; seeds: runs of one candidate, at most. storage: a file
     or a URL. trainer: what trains a candidate, as `fine_tune` does. storage_options: as `storage.Store` takes them.
 
@@ -131,21 +156,23 @@ def measure(
     folder = list_folder(data)
     graph = trace(model, recipe.resolution, len(folder.classes))
     start = load_weights(graph.model, weights)
-    campaign = _Campaign(graph, limits, recipe, seeds, folder.name)
+    campaign = _Campaign(graph, limits, recipe, seeds, folder.name, folder.images_per_class)
     before = campaign.decide(())
     _, head_note = make_network(graph, start, 0)  # weights that do not fit are refused before anything is read
     settings = {
         "model": graph.model, "dataset": folder.name, "data": folder.digest, "weights": start.label,
         "parameters": parameters_digest((name, tensor.shape) for name, tensor in graph.parameters.items())[:8],
-        **asdict(recipe),
+        **asdict(recipe), **({"learning_rate": list(rates)} if rates else {}),
     }  # fmt: skip
     ways = campaign.space(()).ways(graph)
     store = Store(storage, settings, {way.method for way in ways}, block_count(graph), **storage_options)
     images = read_folder(folder, recipe.resolution, start.normalisation, strict, watch.reads)
-    notes = (*images.notes, *([head_note] if head_note else []))
+    labels = Counter(images.test.labels)
+    chance_percent = 100 * max(labels.values()) / len(images.test)
+    notes = (_counted(images, len(folder.classes), chance_percent), *images.notes, *([head_note] if head_note else []))
     for note in notes:
         watch.notes(note)
-    worker = _Worker(campaign, store, images, start, watch, trainer)
+    worker = _Worker(campaign, store, images, start, watch, trainer, rates or (recipe.learning_rate,))
     try:
         ended = worker.work(trials, hours)
         found = store.trials()
@@ -153,7 +180,14 @@ def measure(
         raise StorageError(f"{error}; what is stored stays: mend it and run the same command again to go on") from error
     rows = store.rows(found)
     runs = tuple(_finished(trial) for trial in found if trial.state in COUNTED)
-    return Outcome(before, campaign.decide(rows), runs, ended, worker.failed, notes)
+    return Outcome(before, campaign.decide(rows), runs, ended, worker.failed, notes, chance_percent)
+
+
+def _counted(images: DataSet, classes: int, chance_percent: float) -> str:
+    return (
+        f"{len(images.train)} training and {len(images.test)} test images of {classes} classes; naming the largest "
+        f"class each time would be right for {chance_percent:.1f} % of the test images"
+    )
 
 
 @dataclass(frozen=True)
@@ -165,6 +199,7 @@ class _Campaign:
     recipe: Recipe
     seeds: int
     dataset: str
+    images_per_class: int
 
     @property
     def name(self) -> str:
@@ -174,7 +209,7 @@ class _Campaign:
     def space(self, rows: Sequence[Row]) -> Axes:
         return axes(
             batch=self.recipe.batch, optimizer=self.recipe.optimizer, evidence=rows,
-            dataset=self.dataset if rows else None,
+            dataset=self.dataset if rows else None, images_per_class=self.images_per_class,
         )  # fmt: skip
 
     def priced(self, rows: Sequence[Row]) -> list[Candidate]:
@@ -189,9 +224,10 @@ class _Worker:
 
     def __init__(
         self, campaign: _Campaign, store: Store, images: DataSet, weights: Weights, watch: Watch,
-        trainer: Callable[..., Run],
+        trainer: Callable[..., Run], rates: Sequence[float],
     ):  # fmt: skip
         self.campaign, self.store, self.images = campaign, store, images
+        self.rates = Rates(rates, store, images.train, campaign.recipe)
         self.weights, self.watch, self.trainer = weights, watch, trainer
         self.failed: dict[str, str] = {}
         self.succeeded = False
@@ -252,6 +288,17 @@ class _Worker:
 
     def _train(self, trial: Trial, claim: Claim) -> None:
         candidate, recipe = trial.candidate, self.campaign.recipe
+
+        def tried(recipe: Recipe, images: Subset, validation: Subset, seed: int) -> Run:
+            network, _ = make_network(self.campaign.graph, self.weights, seed)
+            self.watch.tries(trial, recipe.learning_rate)
+            return self.trainer(network, images, validation, candidate.way, recipe, seed=seed, report=followed)
+
+        def followed(epoch: int, accuracy_percent: float) -> bool:
+            self.watch.epoch(epoch, accuracy_percent)
+            return False
+
+        recipe = replace(recipe, learning_rate=self.rates.of(candidate.way, tried))
         network, _ = make_network(self.campaign.graph, self.weights, trial.seed)
 
         def report(epoch: int, accuracy_percent: float) -> bool:
@@ -265,6 +312,8 @@ class _Worker:
         assert memory is not None  # it is checked with every run of a campaign
         results = {
             "test_images": run.test_images,
+            "learning_rate": recipe.learning_rate,
+            "diverged": run.diverged,
             "correct": pack(run.correct),
             "train_images": len(self.images.train),
             "epochs_run": run.epochs,
@@ -274,6 +323,8 @@ class _Worker:
         if claim.complete(run.accuracy_percent, run.stopped, results):
             self.succeeded = True
             self.watch.ends(trial, run.accuracy_percent, run.stopped)
+            if run.diverged:
+                self.watch.notes(f"{trial.label} diverged: its weights are no finite numbers any more")
             if not memory.agrees:
                 self.watch.notes(f"{candidate.label}: its memory is not as predicted")
         else:
@@ -297,7 +348,7 @@ def _finished(trial) -> Finished:
     return Finished(
         trial.number, way, seed, trial.value, trial.state.name == "PRUNED", ended["test_images"],
         ended["seconds"], memory["peak_bytes"], memory["peak_bytes"] + more, memory["saved_bytes"],
-        memory["measured_saved_bytes"], memory["agrees"],
+        memory["measured_saved_bytes"], memory["agrees"], ended["learning_rate"], ended.get("diverged", False),
     )  # fmt: skip
 
 

@@ -33,6 +33,8 @@ from ..evidence.rows import Row
 from .next_trial import TrialKey
 
 if TYPE_CHECKING:
+    from costmodel import Way
+
     from optuna.trial import FrozenTrial
 
 HEARTBEAT_SECONDS = 10
@@ -221,6 +223,18 @@ class Store:
         counted = (trial for trial in trials if trial.state in COUNTED)
         return tuple(row(trial, self.settings, self.settings["dataset"], place) for trial in counted)
 
+    def validated(self, way: Way) -> dict[float, float]:
+        """Return the accuracy on validation images, in percent, of each learning rate that was tried for a way."""
+        prefix = _validated(way)
+        with errors(self.location):
+            kept = self.storage.get_study_user_attrs(self.study_id)
+        return {float(name.removeprefix(prefix)): value for name, value in kept.items() if name.startswith(prefix)}
+
+    def keep_validated(self, way: Way, rate: float, accuracy_percent: float) -> None:
+        """Store the accuracy on validation images of a learning rate."""
+        with errors(self.location):
+            self.storage.set_study_user_attr(self.study_id, f"{_validated(way)}{rate:g}", accuracy_percent)
+
     def claim(
         self, key: TrialKey, learning_rate: float, attributes: Mapping[str, Any], most: int | None, campaign: str
     ) -> Claim | None:
@@ -255,6 +269,10 @@ class Store:
         """Record that the worker of a trial is alive."""
         with errors(self.location):
             self.storage.record_heartbeat(trial_id)
+
+
+def _validated(way: Way) -> str:
+    return f"validation of {way.label}, learning rate "
 
 
 def _set_up(location: str, heartbeat_seconds: int, grace_seconds: int) -> optuna.storages.RDBStorage:

@@ -19,6 +19,9 @@ class Watch:
     def starts(self, trial: Trial, number: int, done: int, most: int, epochs: int) -> None:
         """A run of so many epochs starts: `done` of at most `most` runs are finished."""
 
+    def tries(self, trial: Trial, learning_rate: float) -> None:
+        """A learning rate is tried for the run, on validation images."""
+
     def epoch(self, epoch: int, accuracy_percent: float) -> None:
         """An epoch of the run is over."""
 

@@ -78,6 +78,12 @@ class Bars(Watch):
         self._set("runs", "runs, at most", done, most)
         self._set("epochs", f"trial {number}: {trial.label}", 0, epochs, anew=True)
 
+    def tries(self, trial: Trial, learning_rate: float) -> None:
+        """Show which learning rate is tried."""
+        bar = self.progress.tasks[self.tasks["epochs"]]
+        text = f"learning rate {learning_rate:g} of {trial.candidate.label}, on validation images"
+        self._set("epochs", text, 0, bar.total or 1, anew=True)
+
     def epoch(self, epoch: int, accuracy_percent: float) -> None:
         """Move the run's bar on."""
         self.progress.update(self.tasks["epochs"], completed=epoch)
@@ -107,6 +113,13 @@ def tables(outcome: Outcome) -> Iterator[RenderableType]:
     for note in outcome.notes:
         yield Text(f"note: {note}")
     yield Text(f"ended: {outcome.ended}")
+    if not outcome.above_chance:
+        yield Text(
+            f"nothing is recommended: {_promise(outcome.after)} is not above chance, {outcome.chance_percent:.1f} %; "
+            "look at the images, the learning rate (--lr) and the epochs",
+            "bold",
+        )
+        return
     then = "" if outcome.changed else ", as before the runs"
     yield Text(f"recommended{then}: {_promise(outcome.after)}", "bold")
     if outcome.changed:
@@ -117,7 +130,7 @@ def _runs(outcome: Outcome) -> Table:
     """Return the table of what was measured, the most accurate first."""
     table = Table(title="measured", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("method", no_wrap=True)
-    for name in ("runs", "accuracy", "90 % interval", "peak predicted", "measured", "memory", "time"):
+    for name in ("rate", "runs", "accuracy", "90 % interval", "peak predicted", "measured", "memory", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     candidates = {c.way: c for c in outcome.after.candidates}
     groups: dict[Way, list[Finished]] = {}
@@ -135,8 +148,9 @@ def _runs(outcome: Outcome) -> Table:
         early = f"{len(runs) - len(whole)} stopped early" if len(whole) < len(runs) else ""
         table.add_row(
             candidates[key].label,
+            f"{runs[0].learning_rate:g}",
             ", ".join(part for part in (str(len(whole)) if whole else "", early) if part),
-            f"{guess.accuracy_percent:.1f} %",
+            f"{guess.accuracy_percent:.1f} %" + (" DIVERGED" if any(run.diverged for run in runs) else ""),
             f"{guess.accuracy_low_percent:.1f} to {guess.accuracy_high_percent:.1f}",
             format_bytes(runs[0].peak_bytes),
             format_bytes(max(run.measured_peak_bytes for run in runs)),

@@ -38,8 +38,24 @@ def numbers(text: str | None, option: str) -> list[int] | None:
     return found
 
 
+def decimals(text: str, option: str) -> list[float]:
+    """Return the numbers in '0.003,0.01'. Errors: InputError, naming the option."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text!r} is no number or list of numbers (0.003,0.01)") from None
+
+
 @overload
 def names(text: str) -> list[str]: ...
+def decimals(text: str, option: str) -> list[float]:
+    """Return the numbers in '0.003,0.01'. Errors: InputError, naming the option."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text!r} is no number or list of numbers (0.003,0.01)") from None
+
+
 @overload
 def names(text: None) -> None: ...
 def names(text: str | None) -> list[str] | None:

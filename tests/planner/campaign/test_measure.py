@@ -28,10 +28,11 @@ from rich.console import Console
 
 from costmodel import InputError, Way, trace
 from planner.campaign import measure as measuring
-from planner.campaign.fine_tuning import Memory, Recipe, Run
+from planner.campaign.fine_tuning import Memory, Recipe, Run, fine_tune
 from planner.campaign.images import list_folder, read_folder
 from planner.campaign.measure import measure
 from planner.campaign.next_trial import anchors, most_left, next_trial, seeds_of
+from planner.campaign.rates import split
 from planner.campaign.storage import Hopeless, Store, key_of
 from planner.campaign.watch import Watch
 from planner.campaign.weights import load_weights, make_network
@@ -725,3 +726,67 @@ def test_postgresql(pictures, server):
     campaign(pictures, server.url, trials=8)
     keys, _ = counted(server.url)
     assert len(keys) == len(set(keys)) == 8
+
+
+# --- learning rates, chance and divergence ----------------------------------------------------------------------------
+
+
+def test_each_way_gets_the_rate_that_is_best_on_validation_images(pictures, tmp_path):
+    """The head wants the largest, blocks the smallest; no test image is seen while rates are tried, nor twice."""
+    seen = []
+
+    def trainer(network, train, test, way, recipe, *, report, seed):
+        found = quick(network, train, test, way, recipe, report=report, seed=seed)
+        best = 0.3 if way.method == "last" else 0.01
+        seen.append((way, recipe.learning_rate, seed, len(train), len(test)))
+        if seed < 100:
+            return found
+        return replace(found, history=((2, 90.0 if recipe.learning_rate == best else 40.0),))
+
+    place = tmp_path / "runs.db"
+    with pytest.raises(KeyboardInterrupt):
+        campaign(pictures, place, watch=Interrupt(2, interrupt), trainer=trainer, rates=(0.01, 0.1, 0.3))
+    outcome = campaign(pictures, place, trainer=trainer, rates=(0.01, 0.1, 0.3))
+    for run in outcome.runs:
+        assert run.learning_rate == (0.3 if run.way.method == "last" else 0.01)
+    images = read_folder(list_folder(pictures), 16)
+    tried = [each for each in seen if each[2] >= 100]
+    assert len({each[:2] for each in tried}) == len(tried) > 3  # what was tried before the interruption stays known
+    assert {each[3] + each[4] for each in tried} == {len(images.train)}
+    assert {each[3:] for each in seen if each[2] < 100} == {(len(images.train), len(images.test))}
+    frame = load(place)
+    assert {row.model for row in frame} == {outcome.after.chosen.model}
+
+
+def test_validation_images_are_of_every_class_and_never_train(pictures):
+    images = read_folder(list_folder(pictures), 16).train
+    train, validation = split(images)
+    assert not set(train.indices) & set(validation.indices)
+    assert len(train) + len(validation) == len(images)
+    assert {images.labels[i] for i in validation.indices} == set(images.labels)
+
+
+def test_what_is_not_above_chance_is_no_recommendation(pictures, tmp_path):
+    def trainer(network, train, test, way, recipe, *, report, seed):
+        found = quick(network, train, test, way, recipe, report=report, seed=seed)
+        return replace(found, history=((2, 35.0),), correct=right(35.0), diverged=way.method == "full")
+
+    outcome = campaign(pictures, tmp_path / "runs.db", trainer=trainer)
+    assert outcome.chance_percent == pytest.approx(100 / 3) and not outcome.above_chance
+    assert any("training and 6 test images of 3 classes" in note for note in outcome.notes)
+    console = Console(width=150)
+    with console.capture() as captured:
+        for part in tables(outcome):
+            console.print(part)
+    said = captured.get()
+    assert "nothing is recommended" in said and "not above chance, 33.3 %" in said and "DIVERGED" in said
+    assert "recommended: " not in said.replace("nothing is recommended", "")
+
+
+def test_a_run_that_diverges_is_said():
+    images = 1e3 * torch.randn(16, 3, 8, 8), torch.arange(16) % 2
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    run = fine_tune(network, images, images, Way("full"), Recipe(2, 1e38, 8, 8), check_memory=False)
+    assert run.diverged
+    calm = fine_tune(network, images, images, Way("full"), Recipe(2, 1e-3, 8, 8), check_memory=False)
+    assert not calm.diverged
