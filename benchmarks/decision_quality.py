@@ -4,8 +4,8 @@
 
 For each of 12 budgets: what the planner recommends, before and after those runs of the grid that `planner measure`
 would choose, against the best of the grid under the same budget. The grids are part of the evidence that comes with the
-planner: all that are of digits are left out of it here, not only the one that is replayed. Writes `results/decision_quality.md` and
-`docs/decision_quality.png`.
+planner: all that are of digits are left out of it here, not only the one that is replayed. Writes
+`results/decision_quality.md` and `docs/decision_quality.png`.
 """
 
 from __future__ import annotations
@@ -198,7 +198,10 @@ def megabytes(size: float) -> str:
 
 
 def runs_table(lines: Sequence[Line], network: str, images_per_class: int) -> Iterator[str]:
-    peaks = {c.way: c.peak_bytes for c in price_all([graph_of(network)], axes(ways(network), batch=BATCH, optimizer=OPTIMIZER))}
+    peaks = {
+        c.way: c.peak_bytes
+        for c in price_all([graph_of(network)], axes(ways(network), batch=BATCH, optimizer=OPTIMIZER))
+    }
     yield "| method | blocks | top-1 % over 3 seeds: mean (spread) | learning rate | planned peak, MB | "\
           "measured: peak above start | kept for backward |"  # fmt: skip
     yield "|---|---|---|---|---|---|---|"

@@ -399,7 +399,9 @@ def ways(task: Task) -> list[Way]:
     running = {"norm_statistics": "running"}
     depths = {"digits": (1, 3, 5, 8, 16), "clipart": (1, 3, 5, 8, 16), "digits-lite2": (1, 3, 8, 21), "elpv": (1, 3)}
     found = [LAST, FULL, *(way("last-convs", None, {"convolutions": n}) for n in (2, 4))]
-    found += [way(method, k) for method in ("blocks", "mobiletl") for k in depths[task.name] if k != 5 or method == "blocks"]
+    found += [
+        way(method, k) for method in ("blocks", "mobiletl") for k in depths[task.name] if k != 5 or method == "blocks"
+    ]
     found += [way(method, k, running) for method in ("blocks", "mobiletl") for k in (3, 8) if k in depths[task.name]]
     return [*found, way("bias"), way("norm")]
 

@@ -105,7 +105,10 @@ def print_reproduction(results: list[Reproduction], tried: list[Variant]) -> Non
         other.add_row(variant.claim, variant.counting, f"{variant.published:.1f} %", f"{variant.gives:.1f} %")
     out = console(200)
     out.print(table)
-    for result in results:
-        if result.published.reason:
-            out.print(f"{result.published.network}, {result.published.value:g}: {result.published.reason}")
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in (result.published for result in results):
+        if row.reason:
+            reasons.setdefault((row.network, row.reason), []).append(f"{row.value:g}")
+    for (network, reason), values in reasons.items():
+        out.print(f"{network}, {', '.join(values)}: {reason}")
     out.print(other)

@@ -142,9 +142,10 @@ def measure(
     """Fine-tune candidates on a folder of images until none can take the pick's place any more.
 
     limits: by objective, as in `recommend`. weights: DEFAULT, a file, or random. rates: learning rates to choose among,
-    for each way apart, on a fifth of the training images; the recipe's alone if there are none. trials: of all workers together, at
-    most; hours: after which this worker starts no further run; seeds: runs of one candidate, at most. storage: a file
-    or a URL. trainer: what trains a candidate, as `fine_tune` does. storage_options: as `storage.Store` takes them.
+    for each way apart, on a fifth of the training images; the recipe's alone if there are none. trials: of all workers
+    together, at most; hours: after which this worker starts no further run; seeds: runs of one candidate, at most.
+    storage: a file or a URL. trainer: what trains a candidate, as `fine_tune` does. storage_options: as `storage.Store`
+    takes them.
 
     Errors: InputError for what cannot be used, StorageError for a database that cannot, InfeasibleError if nothing
     keeps the limits.

@@ -1,4 +1,4 @@
-"""Which learning rate a way is trained with: of a few, the one that is best on a validation part of the training images.
+"""Which learning rate a way is trained with: of a few, the best on a validation part of the training images.
 
 Ways differ in the rate that they need, so that with one for all the comparison is of rates. The images that accuracy is
 reported on have no say in it.

@@ -33,9 +33,9 @@ from ..evidence.rows import Row
 from .next_trial import TrialKey
 
 if TYPE_CHECKING:
-    from costmodel import Way
-
     from optuna.trial import FrozenTrial
+
+    from costmodel import Way
 
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60

@@ -26,8 +26,9 @@ class Axes:
     micro_batches: images per pass; None is the whole batch; those that do not divide the batch are left out. evidence,
     dataset: the user's own accuracies, and which of their data sets it is about (see `planner.estimates`). device:
     whose roofline time a step takes. images_per_class: labelled images to train with; few are a regime of their own.
-    observed: the accuracies of others; those that come with the package if None. norm_statistics: of batch norms, for ways that do not say: 'own' (as the method has them), 'running', or both; None
-    is own, and running too where all passes are of fewer images than evidence has for batch statistics.
+    norm_statistics: of batch norms, for ways that do not say: 'own' (as the method has them), 'running', or both; None
+    is own, and running too where all passes are of fewer images than evidence has for batch statistics. observed: the
+    accuracies of others; those that come with the package if None.
     """
 
     methods: tuple[str | Way, ...] | None = None

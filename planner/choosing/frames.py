@@ -81,7 +81,7 @@ def _frame(table: Priced) -> pandas.DataFrame:
         "peak_phase": texts([phase for phase, _ in table.prices.places], columns["place"]),
         **{name: columns[name] for name in ("forward_flops", "backward_flops", "total_flops", "trained_parameters",
                                             "moved_bytes")},
-        "cannot_train": texts(reasons, np.array([reasons.index(each) for each in why])[way * len(table.carried) + place]),
+        "cannot_train": texts(reasons, np.array(list(map(reasons.index, why)))[way * len(table.carried) + place]),
         **({} if table.step_seconds is None else {"step_seconds": table.step_seconds}),
     }  # fmt: skip
     for field in Estimate.reported():

@@ -114,7 +114,8 @@ class _Sentences:
             return f"{self.name(chosen)} promises the most ({scale.text(scale.value(chosen))}) of the {fit}{spare}"
         why = scale.gain(top, chosen)
         if apart := scale.difference(top, chosen):
-            why += f", with a standard error of {apart.standard_error:.1f} points"
+            where = "" if scale.name == "accuracy" else " on a typical data set"
+            why = f"{apart.value:+.1f} points{where}, with a standard error of {apart.standard_error:.1f}"
         return (
             f"{self.name(chosen)} is the cheapest of those that promise within {TOLERANCE} points of the best of the "
             f"{fit}, {self.name(top)} ({scale.text(scale.value(top))}): {why}{spare}"
@@ -234,6 +235,6 @@ def _no_gap(chosen: Candidate) -> str:
         return ""
     points, error = believed.expected.difference(FULL, LAST)
     return (
-        f"training more than the last layer is not expected to help on this data: full is expected {points:+.1f} points "
-        f"above last, with a standard error of {error:.1f}"
+        "training more than the last layer is not expected to help on this data: full is expected "
+        f"{points:+.1f} points above last, with a standard error of {error:.1f}"
     )

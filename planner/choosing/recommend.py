@@ -60,7 +60,9 @@ class Recommendation(Choice):
                 return value.to_dict()
             return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-        names = [name for name in self.__dataclass_fields__ if name not in ("scale", "fitting", "plan", "further_notes")]
+        names = [
+            name for name in self.__dataclass_fields__ if name not in ("scale", "fitting", "plan", "further_notes")
+        ]
         return {
             "plan": self.plan and self.plan.model_dump(),
             "compared_by": self.scale.name,

@@ -2,8 +2,8 @@
 
     recovery(method, data set) = (accuracy(method) - accuracy(last)) / (accuracy(full) - accuracy(last))
 
-on one network, resolution and batch. Below, the same is counted between the logits of the accuracies (`model.py`), where
-it carries over best; as a recovery it is shown between the accuracies of a typical data set, or of the user's.
+on one network, resolution and batch. Below, the same is counted between the logits of the accuracies (`model.py`),
+where it carries over best; it is shown between the accuracies of a typical data set, or of the user's.
 
 An estimate is of one of these kinds:
 
@@ -98,8 +98,9 @@ class _Question:
     def __init__(self, model: Model, setting: Setting, name: str | None, own: Sequence[Row], ways: Collection[Way]):
         self.setting, self.name = setting, name
         self.runs = {} if name is None else measured_runs(own, name, setting)
+        per_class = setting.images_per_class
         self.near = () if name is None else tuple(
-            row.model_copy(update={"depth_of": setting.block_count or None, "images_per_class": setting.images_per_class})
+            row.model_copy(update={"depth_of": setting.block_count or None, "images_per_class": per_class})
             for row in elsewhere(own, name, setting)
         )  # fmt: skip
         self.model = model_with(model, self.near) if self.near else model
@@ -124,7 +125,7 @@ class _Question:
         return expect(self.belief, self.additive, self._level(), measured, self.scatter)
 
     def _told(self, way: Way) -> Measured | None:
-        """Return the runs of a way that tell something of others: not so far off that something must have gone wrong."""
+        """Return the runs of a way if they tell something of others: not so far off that something went wrong."""
         run, number = self.runs.get(way), self.numbers[way]
         if run is None or way in ENDS:
             return None
@@ -222,7 +223,7 @@ class _Question:
         data_sets = {(row.dataset, row.few_shot) for row in rows}
         text = (
             f"{len(rows)} observed accuracies of {known.family} on {_count(networks, 'network')} and "
-            f"{_count(data_sets, 'data set')}, with all others pooled by how much networks, data sets and methods differ"
+            f"{_count(data_sets, 'data set')}, all others pooled by how much networks, data sets and methods differ"
         )
         return text if self.setting.name in networks else f"{text}; none is of {self.setting.model}"
 

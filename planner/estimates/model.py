@@ -30,7 +30,7 @@ import numpy as np
 from costmodel import METHODS
 
 from ..evidence.rows import Row, observed
-from .observations import Observation, gaps, observations
+from .observations import gaps, observations
 from .terms import Terms
 
 COMPONENTS_FILE = files("planner.estimates") / "components.json"
@@ -145,9 +145,7 @@ class Model:
 
     @cached_property
     def _places(self) -> list[Place]:
-        return [
-            Place(each.cell.model.rpartition(":")[2], each.cell.dataset, each.cell.few_shot) for each in self.seen
-        ]
+        return [Place(each.cell.model.rpartition(":")[2], each.cell.dataset, each.cell.few_shot) for each in self.seen]
 
     def _design(self, terms: Sequence[Terms]) -> np.ndarray:
         """Return the coefficients' values: [ways, coefficients]."""
@@ -164,8 +162,10 @@ class Model:
         own = [each.terms for each in self.seen]
         place = self._places
         cell = _codes([each.cell for each in self.seen])
-        covariance = self._gap[:, None] * self._gap * (
-            self._deviations(own, place, own, place) + (cell[:, None] == cell) * self._of_cell(own, own)
+        covariance = (
+            self._gap[:, None]
+            * self._gap
+            * (self._deviations(own, place, own, place) + (cell[:, None] == cell) * self._of_cell(own, own))
         )
         parts, gap = self.components, self._gap
         additive = np.array([parts.additive(each.cell.few_shot) for each in self.seen])

@@ -24,7 +24,7 @@ from .intervals import Interval
 from .observations import TEST_IMAGES, Observation, observations
 from .setting import Setting
 
-# The share that 90 % intervals may hold, of all that were left out of a kind. An interval that always holds is too wide.
+# The share that 90 % intervals may hold, of all that were left out of a kind: one that always holds is too wide.
 HELD = (0.85, 0.98)
 LEFT_OUT: dict[str, Callable[[Cell], object]] = {
     "data set": lambda cell: (cell.dataset, cell.few_shot),

@@ -33,7 +33,9 @@ def load(path: str | Path) -> tuple[Row, ...]:
         _check_own(row)
     if rows and max(row.top1_percent or 0.0 for row in rows) <= 1.0:
         row = rows[0]
-        raise refusal(row, "top1_percent", f"it looks like a fraction; write percent, {100 * (row.top1_percent or 0):g}")
+        raise refusal(
+            row, "top1_percent", f"it looks like a fraction; write percent, {100 * (row.top1_percent or 0):g}"
+        )
     return rows
 
 

@@ -62,7 +62,8 @@ def recommend_command(
     min_recovery: Annotated[float | None, typer.Option(help="Least expected recovery, 0 to 1.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Least expected accuracy in percent.")] = None,
     objective: Annotated[
-        str, typer.Option(help="What the frontier is made of, of memory, flops, time, flash, recovery, accuracy, typical.")
+        str,
+        typer.Option(help="What the frontier is made of, of memory, flops, time, flash, recovery, accuracy, typical."),
     ] = "memory,flops,recovery",
     save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file.")] = None,
     as_json: Json = False,

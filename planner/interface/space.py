@@ -48,14 +48,6 @@ def decimals(text: str, option: str) -> list[float]:
 
 @overload
 def names(text: str) -> list[str]: ...
-def decimals(text: str, option: str) -> list[float]:
-    """Return the numbers in '0.003,0.01'. Errors: InputError, naming the option."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{option} {text!r} is no number or list of numbers (0.003,0.01)") from None
-
-
 @overload
 def names(text: None) -> None: ...
 def names(text: str | None) -> list[str] | None:
@@ -89,8 +81,10 @@ def _space(
     ] = None,
     norm_statistics: Annotated[
         str | None,
-        typer.Option(help="Of batch norms: own (as the method has them), running, or own,running. Default: own, and "
-                     "running too where all passes are of fewer than 8 images."),
+        typer.Option(
+            help="Of batch norms: own (as the method has them), running, or own,running. Default: own, and "
+            "running too where all passes are of fewer than 8 images."
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """Return what `planner.candidates` takes beside the models."""

@@ -241,7 +241,9 @@ def test_a_tie_goes_to_the_cheaper(small):
 def test_what_cannot_train_is_no_candidate():
     """At 32 pixels MobileNetV3's last norms see one number per channel and image."""
     small, method = "torchvision:mobilenet_v3_small", ("full", "blocks", "bias", "last")
-    one, two = (recommend(small, 64_000_000, batch=n, resolution=32, methods=method, norm_statistics="own") for n in (1, 2))
+    one, two = (
+        recommend(small, 64_000_000, batch=n, resolution=32, methods=method, norm_statistics="own") for n in (1, 2)
+    )
     graph = trace(small, resolution=32)
     assert costmodel.values_per_norm(graph, costmodel.way("full")) == 1
     assert costmodel.values_per_norm(graph, costmodel.way("bias")) is None

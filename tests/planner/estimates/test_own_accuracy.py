@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -116,7 +115,9 @@ def test_a_depth_that_was_measured_moves_its_neighbours():
     for measured in (89.8, 75.0):
         own = [LAST, FULL, run("blocks", measured, 3)]
         moved = estimate("blocks", 8, NETWORK, own=own).accuracy_percent
-        assert (moved > plain.accuracy_percent) == (measured > estimate("blocks", 3, NETWORK, own=own[:2]).accuracy_percent)
+        assert (moved > plain.accuracy_percent) == (
+            measured > estimate("blocks", 3, NETWORK, own=own[:2]).accuracy_percent
+        )
         width = estimate("blocks", 4, NETWORK, own=own)
         before = estimate("blocks", 4, NETWORK, own=own[:2])
         assert (
@@ -173,7 +174,12 @@ def test_another_resolution_tells_less():
 
 
 def test_rows_that_do_not_apply_are_named():
-    rows = [LAST, run("full", 80.0, model="mobilnet_v2"), run("norm", 80.0, resolution=96), run("bias", 1.0, dataset="yours")]
+    rows = [
+        LAST,
+        run("full", 80.0, model="mobilnet_v2"),
+        run("norm", 80.0, resolution=96),
+        run("bias", 1.0, dataset="yours"),
+    ]
     said = unused(rows, "mine", [NETWORK])
     assert len(said) == 3
     assert any("'mobilnet_v2' (is mobilenet_v2 meant?)" in text for text in said)

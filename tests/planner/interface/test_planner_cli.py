@@ -148,7 +148,8 @@ def test_own_evidence_is_used_and_said(planner, tmp_path):
     code, out, _ = planner("recommend", MODEL, "--resolution", "96", "--ram", "26MB", "--evidence", str(path))
     assert (
         "88.0 % (" in out
-        and "prior: your runs on mine of last (70 %), full (90 %), mobiletl, k = 3" in " ".join(out.replace("│", " ").split())
+        and "prior: your runs on mine of last (70 %), full (90 %), mobiletl, k = 3"
+        in " ".join(out.replace("│", " ").split())
         and "is the cheapest of those that promise within" in out
     )
     path.write_text(path.read_text() + f"{MODEL},norm,,mine,190,2000\n")
