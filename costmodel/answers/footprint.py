@@ -18,6 +18,7 @@ from ..methods.table import Trained
 from ..methods.way import Options, Way
 from ..rules.facts import Facts
 from ..step.optimizers import OPTIMIZERS
+from ..step.regions import again, recomputed_flops, saved_bytes
 from ..step.sizes import trained_bytes
 from ..step.step import Step, step_of
 from ..step.timeline import CATEGORIES, Moment, moments
@@ -117,7 +118,8 @@ class Footprint:
     @property
     def saved_bytes(self) -> int:
         """Bytes kept by one forward pass for backward: unique storages, the network's input included if kept."""
-        return self.requirements.saved_bytes(self.micro_batch, self.step.precision.activation_bytes)
+        precision = self.step.precision
+        return saved_bytes(self.requirements, self.step.schedule, self.micro_batch, precision.activation_bytes)
 
     @cached_property
     def peak(self) -> Moment[int]:
@@ -169,16 +171,18 @@ class Footprint:
         """FLOPs of one update by phase; see `CONVENTION`."""
         counts = self.requirements.flops(self.batch, self.step.passes)
         backward = counts["backward_input"] + counts["backward_weight"]
+        again, elementwise = recomputed_flops(self.requirements, self.step.schedule, self.batch, self.step.passes)
+        recompute = counts["recompute"] + again
         return {
             "forward": counts["forward"],
             "backward": backward,
             "backward_input": counts["backward_input"],
             "backward_weight": counts["backward_weight"],
-            "recompute": counts["recompute"],
-            "total": counts["forward"] + backward + counts["recompute"],
+            "recompute": recompute,
+            "total": counts["forward"] + backward + recompute,
             "elementwise": {
                 "forward": counts["elementwise_forward"],
-                "backward": counts["elementwise_backward"],
+                "backward": counts["elementwise_backward"] + elementwise,
                 "update": OPTIMIZERS.find(self.optimizer).flops_per_parameter * self.trained_parameters,
             },
             "convention": CONVENTION,
@@ -189,7 +193,8 @@ class Footprint:
         """Bytes that one update reads from and writes to memory; see `costmodel.traffic` for what is assumed."""
         precision = self.step.precision
         update = update_bytes(trained_bytes(self.requirements, precision), OPTIMIZERS.find(self.optimizer))
-        return self.step.passes * pass_bytes(self.requirements, precision, self.micro_batch) + update
+        layers = again(self.requirements, self.step.schedule)
+        return self.step.passes * pass_bytes(self.requirements, precision, self.micro_batch, layers) + update
 
     @property
     def forward_flops(self) -> int:

@@ -26,6 +26,7 @@ from ..methods.table import as_way
 from ..methods.way import ShortWay
 from ..step.optimizers import OPTIMIZERS, STATELESS, Optimizer
 from ..step.precision import Precision
+from ..step.regions import again, recomputed_flops, saved_bytes
 from ..step.schedule import PLAIN, Schedule
 from ..step.sizes import trained_bytes
 from ..step.timeline import CATEGORIES, Carried, simulate, update_working
@@ -80,7 +81,8 @@ class _How:
 
     def is_linear(self, books: Accounting) -> bool:
         """Whether the moments at a few batches give those at any batch."""
-        return books.linear_in_batch and self.kernels.library == "none"
+        whole = self.schedule.prefix_batch is None  # a pass may be of fewer images than its pieces
+        return books.linear_in_batch and self.kernels.library == "none" and whole
 
     def adds_optimizer(self, books: Accounting) -> bool:
         """Whether an optimizer only adds its state to every moment, and its temporaries to the last, the update."""
@@ -120,8 +122,8 @@ def _lines(required: Requirements, how: _How, optimizer: Optimizer, batches: Cou
     return _Lines(
         np.array([moment.by_category for moment in found]),
         tuple((moment.phase, moment.layer) for moment in found),
-        required.saved_bytes(batches, precision.activation_bytes),
-        pass_bytes(required, precision, batches),
+        saved_bytes(required, how.schedule, batches, precision.activation_bytes),
+        pass_bytes(required, precision, batches, again(required, how.schedule)),
         updates,
     )
 
@@ -180,6 +182,10 @@ def price(
         required = requirements(graph, way, accounting)
         for row, value in enumerate(_of_the_way(required, batch, batch // micro), len(_OF_MOMENTS)):
             prices[row, number] = value[:, None] if isinstance(value, np.ndarray) else value
+        for (schedule, _), mine in alike:
+            if schedule.recompute:
+                more, _ = recomputed_flops(required, schedule, batch[mine], (batch // micro)[mine])
+                prices[_PRICES.index("total_flops"), number, :, mine] += more[:, None, None]
         for which, precision in enumerate(precisions):
             for (schedule, passes), mine in alike:
                 how = _How(schedule, precision, used, first_step, passes)

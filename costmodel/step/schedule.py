@@ -15,16 +15,28 @@ class Schedule:
 
     micro_batch: images per forward and backward pass, whose gradients are added up; None is the whole batch.
     inplace_update: every parameter is updated, and its gradient freed, as soon as the gradient is there.
+    prefix_batch: images at a time in the layers below the first trained parameter, whose results are collected; None is
+    all of the pass. recompute: (first, last) layers, by index, of the segments that keep only their input and run again
+    in backward (`costmodel.step.regions`).
 
-    Errors: InputError for a micro-batch that is no whole number of 1 or more.
+    Errors: InputError for a number that is no whole number of 1 or more.
     """
 
     micro_batch: int | None = None
     inplace_update: bool = False
+    prefix_batch: int | None = None
+    recompute: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.micro_batch is not None:
-            require_count("micro_batch", self.micro_batch)
+        for name, value in (("micro_batch", self.micro_batch), ("prefix_batch", self.prefix_batch)):
+            if value is not None:
+                require_count(name, value)
+        object.__setattr__(self, "recompute", tuple((int(first), int(last)) for first, last in self.recompute))
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the network is cut up: a prefix in pieces, or segments that run again."""
+        return self.prefix_batch is not None or bool(self.recompute)
 
     def images_per_pass(self, batch: int) -> int:
         """Return the images of one forward and backward pass.
@@ -43,12 +55,18 @@ class Schedule:
 
     def label(self, batch: int) -> str:
         """Return how a batch is carried out, for people, such as 'in micro-batches of 4'; empty if all in one go."""
-        pieces = [] if self.images_per_pass(batch) == batch else [f"in micro-batches of {self.micro_batch}"]
-        return ", ".join([*pieces, *(["updated in place"] if self.inplace_update else [])])
+        parts = [] if self.images_per_pass(batch) == batch else [f"in micro-batches of {self.micro_batch}"]
+        if self.prefix_batch is not None:
+            parts.append(f"the frozen prefix {self.prefix_batch} at a time")
+        if self.recompute:
+            parts.append(f"{len(self.recompute)} segment{'s' if len(self.recompute) > 1 else ''} recomputed")
+        return ", ".join([*parts, *(["updated in place"] if self.inplace_update else [])])
 
     def to_dict(self, batch: int) -> dict[str, Any]:
         """Return the schedule of a batch as plain values for JSON."""
-        return {"micro_batch": self.images_per_pass(batch), "inplace_update": self.inplace_update}
+        more = {} if self.prefix_batch is None else {"prefix_batch": self.prefix_batch}
+        more |= {"recompute": [list(each) for each in self.recompute]} if self.recompute else {}
+        return {"micro_batch": self.images_per_pass(batch), "inplace_update": self.inplace_update, **more}
 
 
 PLAIN = Schedule()
@@ -58,4 +76,7 @@ def schedule_from(saved: Mapping[str, Any]) -> Schedule:
     """Return the schedule that `Schedule.to_dict` wrote; what is absent is as in the plain one."""
     micro_batch = saved.get("micro_batch")
     whole = micro_batch == saved.get("batch")
-    return Schedule(None if whole else micro_batch, saved.get("inplace_update", False))
+    recompute = tuple((first, last) for first, last in saved.get("recompute", ()))
+    return Schedule(
+        None if whole else micro_batch, saved.get("inplace_update", False), saved.get("prefix_batch"), recompute
+    )

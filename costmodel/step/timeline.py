@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
+from ..accounting.books import Key
 from ..accounting.kernels import Kernels
 from ..accounting.requirements import Requirements
 from ..accounting.table import ACCOUNTINGS
@@ -26,6 +27,7 @@ from ..rules.facts import Dense
 from ..units import FLOAT_BYTES, Count
 from .optimizers import OPTIMIZERS, Optimizer
 from .precision import Precision
+from .regions import Regions, Segment, regions
 from .schedule import Schedule
 from .sizes import Sizes, sizes
 from .step import Step
@@ -76,20 +78,50 @@ class _Simulation(Generic[Count]):
     `now` holds the bytes by category; where many batches are simulated at once, a row of numbers each.
     """
 
-    def __init__(self, required: Requirements, sizes: Sizes[Count], optimizer: Optimizer):
+    def __init__(
+        self, required: Requirements, sizes: Sizes[Count], optimizer: Optimizer, cut: Regions, piece: Sizes | None
+    ):
         self.required, self.sizes, self.optimizer = required, sizes, optimizer
+        self.cut, self.piece = cut, piece
         self.graph, self.books = required.graph, required.books
         batch = sizes.batch
         several = isinstance(batch, np.ndarray)
         self.now: Any = np.zeros((len(CATEGORIES), batch.size), np.int64) if several else [0] * len(CATEGORIES)
         self.several = several
         self.moments: list[Moment[Count]] = []
-        self.kept = {saved.storage.id for saved in self.books.saved.values() if saved.storage is not None}
-        self.last_use = {key: min(saved.uses) for key, saved in self.books.saved.items()}
+        self.kept, self.releases = self._kept()
         self.live: dict[int, Any] = {}  # activations in memory: storage -> bytes
         self.gradients: dict[str, int] = {}
         self.missing_state: dict[str, int] = {}  # optimizer state that the first update allocates
         self.again = self._again()
+
+    def _kept(self) -> tuple[set[int], dict[int, list[Key | int]]]:
+        """Return the storages that are kept from forward to backward, and what the backward of each layer frees.
+
+        What a segment's layers keep is there only when it has run again; its input is kept for all of it.
+        """
+        segment_of, kept = self.cut.segment_of, set()
+        last: dict[Key | int, int] = {}  # a storage stands for itself, what has none for its key
+
+        def until(what: Key | int, index: int) -> None:
+            last[what] = min(last.get(what, index), index)
+
+        releases: dict[int, list[Key | int]] = {}
+        for key, saved in self.books.saved.items():
+            inside: dict[int, int] = {}  # by segment's first layer
+            for index in saved.uses:
+                segment = segment_of.get(index)
+                if segment is not None and key in segment.kept:
+                    inside[segment.first] = min(inside.get(segment.first, index), index)
+                else:
+                    until(key if saved.storage is None else saved.storage.id, index)
+            for index in inside.values():
+                releases.setdefault(index, []).append(key if saved.storage is None else saved.storage.id)
+        for segment in self.cut.segments:
+            until(segment.input.storage.id, segment.release)
+        for what, index in last.items():
+            releases.setdefault(index, []).append(what)
+        return {what for what in last if isinstance(what, int)}, releases
 
     def _again(self) -> dict[int, _Again]:
         """Return by layer how its weight is computed from parameters again in its backward."""
@@ -139,7 +171,10 @@ class _Simulation(Generic[Count]):
         live[self.graph.input.storage.id] = 0  # it has a category of its own
         dying = _dying(self.graph)
         allocated_first_here: set = set()
-        for layer in self.graph.layers:
+        if self.cut.prefix:
+            self.prefix()
+        for layer in self.graph.layers[self.cut.prefix :]:
+            again = self.cut.segment_of.get(layer.index)
             for tensor in (*layer.outputs, *(t for t in layer.inputs.values() if t.kind == "constant")):
                 storage = tensor.storage
                 if storage.id not in live and storage.id not in self.graph.resident_storages:
@@ -147,13 +182,62 @@ class _Simulation(Generic[Count]):
                     now[_SAVED if storage.id in kept else _TRANSIENT] += size
             for key in self.books.by_layer.get(layer.index, ()):
                 saved = self.books.saved[key]
-                if saved.storage is None and key not in allocated_first_here:
+                in_place = again is None or key not in again.kept
+                if saved.storage is None and in_place and key not in allocated_first_here:
                     allocated_first_here.add(key)
                     now[_SAVED] += saved.bytes(batch, float_bytes)
             working = sizes.copied.get(layer.index, 0) + sizes.working.get(layer.index, (0, 0))[0]
             self.mark("forward", layer.name, working)
             for id_ in dying.get(layer.index, ()):
                 if id_ in live and id_ not in kept:
+                    now[_TRANSIENT] -= live.pop(id_)
+
+    def prefix(self) -> None:
+        """Run the frozen prefix piece by piece: the first one as the network does, the others as recorded."""
+        now, sizes, piece, end = self.now, self.sizes, self.piece, self.cut.prefix
+        output = self.cut.prefix_output
+        assert piece is not None and output is not None  # where there is a prefix
+        batch, float_bytes = piece.batch, piece.float_bytes
+        several = bool(np.any(np.asarray(sizes.batch) > batch))
+        for as_recorded in (False, True)[: 1 + several]:
+            dying = _dying_inside(self.graph, 0, end - 1) if as_recorded else _dying(self.graph)
+            live: dict[int, Any] = {self.graph.input.storage.id: 0}
+            for layer in self.graph.layers[:end]:
+                for tensor in layer.outputs:
+                    storage = tensor.storage
+                    if storage.id not in live and storage.id not in self.graph.resident_storages:
+                        live[storage.id] = size = storage.bytes(batch, float_bytes)
+                        now[_TRANSIENT] += size
+                self.mark("forward", layer.name, piece.copied.get(layer.index, 0) + piece.working.get(layer.index, (0, 0))[0])
+                for id_ in dying.get(layer.index, ()):
+                    now[_TRANSIENT] -= live.pop(id_, 0) if id_ != output.storage.id else 0
+            if not as_recorded:  # the results of all pieces are collected in one place
+                self.live[output.storage.id] = size = output.storage.bytes(sizes.batch, float_bytes)
+                now[_SAVED if output.storage.id in self.kept else _TRANSIENT] += size
+                self.mark("forward", "the prefix's results")
+            now[_TRANSIENT] -= sum(live.values())
+
+    def recompute(self, segment: Segment) -> None:
+        """Run a segment again, keeping what its layers keep."""
+        now, sizes, live = self.now, self.sizes, self.live
+        dying = _dying_inside(self.graph, segment.first, segment.stop)
+        kept = {saved.storage.id for key in segment.kept if (saved := self.books.saved[key]).storage is not None}
+        there: set[Key] = set()
+        for layer in self.graph.layers[segment.first : segment.stop + 1]:
+            for tensor in (*layer.outputs, *(t for t in layer.inputs.values() if t.kind == "constant")):
+                storage = tensor.storage
+                if storage.id not in live and storage.id not in self.graph.resident_storages:
+                    live[storage.id] = size = storage.bytes(sizes.batch, sizes.float_bytes)
+                    now[_SAVED if storage.id in kept else _TRANSIENT] += size
+            for key in self.books.by_layer.get(layer.index, ()):
+                saved = self.books.saved[key]
+                if saved.storage is None and key in segment.kept and key not in there:
+                    there.add(key)
+                    now[_SAVED] += saved.bytes(sizes.batch, sizes.float_bytes)
+            working = sizes.copied.get(layer.index, 0) + sizes.working.get(layer.index, (0, 0))[0]
+            self.mark("recompute", layer.name, working)
+            for id_ in dying.get(layer.index, ()):
+                if id_ in live and id_ not in kept and id_ != segment.input.storage.id:
                     now[_TRANSIENT] -= live.pop(id_)
 
     def loss(self) -> dict[int, _Gradient]:
@@ -182,6 +266,9 @@ class _Simulation(Generic[Count]):
     def node(self, index: int, pending: dict[int, _Gradient], in_place: bool) -> None:
         """Run the backward of one layer, and within it that of the layers that make its weight again."""
         now, layer = self.now, self.graph.layers[index]
+        segment = self.cut.segment_of.get(index)
+        if segment is not None and segment.stop == index:
+            self.recompute(segment)
         given = [pending.pop(tensor.id) for tensor in layer.outputs if tensor.id in pending]
         again = self.again.get(index, _NOTHING_AGAIN)
         if again.made_bytes:
@@ -243,14 +330,11 @@ class _Simulation(Generic[Count]):
 
     def free_saved(self, index: int) -> None:
         """Free what was kept for a layer and for none before it."""
-        for key in self.books.by_layer.get(index, ()):
-            if self.last_use[key] != index:
-                continue
-            saved = self.books.saved[key]
-            if saved.storage is None:
-                self.now[_SAVED] -= saved.bytes(self.sizes.batch, self.sizes.float_bytes)
-            elif saved.storage.id in self.live:
-                self.now[_SAVED] -= self.live.pop(saved.storage.id)
+        for what in self.releases.get(index, ()):
+            if isinstance(what, Key):
+                self.now[_SAVED] -= self.books.saved[what].bytes(self.sizes.batch, self.sizes.float_bytes)
+            elif what in self.live:
+                self.now[_SAVED] -= self.live.pop(what)
 
     def release(self, gradient: _Gradient) -> None:
         gradient.readers -= 1
@@ -312,6 +396,20 @@ def _dying(graph: LayerGraph) -> dict[int, list[int]]:
     return dying
 
 
+@kept
+def _dying_inside(graph: LayerGraph, first: int, last: int) -> dict[int, list[int]]:
+    """Return the storages made by the layers first to last, by the layer after which none of these reads them."""
+    last_read: dict[int, int] = {}
+    for layer in graph.layers[first : last + 1]:
+        for tensor in (*layer.outputs, *layer.inputs.values()):
+            if tensor.kind in ("activation", "constant"):
+                last_read[tensor.storage.id] = layer.index
+    dying: dict[int, list[int]] = {}
+    for id_, index in last_read.items():
+        dying.setdefault(index, []).append(id_)
+    return dying
+
+
 @dataclass(frozen=True)
 class Carried(Generic[Count]):
     """How a step is carried out, for one number of images per pass or for several at once.
@@ -341,7 +439,12 @@ def simulate(required: Requirements, carried: Carried[Count]) -> list[Moment[Cou
         return _own_timeline(required, carried.micro_batch, carried.precision.activation_bytes)
     schedule, optimizer = carried.schedule, carried.optimizer
     found = sizes(required, carried.precision, carried.kernels, carried.micro_batch)
-    run = _Simulation(required, found, optimizer)
+    cut, piece = regions(required, schedule), None
+    if schedule.prefix_batch is not None:
+        images = np.minimum(carried.micro_batch, schedule.prefix_batch)
+        images = images if isinstance(carried.micro_batch, np.ndarray) else int(images)
+        piece = sizes(required, carried.precision, carried.kernels, images)
+    run = _Simulation(required, found, optimizer, cut, piece)
     run.start({name: optimizer.state_bytes(size) for name, size in found.trained.items()}, carried.first_step)
     # From the second micro-batch on every pass is the same: gradients are there and are added to.
     for _ in range(min(carried.passes, 2)):

@@ -11,6 +11,7 @@ import warnings
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..accounting.lean import LEAN
@@ -21,8 +22,10 @@ from ..methods.table import METHODS, Trained, way_of
 from ..methods.tinytl import MODULE as LITE_RESIDUAL
 from ..methods.way import Options, Way
 from ..step.precision import FROZEN
+from ..step.schedule import PLAIN, Schedule
 from ..tracing.tracer import trace
 from .replacing import TORCH_DTYPES, Replacing, TrainingPlan
+from .scheduled import ScheduledPass
 
 _ATTRIBUTE = "_costmodel_plan"
 
@@ -39,6 +42,9 @@ class Applied(nn.Module):
         """Run the network's own forward."""
         plan = self.training_plan
         replacements = plan.replacements if self.training else plan.in_eval
+        if plan.schedule.is_cut and self.training and torch.is_grad_enabled():
+            with ScheduledPass(self, plan, replacements, (args, kwargs)):
+                return super().forward(*args, **kwargs)
         if not replacements and not plan.joints:
             return super().forward(*args, **kwargs)
         with Replacing(self, plan, replacements):
@@ -76,6 +82,7 @@ def apply(
     *,
     options: Options | None = None,
     trained: Trained | None = None,
+    schedule: Schedule = PLAIN,
 ) -> nn.Module:
     """Make a model ready to train in a way; return the same module, changed in place.
 
@@ -85,9 +92,12 @@ def apply(
 
     method: a `Way`, or the name of a method, with blocks, options and trained as in `footprint`. resolution: of the
     images it will see (or any at which its calls are the same). frozen_dtype: float32 or float16, how frozen weights
-    are stored.
+    are stored. schedule: whether the frozen prefix runs in pieces, and which segments run again in backward; loss,
+    gradients and running statistics stay as they are. Its micro-batches are the training loop's, its updates in place
+    those of `costmodel.training.optimizers.update_in_place`.
 
-    Errors: InputError for a method or depth that does not exist, or a model that is applied already; ModelError, naming
+    Errors: InputError for a method or depth that does not exist, a model that is applied already, or a schedule of
+    another network; ModelError, naming
     the call, where the network makes one that cannot be replaced.
     """
     if isinstance(model, Applied):
@@ -103,8 +113,8 @@ def apply(
     if required.assignment.trained_elements:
         raise InputError(f"{way.label} trains parts of weights, which can be priced only: no torch layer does so")
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    plan = TrainingPlan(required, frozen_dtype, before)
-    _ = plan.replacements  # a call that cannot be replaced is refused before anything is changed
+    plan = TrainingPlan(required, frozen_dtype, before, schedule=schedule)
+    _ = plan.replacements, plan.regions  # what cannot be done is refused before anything is changed
     _warn_of_conversion(plan)
     _add_modules(model, plan)
     for name, parameter in model.named_parameters():

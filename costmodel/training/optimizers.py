@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from ..errors import InputError
 from ..table import Table
 
 Maker = Callable[[Iterable[torch.nn.Parameter], float], torch.optim.Optimizer]
@@ -16,6 +17,51 @@ TORCH_OPTIMIZERS: Table[Maker] = Table("optimizer", {
     "adam": lambda parameters, rate: torch.optim.Adam(parameters, rate),
     "adamw": lambda parameters, rate: torch.optim.AdamW(parameters, rate),
 })  # fmt: skip
+
+
+class InPlaceUpdates:
+    """Hooks that update each parameter as soon as its gradient is there; `remove` takes them away."""
+
+    def __init__(self, handles: list):
+        self.handles = handles
+
+    def remove(self) -> None:
+        """Leave updates to the optimizer again."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+
+def update_in_place(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> InPlaceUpdates:
+    """Have every trained parameter updated, and its gradient freed, in backward, as soon as the gradient is there.
+
+    optimizer: keeps the state (its `state_dict` is as ever), the learning rates and what schedulers make of them; its
+    own `step` finds no gradients any more. For optimizers that look at one tensor at a time, such as SGD and Adam.
+
+    Errors: InputError for one that looks at all at once, or that lacks a trained parameter.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError("LBFGS looks at all parameters at once and cannot update them in place; use SGD or Adam")
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+
+    def hook(parameter: torch.nn.Parameter) -> None:
+        settings = {name: value for name, value in groups[id(parameter)].items() if name != "params"}
+        one = alone[id(parameter)]
+        one.param_groups[0].update(settings)
+        one.step()
+        parameter.grad = None
+
+    alone, handles = {}, []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) not in groups:
+            raise InputError(f"the optimizer lacks the trained parameter {name}; make it of all that asks for gradients")
+        own = type(optimizer)([parameter], **optimizer.defaults)
+        own.state = optimizer.state
+        alone[id(parameter)] = own
+        handles.append(parameter.register_post_accumulate_grad_hook(hook))
+    return InPlaceUpdates(handles)
 
 
 def make_optimizer(name: str, network: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:

@@ -28,6 +28,8 @@ from ..layers.table import LAYERS
 from ..methods.assignment import Assignment
 from ..methods.tinytl import MODULE as LITE_RESIDUAL
 from ..rules.table import operation
+from ..step.regions import Regions, regions
+from ..step.schedule import PLAIN, Schedule
 from ..tracing.calls import CallTracker, argument_names
 from .derivation import Derivations
 
@@ -41,7 +43,7 @@ TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 class TrainingPlan:
     """What `apply` did to a model, kept on it: enough to run it and to undo it.
 
-    required: by the `lean` books. frozen_dtype: of frozen weights. required_gradients: the `requires_grad` of each
+    required: by the `lean` books. schedule: how a step is carried out. frozen_dtype: of frozen weights. required_gradients: the `requires_grad` of each
     parameter before. dtypes: of the parameters that are stored in fewer bits, before.
     """
 
@@ -49,6 +51,7 @@ class TrainingPlan:
     frozen_dtype: str
     required_gradients: dict[str, bool]
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    schedule: Schedule = PLAIN
 
     def __deepcopy__(self, memo: dict) -> TrainingPlan:
         """A copied network shares the plan, which names modules and holds none."""
@@ -63,6 +66,16 @@ class TrainingPlan:
     def replacements(self) -> dict[Call, Replacement]:
         """What runs in place of which call."""
         return _replacements(self.required, self.frozen_dtype)
+
+    @cached_property
+    def regions(self) -> Regions:
+        """The network cut up by the schedule. Errors: InputError if it does not fit."""
+        return regions(self.required, self.schedule)
+
+    @cached_property
+    def places(self) -> dict[Call, int]:
+        """The layer of each call."""
+        return {layer.call: layer.index for layer in self.required.graph.layers}
 
     @cached_property
     def in_eval(self) -> dict[Call, Replacement]:

@@ -1,0 +1,349 @@
+"""A forward pass that is carried out by a schedule: the frozen prefix in pieces, segments that run again in backward.
+
+The network's own code runs, call by call, under the tracker of `replacing`; where a call belongs to the prefix or to a
+segment is known from the graph. Calls are recorded as they are made (a tape), so that they can be made again without
+the network's code: hooks fire once, and any Python may stand between them.
+
+Prefix: the network sees stand-ins that have the shape of the whole batch and no memory; each call runs on the first
+piece. Where the prefix ends the tape runs on the other pieces, and the network goes on with all results.
+
+Segment: its calls run as ever, but of what they would keep only a ticket is kept. The first ticket that backward asks
+for makes the tape run again from the segment's input, in the same autocast and with the same random numbers, and what
+its calls keep then is handed out. Running statistics are passed as copies there, so that they move once.
+
+Source of the idea of tickets: torch.utils.checkpoint, use_reentrant=False.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..errors import ModelError
+from ..step.regions import RANDOM, Segment
+from ..tracing.calls import argument_names
+from .replacing import Call, Replacement, Replacing, TrainingPlan
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Stands in a tape for the n-th tensor that was made, or, below 0, for one that came from outside."""
+
+    number: int
+
+
+@dataclass
+class _Entry:
+    """One call: what ran, with slots in place of tensors, and which slots its results fill (None: no new tensor)."""
+
+    run: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    results: list[int | None]
+    with_gradient: bool
+    random_state: torch.Tensor | None
+
+
+def _is_slot(value: Any) -> bool:
+    return isinstance(value, _Slot)
+
+
+class Tape:
+    """Calls that can be made again. outside: the tensors that they start from, but for the network's own (by id)."""
+
+    def __init__(self, own: frozenset[int]):
+        self.own = own
+        self.entries: list[_Entry] = []
+        self.outside: list[torch.Tensor] = []
+        self.numbers = WeakIdKeyDictionary()  # of the tensors that are alive
+        self.count = 0
+        self.last_use: dict[int, int] = {}
+
+    def record(self, run: Callable, args: tuple, kwargs: dict[str, Any], draws: bool = False) -> Any:
+        """Make a call and note it; return its result. draws: whether it draws random numbers."""
+        given = tree_map(self._slot, (args, kwargs))
+        state = torch.get_rng_state() if draws else None
+        result = run(*args, **kwargs)
+        leaves = tree_leaves(result)
+        if result is not None and not any(isinstance(value, torch.Tensor) for value in leaves):
+            return result  # a size, or the like
+        place, results = len(self.entries), [self._result(value) for value in leaves]
+        used = [slot.number for slot in tree_leaves(given, is_leaf=_is_slot) if _is_slot(slot)]
+        self.last_use |= dict.fromkeys([*used, *(number for number in results if number is not None)], place)
+        self.entries.append(_Entry(run, *given, results, torch.is_grad_enabled(), state))
+        return result
+
+    def _slot(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or id(value) in self.own:
+            return value
+        if value not in self.numbers:
+            self.outside.append(value)
+            self.numbers[value] = _Slot(-len(self.outside))
+        return self.numbers[value]
+
+    def _result(self, value: Any) -> int | None:
+        if not isinstance(value, torch.Tensor) or id(value) in self.own:
+            return None
+        if value not in self.numbers:
+            self.numbers[value] = _Slot(self.count)
+            self.count += 1
+        return self.numbers[value].number
+
+    def replay(
+        self, outside: Iterable[torch.Tensor], own: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+        enough: Callable[[], bool] = lambda: False, wanted: int | None = None,
+    ) -> torch.Tensor | None:  # fmt: skip
+        """Make the calls again, from other tensors in place of the outside ones; return the wanted tensor, if any.
+
+        own: what to use of the network's own tensors. enough: asked after each call whether to stop. A tensor is
+        dropped after the last call that reads it.
+        """
+        made: dict[int, Any] = {-1 - number: tensor for number, tensor in enumerate(outside)}
+        outside = ()
+
+        def found(value: Any) -> Any:
+            if _is_slot(value):
+                return made[value.number]
+            return own(value) if isinstance(value, torch.Tensor) else value
+
+        for place, entry in enumerate(self.entries):
+            args, kwargs = tree_map(found, (entry.args, entry.kwargs), is_leaf=_is_slot)
+            with torch.set_grad_enabled(entry.with_gradient), _random_state(entry.random_state):
+                result = tree_leaves(entry.run(*args, **kwargs))
+            del args, kwargs
+            made |= {number: value for number, value in zip(entry.results, result, strict=True) if number is not None}
+            del result
+            if enough():
+                break
+            for number in [number for number in made if self.last_use.get(number) == place and number != wanted]:
+                del made[number]
+        return None if wanted is None else made[wanted]
+
+
+@contextmanager
+def _random_state(state: torch.Tensor | None) -> Iterator[None]:
+    if state is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(state)
+        yield
+
+
+class _Ticket:
+    """Kept in place of a tensor: the how-manieth of a segment's."""
+
+    __slots__ = ("number", "segment")
+
+    def __init__(self, segment: _Segment, number: int):
+        self.segment, self.number = segment, number
+
+
+class _Segment:
+    """A segment in one forward pass. storages: the addresses of the network's own memory."""
+
+    def __init__(self, own: frozenset[int], buffers: frozenset[int], storages: frozenset[int], autocast: dict[str, Any]):
+        self.tape, self.buffers, self.storages, self.autocast = Tape(own), buffers, storages, autocast
+        self.count = 0
+        self.found: dict[int, torch.Tensor] = {}
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor | _Ticket:
+        """Return what is kept of a tensor: itself if it is there in any case, else a ticket."""
+        storage = _address(tensor)
+        if storage in self.storages or any(storage == _address(given) for given in self.tape.outside):
+            return tensor
+        self.count += 1
+        return _Ticket(self, self.count - 1)
+
+    def take(self, number: int) -> torch.Tensor:
+        """Return the tensor of a ticket, and forget it."""
+        if number not in self.found:
+            self._again()
+        return self.found.pop(number)
+
+    def _again(self) -> None:
+        """Run the tape again, and note what its calls keep."""
+        self.found.clear()
+        there = {*self.storages, *map(_address, self.tape.outside)}
+        copies: list[torch.Tensor] = []  # held, so that no address is used again
+
+        def own(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in self.buffers:
+                return tensor
+            copies.append(tensor.clone())  # running statistics move once
+            there.add(_address(copies[-1]))
+            return copies[-1]
+
+        def pack(tensor: torch.Tensor) -> None:
+            if _address(tensor) not in there:
+                self.found[len(self.found)] = tensor.detach()
+
+        outside = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self.tape.outside]
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None)
+        with torch.autocast(**self.autocast), hooks:
+            self.tape.replay(outside, own, lambda: len(self.found) >= self.count)
+        if len(self.found) != self.count:
+            raise ModelError(
+                f"a segment kept {self.count} tensors in forward and {len(self.found)} when it ran again: its calls do "
+                "not do the same twice; leave it out of the schedule"
+            )
+
+
+def _address(tensor: torch.Tensor) -> int:
+    with torch._C.DisableTorchFunction():
+        return tensor.untyped_storage()._cdata
+
+
+def _unpack(kept: Any) -> torch.Tensor:
+    if not isinstance(kept, _Ticket):
+        return kept
+    if torch.is_grad_enabled():
+        raise ModelError(
+            "a recomputed segment cannot be differentiated twice (create_graph=True); apply without `recompute`"
+        )
+    return kept.segment.take(kept.number)
+
+
+class _Prefix:
+    """The frozen prefix in one forward pass, `piece` images at a time."""
+
+    def __init__(self, own: frozenset[int], images: list[torch.Tensor], piece: int):
+        self.tape, self.images, self.piece = Tape(own), images, piece
+        self.first = {id(each): each[:piece] for each in images}
+        self.results = WeakIdKeyDictionary()  # of the first piece, by the stand-in that the network sees
+
+    def run(self, run: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Make a call on the first piece; return stand-ins of its results."""
+        stand_ins: dict[int, torch.Tensor] = {}
+
+        def real(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            found = self.first.get(id(value))
+            if found is None:
+                found = self.results.get(value)
+            if found is not None:
+                stand_ins[id(found)] = value
+            return value if found is None else found
+
+        def stand_in(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or id(value) in self.tape.own:
+                return value
+            if id(value) not in stand_ins:
+                shown = value.new_empty(()).expand(self._whole(value), *value.shape[1:])
+                self.results[shown] = value
+                return shown
+            return stand_ins[id(value)]
+
+        inner = tree_map(real, (args, kwargs))
+        with torch.no_grad():
+            result = self.tape.record(run, *inner)
+        if not any(isinstance(value, torch.Tensor) for value in tree_leaves(result)):
+            return run(*args, **kwargs)  # a size, which is that of the whole batch
+        return tree_map(stand_in, result)
+
+    def _whole(self, value: torch.Tensor) -> int:
+        """Return the first dimension of all images together."""
+        batch, piece = len(self.images[0]), len(self.first[id(self.images[0])])
+        return len(value) * batch // piece
+
+    def finish(self, stand_in: torch.Tensor) -> torch.Tensor:
+        """Run the other pieces; return the tensor that a stand-in stands for, of all images."""
+        first = self.results[stand_in]
+        number = self.tape.numbers[first].number
+        whole = torch.empty_like(first.new_empty(()).expand(stand_in.shape), memory_format=_memory_format(first))
+        whole[: len(first)].copy_(first)
+        share = len(first)
+        self.results.clear()
+        del first
+        with torch.no_grad():
+            for place, start in enumerate(range(self.piece, len(self.images[0]), self.piece), 1):
+                pieces = [each[start : start + self.piece] for each in self.images]
+                made = self.tape.replay(pieces[: len(self.tape.outside)], wanted=number)
+                assert made is not None  # it was asked for
+                whole[place * share : place * share + len(made)].copy_(made)
+                del made
+        return whole
+
+
+def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
+    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+class ScheduledPass(Replacing):
+    """One forward pass of an applied network by its schedule. inputs: what it is called with."""
+
+    def __init__(
+        self, network: nn.Module, plan: TrainingPlan, replacements: dict[Call, Replacement], inputs: Any
+    ):  # fmt: skip
+        super().__init__(network, plan, replacements)
+        self.regions = plan.regions
+        buffers, own = list(network.buffers()), [*network.parameters(), *network.buffers()]
+        self.own, self.buffers = frozenset(map(id, own)), frozenset(map(id, buffers))
+        self.storages = frozenset(map(_address, own))
+        images = [value for value in tree_leaves(inputs) if isinstance(value, torch.Tensor)]
+        self.autocast = _autocast(images[0].device.type)
+        self.in_segment: Segment | None = None
+        self.segment: _Segment | None = None
+        self.collected = WeakIdKeyDictionary()  # what the prefix came to, by the stand-in that the network holds
+        self.prefix = None
+        if plan.schedule.prefix_batch is not None:
+            self.prefix = _Prefix(self.own, images, plan.schedule.prefix_batch)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        """Run one call where it belongs."""
+        kwargs = kwargs or {}
+        call = self.locate(function)
+        index = self.plan.places.get(call)
+        run = _runner(function, self.replacements.get(call))
+        if self.prefix is not None:
+            if index is None or index < self.regions.prefix:
+                return self.prefix.run(run, args, kwargs)
+            self._leave_prefix(args, kwargs)
+        args, kwargs = tree_map(self._whole, (args, kwargs))
+        if index is not None:
+            self._enter(self.regions.segment_of.get(index))
+        if self.segment is None:
+            return run(*args, **kwargs)
+        with torch.autograd.graph.saved_tensors_hooks(self.segment.pack, _unpack):
+            return self.segment.tape.record(run, args, kwargs, call[1] in RANDOM)
+
+    def _whole(self, value: Any) -> Any:
+        return self.collected.get(value, value) if isinstance(value, torch.Tensor) else value
+
+    def _leave_prefix(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        prefix, self.prefix = self.prefix, None
+        assert prefix is not None  # it is left once
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, torch.Tensor) and value in prefix.results:
+                self.collected[value] = prefix.finish(value)
+                return
+
+    def _enter(self, segment: Segment | None) -> None:
+        if segment is not self.in_segment:
+            self.in_segment = segment
+            self.segment = None if segment is None else _Segment(self.own, self.buffers, self.storages, self.autocast)
+
+
+def _runner(function: Callable, replacement: Replacement | None) -> Callable:
+    """Return what makes a call, and can make it again without the network."""
+    if replacement is None:
+        return function
+    names = argument_names(function)
+    return lambda *args, **kwargs: replacement({**dict(zip(names, args, strict=False)), **kwargs})
+
+
+def _autocast(device: str) -> dict[str, Any]:
+    return {
+        "device_type": device, "enabled": torch.is_autocast_enabled(device),
+        "dtype": torch.get_autocast_dtype(device), "cache_enabled": torch.is_autocast_cache_enabled(),
+    }  # fmt: skip
