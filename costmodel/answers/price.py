@@ -183,7 +183,7 @@ def price(
         for row, value in enumerate(_of_the_way(required, batch, batch // micro), len(_OF_MOMENTS)):
             prices[row, number] = value[:, None] if isinstance(value, np.ndarray) else value
         for (schedule, _), mine in alike:
-            if schedule.recompute:
+            if schedule.segments:
                 more, _ = recomputed_flops(required, schedule, batch[mine], (batch // micro)[mine])
                 prices[_PRICES.index("total_flops"), number, :, mine] += more[:, None, None]
         for which, precision in enumerate(precisions):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from ..accounting.books import Key, dense_key
 from ..accounting.requirements import Requirements
 from ..errors import InputError
+from ..graph.blocks import ACTIVATIONS, NORMS
+from ..graph.layer_graph import LayerGraph
 from ..graph.passages import passages
-from ..graph.values import Tensor
+from ..graph.values import Layer, Tensor
 from ..kept import kept
 from ..rules.table import operation
 from ..units import Count, over_batch
@@ -20,30 +23,58 @@ from .schedule import Schedule
 RANDOM = frozenset({"dropout", "feature_dropout", "alpha_dropout", "bernoulli", "rand", "rand_like", "randn"})
 
 
+# What costs no matrix product to do again. Layers of other operations are done again only with their whole segment.
+CHEAP = NORMS | ACTIVATIONS | {"add", "sub", "mul", "div", "dropout", "contiguous"}
+
+
+class Demand(NamedTuple):
+    """What a layer's backward does again first: `layers` run, of which `keys` stay until their last use."""
+
+    layers: tuple[int, ...]
+    keys: tuple[Key, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The layers `first` to `last`, which keep their input for backward and run again there.
+    """The layers `first` to `last` of a network, and what of them is made again in backward.
 
-    input: the one tensor that passes before `first`. kept: what the layers would keep, and have again when they ran
-    again. needed_by: the layers that use something of it. inner: the storages that are made inside.
+    input: the one tensor that passes before `first`. runs_again: whether all is, from the input; else, and then again,
+    what norms, activations and sums give is made from what is there (`demands`, by the layer whose backward asks).
+    absent: what the layers would keep and is not there when forward is over. dropped: that of these that stays absent
+    when the segment has run again. needed_by: the layers that use something absent. cheap: the layers that are done
+    again on demand.
     """
 
     first: int
     last: int
     input: Tensor
-    kept: tuple[Key, ...]
+    runs_again: bool
+    absent: frozenset[Key]
+    dropped: frozenset[Key]
     needed_by: frozenset[int]
-    inner: frozenset[int]
+    demands: Mapping[int, tuple[Demand, ...]]
 
     @property
     def stop(self) -> int:
-        """The last layer that runs again: behind it nothing is kept. It is also whose backward asks first."""
+        """The last layer that runs again with the segment: behind it nothing is kept. Its backward asks first."""
         return max(self.needed_by)
 
     @property
     def release(self) -> int:
         """The layer whose backward is the last to need the segment's input."""
         return min(self.needed_by)
+
+    @cached_property
+    def not_cloned(self) -> frozenset[int]:
+        """The layers that work in place and copy their input first, for backward; the copy is dropped at once."""
+        return frozenset(
+            index for index, each in self.demands.items() for demand in each for key in demand.keys if key.of == "value"
+        )
+
+    @cached_property
+    def cheap(self) -> frozenset[int]:
+        """The layers that are done again on demand."""
+        return frozenset(index for each in self.demands.values() for demand in each for index in demand.layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +125,10 @@ def regions(required: Requirements, schedule: Schedule) -> Regions:
             "in pieces; leave it out"
         )
     segments, before = [], 0
-    for first, last in schedule.recompute:
+    for first, last, mode in schedule.segments:
         if first < before:
-            raise InputError(f"the segments of recompute must not overlap, as layers {first} to {last} do; make it anew")
-        segments.append(_segment(required, first, last))
+            raise InputError(f"segments must not overlap, as layers {first} to {last} do; make the schedule anew")
+        segments.append(segment(required, first, last, mode))
         before = last + 1
     if schedule.prefix_batch is None:
         return Regions(0, None, tuple(segments))
@@ -105,29 +136,122 @@ def regions(required: Requirements, schedule: Schedule) -> Regions:
 
 
 @kept
-def _segment(required: Requirements, first: int, last: int) -> Segment:
+def segment(required: Requirements, first: int, last: int, mode: str) -> Segment:
+    """Return the layers first to last as a segment; mode: one of `MODES`.
+
+    Errors: InputError if they are none, or if nothing of them could be made again so.
+    """
     graph, places = required.graph, passages(required.graph)
     ends = first in places and (last + 1 in places or last + 1 == len(graph.layers))
     if not ends or not first <= last or first < prefix_end(required) or not can_be_cut(required):
         raise InputError(
-            f"layers {first} to {last} of {graph.model} are no segment that {required.way.label} can recompute: the "
-            "schedule is of another network or way; make it with costmodel.best_schedule"
+            f"layers {first} to {last} of {graph.model} are no segment of {required.way.label}: the schedule is of "
+            "another network or way; make it with costmodel.best_schedule"
         )
     layers = graph.layers[first : last + 1]
-    inner = {tensor.storage.id for layer in layers for tensor in layer.outputs} - {places[first].storage.id}
-    keys, needed_by = [], set()
-    for layer in layers:
-        for key in required.books.by_layer.get(layer.index, ()):
-            saved = required.books.saved[key]
-            if key != dense_key(places[first]) and (saved.storage is None or saved.storage.id in inner):
-                needed_by.add(layer.index)
-                keys.append(key)
-    if not needed_by:
+    inside = _kept_inside(required, layers, places[first])
+    dropped = _derivable(required, layers, inside) if mode != "recompute" else {}
+    absent = inside if mode != "cheap" else frozenset(dropped)
+    needed_by = {layer.index for layer in layers for key in required.books.by_layer.get(layer.index, ()) if key in absent}
+    if not needed_by or (mode != "recompute" and not dropped):
         raise InputError(
-            f"layers {first} to {last} of {graph.model} keep nothing that could be recomputed for {required.way.label}; "
-            "leave them out"
+            f"layers {first} to {last} of {graph.model} keep nothing for {required.way.label} that the mode {mode!r} "
+            "makes again; leave them out"
         )
-    return Segment(first, last, places[first], tuple(dict.fromkeys(keys)), frozenset(needed_by), frozenset(inner))
+    return Segment(
+        first, last, places[first], mode != "cheap", absent, frozenset(dropped), frozenset(needed_by),
+        _demands(required, layers, dropped),
+    )  # fmt: skip
+
+
+def _kept_inside(required: Requirements, layers: Sequence[Layer], given: Tensor) -> frozenset[Key]:
+    """Return what layers keep, but for their input."""
+    inner = {tensor.storage.id for layer in layers for tensor in layer.outputs} - {given.storage.id}
+    return frozenset(
+        key
+        for layer in layers
+        for key in required.books.by_layer.get(layer.index, ())
+        if (storage := required.books.saved[key].storage) is None or storage.id in inner
+    )
+
+
+def _derivable(required: Requirements, layers: Sequence[Layer], inside: frozenset[Key]) -> dict[Key, tuple[int, ...]]:
+    """Return what of the kept could be made from the rest of it by cheap layers alone, and by which.
+
+    A tensor that is kept and cannot be made so is where that starts from.
+    """
+    graph, books = required.graph, required.books
+    used = {key for layer in layers for key in books.by_layer.get(layer.index, ())}
+    chains: dict[int, frozenset[int]] = {}  # by tensor: the layers that make it
+    for layer in layers:
+        if layer.op not in CHEAP or len(layer.outputs) != 1:
+            continue
+        needed: set[int] = {layer.index}
+        for tensor in layer.inputs.values():
+            if tensor.kind == "parameter" or tensor.storage.id in graph.resident_storages:
+                continue
+            if tensor.id in chains:
+                needed |= chains[tensor.id]
+            elif tensor.kind != "activation" or tensor.overwritten or dense_key(tensor) not in used:
+                break
+        else:
+            chains[layer.output.id] = frozenset(needed)
+    tensors = {t.id: t for layer in layers for t in layer.outputs}
+    return {
+        dense_key(tensors[id_]): tuple(sorted(chain))
+        for id_, chain in chains.items()
+        if dense_key(tensors[id_]) in inside and not _has_views(graph, tensors[id_], layers)
+    }
+
+
+def _has_views(graph: LayerGraph, tensor: Tensor, layers: Sequence[Layer]) -> bool:
+    """Whether layers also read what a tensor's memory holds in another shape."""
+    given = (each for layer in layers for each in layer.inputs.values())
+    return any(each.storage is tensor.storage and each.shape != tensor.shape for each in given)
+
+
+def _demands(
+    required: Requirements, layers: Sequence[Layer], dropped: Mapping[Key, tuple[int, ...]]
+) -> dict[int, tuple[Demand, ...]]:
+    """Return what the backward of each layer makes again; what has further uses stays."""
+    books, graph = required.books, required.graph
+    inside = range(layers[0].index, layers[-1].index + 1)
+    last_use = {key: min(index for index in books.saved[key].uses if index in inside) for key in dropped}
+    key_of = {chain[-1]: key for key, chain in dropped.items()}  # by the layer that makes it last
+    there: set[Key] = set()
+    found: dict[int, tuple[Demand, ...]] = {}
+    for layer in reversed(layers):
+        asked = []
+        for key in books.by_layer.get(layer.index, ()):
+            if key not in dropped or key in there:
+                continue
+            run = _still_to_run(graph, dropped[key], {index for index, own in key_of.items() if own in there})
+            made = [
+                own for index in run
+                if (own := key_of.get(index)) and last_use[own] <= layer.index and not _is_overwritten(graph, own, run)
+            ]
+            there.update(made)
+            asked.append(Demand(run, tuple(made)))
+        there -= {key for key in there if last_use[key] == layer.index}
+        if asked:
+            found[layer.index] = tuple(asked)
+    return found
+
+
+def _is_overwritten(graph: LayerGraph, key: Key, run: Sequence[int]) -> bool:
+    """Whether a value is overwritten by one of the layers that run."""
+    return key.of == "value" and any(graph.layers[i].inplace and graph.layers[i].input.id == key.id for i in run)
+
+
+def _still_to_run(graph: LayerGraph, chain: Sequence[int], done: set[int]) -> tuple[int, ...]:
+    """Return the layers of a chain that must run where the results of some are there already."""
+    wanted, run = {graph.layers[chain[-1]].output.id}, []
+    for index in reversed(chain):
+        layer = graph.layers[index]
+        if layer.output.id in wanted and index not in done:
+            run.append(index)
+            wanted |= {tensor.id for tensor in layer.inputs.values()}
+    return tuple(reversed(run))
 
 
 def recomputed_flops(required: Requirements, schedule: Schedule, batch: Count, passes: Count) -> tuple[Count, Count]:
@@ -142,25 +266,26 @@ def recomputed_flops(required: Requirements, schedule: Schedule, batch: Count, p
 
 
 def again(required: Requirements, schedule: Schedule) -> tuple[int, ...]:
-    """Return the layers that run again in backward."""
-    if not schedule.recompute:
-        return ()
-    cut = regions(required, schedule)
-    return tuple(index for one in cut.segments for index in range(one.first, one.stop + 1))
+    """Return the layers that run again in backward, as often as they do."""
+    found: list[int] = []
+    for one in regions(required, schedule).segments:
+        found += range(one.first, one.stop + 1) if one.runs_again else ()
+        found += [index for each in one.demands.values() for demand in each for index in demand.layers]
+    return tuple(found)
 
 
 def saved_bytes(required: Requirements, schedule: Schedule, micro_batch: Count, float_bytes: int) -> Count:
     """Return the bytes that one forward pass keeps for backward: of segments that run again, their input."""
-    if not schedule.recompute:
+    if not schedule.segments:
         return required.saved_bytes(micro_batch, float_bytes)
     cut, found = regions(required, schedule), {}
     for key, saved in required.books.saved.items():
         owners = (cut.segment_of.get(index) for index in saved.uses)
-        if any(segment is None or key not in segment.kept for segment in owners):
+        if any(segment is None or key not in segment.absent for segment in owners):
             found[key if saved.storage is None else saved.storage.id] = saved.bytes(micro_batch, float_bytes)
-    for segment in cut.segments:
-        storage = segment.input.storage
-        found.setdefault(storage.id, storage.bytes(micro_batch, float_bytes))
+    for one in cut.segments:
+        if one.runs_again:
+            found.setdefault(one.input.storage.id, one.input.storage.bytes(micro_batch, float_bytes))
     total = over_batch(0, False, micro_batch)
     for size in found.values():
         total = total + size

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError, require_count
+from ..errors import InputError, require_count, unknown
+
+
+# How a segment saves memory. cheap: what norms, activations and sums give is made again from what else is kept, without
+# a matrix product. recompute: only the segment's input is kept, and all of it runs again. both: in turn.
+MODES = {"cheap": "with cheap work done again", "recompute": "recomputed", "both": "recomputed, cheaply kept"}
 
 
 @dataclass(frozen=True)
@@ -16,27 +21,29 @@ class Schedule:
     micro_batch: images per forward and backward pass, whose gradients are added up; None is the whole batch.
     inplace_update: every parameter is updated, and its gradient freed, as soon as the gradient is there.
     prefix_batch: images at a time in the layers below the first trained parameter, whose results are collected; None is
-    all of the pass. recompute: (first, last) layers, by index, of the segments that keep only their input and run again
-    in backward (`costmodel.step.regions`).
+    all of the pass. segments: (first layer, last layer, mode) of parts of the network that keep less and make it again
+    in backward, by the layers' indices; modes: `MODES`.
 
-    Errors: InputError for a number that is no whole number of 1 or more.
+    Errors: InputError for a number that is no whole number of 1 or more, and for a mode that does not exist.
     """
 
     micro_batch: int | None = None
     inplace_update: bool = False
     prefix_batch: int | None = None
-    recompute: tuple[tuple[int, int], ...] = ()
+    segments: tuple[tuple[int, int, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("micro_batch", self.micro_batch), ("prefix_batch", self.prefix_batch)):
             if value is not None:
                 require_count(name, value)
-        object.__setattr__(self, "recompute", tuple((int(first), int(last)) for first, last in self.recompute))
+        for _, _, mode in self.segments:
+            if mode not in MODES:
+                raise unknown("mode of a segment", mode, MODES)
 
     @property
     def is_cut(self) -> bool:
         """Whether the network is cut up: a prefix in pieces, or segments that run again."""
-        return self.prefix_batch is not None or bool(self.recompute)
+        return self.prefix_batch is not None or bool(self.segments)
 
     def images_per_pass(self, batch: int) -> int:
         """Return the images of one forward and backward pass.
@@ -58,14 +65,15 @@ class Schedule:
         parts = [] if self.images_per_pass(batch) == batch else [f"in micro-batches of {self.micro_batch}"]
         if self.prefix_batch is not None:
             parts.append(f"the frozen prefix {self.prefix_batch} at a time")
-        if self.recompute:
-            parts.append(f"{len(self.recompute)} segment{'s' if len(self.recompute) > 1 else ''} recomputed")
+        for mode, said in MODES.items():
+            if count := sum(one == mode for _, _, one in self.segments):
+                parts.append(f"{count} segment{'s' if count > 1 else ''} {said}")
         return ", ".join([*parts, *(["updated in place"] if self.inplace_update else [])])
 
     def to_dict(self, batch: int) -> dict[str, Any]:
         """Return the schedule of a batch as plain values for JSON."""
         more = {} if self.prefix_batch is None else {"prefix_batch": self.prefix_batch}
-        more |= {"recompute": [list(each) for each in self.recompute]} if self.recompute else {}
+        more |= {"segments": [list(each) for each in self.segments]} if self.segments else {}
         return {"micro_batch": self.images_per_pass(batch), "inplace_update": self.inplace_update, **more}
 
 
@@ -76,7 +84,7 @@ def schedule_from(saved: Mapping[str, Any]) -> Schedule:
     """Return the schedule that `Schedule.to_dict` wrote; what is absent is as in the plain one."""
     micro_batch = saved.get("micro_batch")
     whole = micro_batch == saved.get("batch")
-    recompute = tuple((first, last) for first, last in saved.get("recompute", ()))
+    segments = tuple((first, last, mode) for first, last, mode in saved.get("segments", ()))
     return Schedule(
-        None if whole else micro_batch, saved.get("inplace_update", False), saved.get("prefix_batch"), recompute
+        None if whole else micro_batch, saved.get("inplace_update", False), saved.get("prefix_batch"), segments
     )

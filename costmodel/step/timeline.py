@@ -10,7 +10,7 @@ Update: one tensor at a time. Gradients are freed at the end (`zero_grad(set_to_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple
 
@@ -21,7 +21,7 @@ from ..accounting.kernels import Kernels
 from ..accounting.requirements import Requirements
 from ..accounting.table import ACCOUNTINGS
 from ..graph.layer_graph import LayerGraph
-from ..graph.values import Tensor
+from ..graph.values import Layer, Tensor
 from ..kept import kept
 from ..rules.facts import Dense
 from ..units import FLOAT_BYTES, Count
@@ -111,14 +111,15 @@ class _Simulation(Generic[Count]):
             inside: dict[int, int] = {}  # by segment's first layer
             for index in saved.uses:
                 segment = segment_of.get(index)
-                if segment is not None and key in segment.kept:
+                if segment is not None and key in segment.absent:
                     inside[segment.first] = min(inside.get(segment.first, index), index)
                 else:
                     until(key if saved.storage is None else saved.storage.id, index)
             for index in inside.values():
                 releases.setdefault(index, []).append(key if saved.storage is None else saved.storage.id)
         for segment in self.cut.segments:
-            until(segment.input.storage.id, segment.release)
+            if segment.runs_again:
+                until(segment.input.storage.id, segment.release)
         for what, index in last.items():
             releases.setdefault(index, []).append(what)
         return {what for what in last if isinstance(what, int)}, releases
@@ -182,15 +183,21 @@ class _Simulation(Generic[Count]):
                     now[_SAVED if storage.id in kept else _TRANSIENT] += size
             for key in self.books.by_layer.get(layer.index, ()):
                 saved = self.books.saved[key]
-                in_place = again is None or key not in again.kept
+                in_place = again is None or key not in again.absent
                 if saved.storage is None and in_place and key not in allocated_first_here:
                     allocated_first_here.add(key)
                     now[_SAVED] += saved.bytes(batch, float_bytes)
             working = sizes.copied.get(layer.index, 0) + sizes.working.get(layer.index, (0, 0))[0]
-            self.mark("forward", layer.name, working)
+            self.mark("forward", layer.name, working + self.cloned(layer, again))
             for id_ in dying.get(layer.index, ()):
                 if id_ in live and id_ not in kept:
                     now[_TRANSIENT] -= live.pop(id_)
+
+    def cloned(self, layer: Layer, segment: Segment | None) -> Any:
+        """Return the bytes of the copy of its input that a layer makes for backward, where that is dropped at once."""
+        if segment is None or layer.index not in segment.not_cloned:
+            return 0
+        return layer.input.bytes(self.sizes.batch, self.sizes.float_bytes)
 
     def prefix(self) -> None:
         """Run the frozen prefix piece by piece: the first one as the network does, the others as recorded."""
@@ -200,7 +207,7 @@ class _Simulation(Generic[Count]):
         batch, float_bytes = piece.batch, piece.float_bytes
         several = bool(np.any(np.asarray(sizes.batch) > batch))
         for as_recorded in (False, True)[: 1 + several]:
-            dying = _dying_inside(self.graph, 0, end - 1) if as_recorded else _dying(self.graph)
+            dying = _dying_inside(self.graph, tuple(range(end))) if as_recorded else _dying(self.graph)
             live: dict[int, Any] = {self.graph.input.storage.id: 0}
             for layer in self.graph.layers[:end]:
                 for tensor in layer.outputs:
@@ -219,11 +226,24 @@ class _Simulation(Generic[Count]):
 
     def recompute(self, segment: Segment) -> None:
         """Run a segment again, keeping what its layers keep."""
+        self.again_from([*range(segment.first, segment.stop + 1)], segment.absent - segment.dropped, segment)
+
+    def again_from(self, indices: Sequence[int], keys: Collection[Key], segment: Segment | None = None) -> None:
+        """Run layers again, keeping some of what they make; what is there already stays.
+
+        segment: it runs as a whole; else, what is kept of a value is the value itself, and no copy.
+        """
         now, sizes, live = self.now, self.sizes, self.live
-        dying = _dying_inside(self.graph, segment.first, segment.stop)
-        kept = {saved.storage.id for key in segment.kept if (saved := self.books.saved[key]).storage is not None}
+        dying = _dying_inside(self.graph, tuple(indices))
+        before = set(live)
+        kept = {saved.storage.id for key in keys if (saved := self.books.saved[key]).storage is not None}
         there: set[Key] = set()
-        for layer in self.graph.layers[segment.first : segment.stop + 1]:
+        for layer in (self.graph.layers[index] for index in indices):
+            value = Key("value", layer.output.id)
+            if segment is None and value in keys:
+                now[_SAVED] += self.books.saved[value].bytes(sizes.batch, sizes.float_bytes)
+                self.mark("recompute", layer.name)
+                continue
             for tensor in (*layer.outputs, *(t for t in layer.inputs.values() if t.kind == "constant")):
                 storage = tensor.storage
                 if storage.id not in live and storage.id not in self.graph.resident_storages:
@@ -231,13 +251,13 @@ class _Simulation(Generic[Count]):
                     now[_SAVED if storage.id in kept else _TRANSIENT] += size
             for key in self.books.by_layer.get(layer.index, ()):
                 saved = self.books.saved[key]
-                if saved.storage is None and key in segment.kept and key not in there:
+                if saved.storage is None and key in keys and key not in there:
                     there.add(key)
                     now[_SAVED] += saved.bytes(sizes.batch, sizes.float_bytes)
             working = sizes.copied.get(layer.index, 0) + sizes.working.get(layer.index, (0, 0))[0]
-            self.mark("recompute", layer.name, working)
+            self.mark("recompute", layer.name, working + self.cloned(layer, segment))
             for id_ in dying.get(layer.index, ()):
-                if id_ in live and id_ not in kept and id_ != segment.input.storage.id:
+                if id_ in live and id_ not in kept and id_ not in before:
                     now[_TRANSIENT] -= live.pop(id_)
 
     def loss(self) -> dict[int, _Gradient]:
@@ -267,8 +287,10 @@ class _Simulation(Generic[Count]):
         """Run the backward of one layer, and within it that of the layers that make its weight again."""
         now, layer = self.now, self.graph.layers[index]
         segment = self.cut.segment_of.get(index)
-        if segment is not None and segment.stop == index:
+        if segment is not None and segment.runs_again and segment.stop == index:
             self.recompute(segment)
+        for demand in segment.demands.get(index, ()) if segment is not None else ():
+            self.again_from(demand.layers, demand.keys)
         given = [pending.pop(tensor.id) for tensor in layer.outputs if tensor.id in pending]
         again = self.again.get(index, _NOTHING_AGAIN)
         if again.made_bytes:
@@ -397,10 +419,10 @@ def _dying(graph: LayerGraph) -> dict[int, list[int]]:
 
 
 @kept
-def _dying_inside(graph: LayerGraph, first: int, last: int) -> dict[int, list[int]]:
-    """Return the storages made by the layers first to last, by the layer after which none of these reads them."""
+def _dying_inside(graph: LayerGraph, indices: tuple[int, ...]) -> dict[int, list[int]]:
+    """Return the storages that some layers make or read, by the layer after which none of these reads them."""
     last_read: dict[int, int] = {}
-    for layer in graph.layers[first : last + 1]:
+    for layer in (graph.layers[index] for index in indices):
         for tensor in (*layer.outputs, *layer.inputs.values()):
             if tensor.kind in ("activation", "constant"):
                 last_read[tensor.storage.id] = layer.index

@@ -16,7 +16,9 @@ Source of the idea of tickets: torch.utils.checkpoint, use_reentrant=False.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +51,7 @@ class _Entry:
     results: list[int | None]
     with_gradient: bool
     random_state: torch.Tensor | None
+    layer: int | None
 
 
 def _is_slot(value: Any) -> bool:
@@ -66,7 +69,9 @@ class Tape:
         self.count = 0
         self.last_use: dict[int, int] = {}
 
-    def record(self, run: Callable, args: tuple, kwargs: dict[str, Any], draws: bool = False) -> Any:
+    def record(
+        self, run: Callable, args: tuple, kwargs: dict[str, Any], draws: bool = False, layer: int | None = None
+    ) -> Any:
         """Make a call and note it; return its result. draws: whether it draws random numbers."""
         given = tree_map(self._slot, (args, kwargs))
         state = torch.get_rng_state() if draws else None
@@ -75,9 +80,11 @@ class Tape:
         if result is not None and not any(isinstance(value, torch.Tensor) for value in leaves):
             return result  # a size, or the like
         place, results = len(self.entries), [self._result(value) for value in leaves]
+        if result is not None and not any(number is not None for number in results):
+            return result  # something of the network's own, such as a count of batches: it moves once
         used = [slot.number for slot in tree_leaves(given, is_leaf=_is_slot) if _is_slot(slot)]
         self.last_use |= dict.fromkeys([*used, *(number for number in results if number is not None)], place)
-        self.entries.append(_Entry(run, *given, results, torch.is_grad_enabled(), state))
+        self.entries.append(_Entry(run, *given, results, torch.is_grad_enabled(), state, layer))
         return result
 
     def _slot(self, value: Any) -> Any:
@@ -99,11 +106,12 @@ class Tape:
     def replay(
         self, outside: Iterable[torch.Tensor], own: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
         enough: Callable[[], bool] = lambda: False, wanted: int | None = None,
+        make: Callable[[_Entry, tuple, dict[str, Any]], Any] = lambda entry, args, kwargs: entry.run(*args, **kwargs),
     ) -> torch.Tensor | None:  # fmt: skip
         """Make the calls again, from other tensors in place of the outside ones; return the wanted tensor, if any.
 
-        own: what to use of the network's own tensors. enough: asked after each call whether to stop. A tensor is
-        dropped after the last call that reads it.
+        own: what to use of the network's own tensors. enough: asked after each call whether to stop. make: makes a
+        call. A tensor is dropped after the last call that reads it.
         """
         made: dict[int, Any] = {-1 - number: tensor for number, tensor in enumerate(outside)}
         outside = ()
@@ -116,7 +124,7 @@ class Tape:
         for place, entry in enumerate(self.entries):
             args, kwargs = tree_map(found, (entry.args, entry.kwargs), is_leaf=_is_slot)
             with torch.set_grad_enabled(entry.with_gradient), _random_state(entry.random_state):
-                result = tree_leaves(entry.run(*args, **kwargs))
+                result = tree_leaves(make(entry, args, kwargs))
             del args, kwargs
             made |= {number: value for number, value in zip(entry.results, result, strict=True) if number is not None}
             del result
@@ -146,18 +154,188 @@ class _Ticket:
         self.segment, self.number = segment, number
 
 
-class _Segment:
-    """A segment in one forward pass. storages: the addresses of the network's own memory."""
+@dataclass(frozen=True)
+class _Own:
+    """What is the network's own, and the autocast that it runs in: ids of tensors and buffers, addresses of memory."""
 
-    def __init__(self, own: frozenset[int], buffers: frozenset[int], storages: frozenset[int], autocast: dict[str, Any]):
-        self.tape, self.buffers, self.storages, self.autocast = Tape(own), buffers, storages, autocast
+    tensors: frozenset[int]
+    buffers: frozenset[int]
+    storages: frozenset[int]
+    autocast: dict[str, Any]
+
+
+Target = tuple[int, int]  # a slot, and the call that wrote it last
+
+
+class _Late:
+    """Kept in place of a tensor that cheap work makes again; the tensor itself where it turns out to be another."""
+
+    __slots__ = ("cheap", "target", "tensor")
+
+    def __init__(self, cheap: _Cheap, tensor: torch.Tensor | None):
+        self.cheap, self.tensor, self.target = cheap, tensor, (-1, -1)
+
+    def becomes(self, target: Target) -> None:
+        """Let go of the tensor: it is made again when it is asked for."""
+        self.tensor, self.target = None, target
+        self.cheap.left[target] += 1
+
+    def get(self) -> torch.Tensor:
+        """Return the tensor."""
+        return self.cheap.take(self.target) if self.tensor is None else self.tensor
+
+
+class _Cheap:
+    """A segment's cheap work, recorded; of its results nothing is kept: they are made again from what else is there."""
+
+    def __init__(self, own: _Own, segment: Segment):
+        self.own, self.segment, self.tape = own, segment, Tape(own.tensors)
+        self.results: dict[int, tuple[weakref.ref[torch.Tensor], Target]] = {}  # by address
+        self.late: list[_Late] | None = None  # of the present call
+        self.left: Counter[Target] = Counter()  # how often each will be asked for
+        self.made: dict[Target, torch.Tensor] = {}
+
+    def run(self, run: Callable, args: tuple, kwargs: dict[str, Any], draws: bool, layer: int | None) -> Any:
+        """Make a call; cheap ones are recorded."""
+        if layer not in self.segment.cheap and layer not in self.segment.not_cloned:
+            return run(*args, **kwargs)
+        given = next(value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor))
+        before = self._find(given) if layer in self.segment.not_cloned else None
+        self.late = []
+        if layer in self.segment.cheap:
+            result = self.tape.record(run, args, kwargs, draws, layer)
+            place = len(self.tape.entries) - 1
+            for value, number in zip(tree_leaves(result), self.tape.entries[place].results, strict=True):
+                if number is not None:
+                    self.results[_address(value)] = weakref.ref(value), (number, place)
+        else:
+            result = run(*args, **kwargs)
+            self.results.pop(_address(result), None)  # it is overwritten
+        late, self.late = self.late, None
+        for each in late:
+            assert each.tensor is not None  # until it becomes a target
+            target = self._find(each.tensor)
+            if target is None and before is not None and each.tensor.shape == given.shape:
+                target = before  # the copy that a call in place makes of its input
+            if target is not None:
+                each.becomes(target)
+        return result
+
+    def _find(self, tensor: torch.Tensor) -> Target | None:
+        """Return which result a tensor is; an address may be used again when a result is gone."""
+        known = self.results.get(_address(tensor))
+        alive = None if known is None else known[0]()
+        if known is None or alive is None or _address(alive) != _address(tensor) or alive.shape != tensor.shape:
+            return None
+        return known[1]
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor | _Late:
+        """Return what is kept of a tensor."""
+        if _address(tensor) in self.own.storages:
+            return tensor
+        if self.late is not None:
+            self.late.append(_Late(self, tensor))
+            return self.late[-1]
+        target = self._find(tensor)
+        if target is None:
+            return tensor
+        late = _Late(self, None)
+        late.becomes(target)
+        return late
+
+    def take(self, target: Target) -> torch.Tensor:
+        """Return a result, made again unless it is there; it is gone when it was asked for as often as it was kept."""
+        if target not in self.made:
+            self._make(target)
+        self.left[target] -= 1
+        if self.left[target] > 0:
+            return self.made[target]
+        value = self.made.pop(target)
+        open_ones = [each for each, count in self.left.items() if count > 0]
+        needed = {slot for each in open_ones for slot in self._starts(each)}
+        for number in range(len(self.tape.outside)):
+            if -1 - number not in needed:
+                self.tape.outside[number] = None  # pyright: ignore[reportArgumentType]  # nobody asks for it again
+        return value
+
+    def _chain(self, target: Target, made: Collection[Target] = ()) -> list[int]:
+        """Return the calls, in order, that make a result; those whose results are there already are left out."""
+        wanted, chain = dict([target]), []
+        for place in range(target[1], -1, -1):
+            entry = self.tape.entries[place]
+            mine = [number for number in entry.results if number is not None and wanted.get(number, -1) >= place]
+            if not mine:
+                continue
+            if any((number, place) in made for number in mine):
+                wanted = {number: at for number, at in wanted.items() if number not in mine}
+                continue
+            chain.append(place)
+            wanted |= dict.fromkeys(_slots(entry), place - 1)
+        return chain[::-1]
+
+    def _starts(self, target: Target) -> set[int]:
+        """Return the slots from outside that a result is made from."""
+        return {slot for place in self._chain(target) for slot in _slots(self.tape.entries[place]) if slot < 0}
+
+    def _make(self, target: Target) -> None:
+        chain, entries = self._chain(target, self.made), self.tape.entries
+        values: dict[int, Any] = {number: value for (number, _), value in self.made.items()}
+        values |= {-1 - number: tensor for number, tensor in enumerate(self.tape.outside)}
+
+        def found(value: Any) -> Any:
+            if _is_slot(value):
+                given = values[value.number]
+                if given is None:
+                    raise ModelError(
+                        "a segment with cheap work done again can run backward once; apply without segments to keep "
+                        "the graph (retain_graph=True)"
+                    )
+                return given
+            is_buffer = isinstance(value, torch.Tensor) and id(value) in self.own.buffers
+            return value.clone() if is_buffer else value
+
+        for step, place in enumerate(chain):
+            entry, later = entries[place], chain[step + 1 :]
+            overwrites = {number for number in entry.results if number is not None} & {*_slots(entry)}
+            for number in overwrites & {number for number, _ in self.made}:
+                values[number] = values[number].clone()
+            args, kwargs = tree_map(found, (entry.args, entry.kwargs), is_leaf=_is_slot)
+            with torch.no_grad(), torch.autocast(**self.own.autocast), _random_state(entry.random_state):
+                result = tree_leaves(entry.run(*args, **kwargs))
+            del args, kwargs
+            for number, value in zip(entry.results, result, strict=True):
+                if number is None:
+                    continue
+                values[number] = value
+                is_final = not any(number in entries[other].results for other in later)
+                if (number, place) == target or (self.left[number, place] > 0 and is_final):
+                    self.made[number, place] = value
+            del result, value
+            used_later = {slot for other in later for slot in _slots(entries[other])}
+            for number in [number for number in values if number >= 0 and number not in used_later]:
+                del values[number]
+
+
+def _slots(entry: _Entry) -> list[int]:
+    return [slot.number for slot in tree_leaves((entry.args, entry.kwargs), is_leaf=_is_slot) if _is_slot(slot)]
+
+
+class _Segment:
+    """A segment in one forward pass that runs again as a whole."""
+
+    def __init__(self, own: _Own, segment: Segment):
+        self.own, self.segment, self.tape = own, segment, Tape(own.tensors)
         self.count = 0
-        self.found: dict[int, torch.Tensor] = {}
+        self.found: dict[int, torch.Tensor | _Late] = {}
+
+    def run(self, run: Callable, args: tuple, kwargs: dict[str, Any], draws: bool, layer: int | None) -> Any:
+        """Make a call and record it."""
+        return self.tape.record(run, args, kwargs, draws, layer)
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor | _Ticket:
         """Return what is kept of a tensor: itself if it is there in any case, else a ticket."""
         storage = _address(tensor)
-        if storage in self.storages or any(storage == _address(given) for given in self.tape.outside):
+        if storage in self.own.storages or any(storage == _address(given) for given in self.tape.outside):
             return tensor
         self.count += 1
         return _Ticket(self, self.count - 1)
@@ -166,16 +344,18 @@ class _Segment:
         """Return the tensor of a ticket, and forget it."""
         if number not in self.found:
             self._again()
-        return self.found.pop(number)
+        kept = self.found.pop(number)
+        return kept.get() if isinstance(kept, _Late) else kept
 
     def _again(self) -> None:
         """Run the tape again, and note what its calls keep."""
         self.found.clear()
-        there = {*self.storages, *map(_address, self.tape.outside)}
+        there = {*self.own.storages, *map(_address, self.tape.outside)}
+        cheap = _Cheap(self.own, self.segment)
         copies: list[torch.Tensor] = []  # held, so that no address is used again
 
         def own(tensor: torch.Tensor) -> torch.Tensor:
-            if id(tensor) not in self.buffers:
+            if id(tensor) not in self.own.buffers:
                 return tensor
             copies.append(tensor.clone())  # running statistics move once
             there.add(_address(copies[-1]))
@@ -183,12 +363,15 @@ class _Segment:
 
         def pack(tensor: torch.Tensor) -> None:
             if _address(tensor) not in there:
-                self.found[len(self.found)] = tensor.detach()
+                self.found[len(self.found)] = cheap.pack(tensor.detach())
+
+        def make(entry: _Entry, args: tuple, kwargs: dict[str, Any]) -> Any:
+            return cheap.run(entry.run, args, kwargs, entry.random_state is not None, entry.layer)
 
         outside = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self.tape.outside]
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None)
-        with torch.autocast(**self.autocast), hooks:
-            self.tape.replay(outside, own, lambda: len(self.found) >= self.count)
+        with torch.autocast(**self.own.autocast), hooks:
+            self.tape.replay(outside, own, lambda: len(self.found) >= self.count, make=make)
         if len(self.found) != self.count:
             raise ModelError(
                 f"a segment kept {self.count} tensors in forward and {len(self.found)} when it ran again: its calls do "
@@ -202,13 +385,13 @@ def _address(tensor: torch.Tensor) -> int:
 
 
 def _unpack(kept: Any) -> torch.Tensor:
-    if not isinstance(kept, _Ticket):
+    if not isinstance(kept, _Ticket | _Late):
         return kept
     if torch.is_grad_enabled():
         raise ModelError(
-            "a recomputed segment cannot be differentiated twice (create_graph=True); apply without `recompute`"
+            "what a segment makes again cannot be differentiated twice (create_graph=True); apply without segments"
         )
-    return kept.segment.take(kept.number)
+    return kept.get() if isinstance(kept, _Late) else kept.segment.take(kept.number)
 
 
 class _Prefix:
@@ -288,16 +471,17 @@ class ScheduledPass(Replacing):
         super().__init__(network, plan, replacements)
         self.regions = plan.regions
         buffers, own = list(network.buffers()), [*network.parameters(), *network.buffers()]
-        self.own, self.buffers = frozenset(map(id, own)), frozenset(map(id, buffers))
-        self.storages = frozenset(map(_address, own))
         images = [value for value in tree_leaves(inputs) if isinstance(value, torch.Tensor)]
-        self.autocast = _autocast(images[0].device.type)
+        self.own = _Own(
+            frozenset(map(id, own)), frozenset(map(id, buffers)), frozenset(map(_address, own)),
+            _autocast(images[0].device.type),
+        )  # fmt: skip
         self.in_segment: Segment | None = None
-        self.segment: _Segment | None = None
+        self.segment: _Segment | _Cheap | None = None
         self.collected = WeakIdKeyDictionary()  # what the prefix came to, by the stand-in that the network holds
         self.prefix = None
         if plan.schedule.prefix_batch is not None:
-            self.prefix = _Prefix(self.own, images, plan.schedule.prefix_batch)
+            self.prefix = _Prefix(self.own.tensors, images, plan.schedule.prefix_batch)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Run one call where it belongs."""
@@ -315,7 +499,7 @@ class ScheduledPass(Replacing):
         if self.segment is None:
             return run(*args, **kwargs)
         with torch.autograd.graph.saved_tensors_hooks(self.segment.pack, _unpack):
-            return self.segment.tape.record(run, args, kwargs, call[1] in RANDOM)
+            return self.segment.run(run, args, kwargs, call[1] in RANDOM, index)
 
     def _whole(self, value: Any) -> Any:
         return self.collected.get(value, value) if isinstance(value, torch.Tensor) else value
@@ -330,8 +514,9 @@ class ScheduledPass(Replacing):
 
     def _enter(self, segment: Segment | None) -> None:
         if segment is not self.in_segment:
-            self.in_segment = segment
-            self.segment = None if segment is None else _Segment(self.own, self.buffers, self.storages, self.autocast)
+            self.in_segment, self.segment = segment, None
+            if segment is not None:
+                self.segment = (_Segment if segment.runs_again else _Cheap)(self.own, segment)
 
 
 def _runner(function: Callable, replacement: Replacement | None) -> Callable:
