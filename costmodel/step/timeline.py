@@ -21,6 +21,7 @@ from ..accounting.kernels import Kernels
 from ..accounting.requirements import Requirements
 from ..accounting.table import ACCOUNTINGS
 from ..graph.layer_graph import LayerGraph
+from ..graph.passages import passages
 from ..graph.values import Layer, Tensor
 from ..kept import kept
 from ..rules.facts import Dense
@@ -167,14 +168,18 @@ class _Simulation(Generic[Count]):
         self.now[_TRANSIENT] -= extra
 
     def forward(self) -> None:
-        now, sizes, live, kept = self.now, self.sizes, self.live, self.kept
-        batch, float_bytes = sizes.batch, sizes.float_bytes
-        live[self.graph.input.storage.id] = 0  # it has a category of its own
-        dying = _dying(self.graph)
-        allocated_first_here: set = set()
+        self.live[self.graph.input.storage.id] = 0  # it has a category of its own
         if self.cut.prefix:
             self.prefix()
-        for layer in self.graph.layers[self.cut.prefix :]:
+        self.run(range(self.cut.prefix, len(self.graph.layers)))
+
+    def run(self, part: range) -> None:
+        """Run the forward pass of some layers."""
+        now, sizes, live, kept = self.now, self.sizes, self.live, self.kept
+        batch, float_bytes = sizes.batch, sizes.float_bytes
+        dying = _dying(self.graph)
+        allocated_first_here: set = set()
+        for layer in self.graph.layers[part.start : part.stop]:
             again = self.cut.segment_of.get(layer.index)
             for tensor in (*layer.outputs, *(t for t in layer.inputs.values() if t.kind == "constant")):
                 storage = tensor.storage
@@ -276,11 +281,11 @@ class _Simulation(Generic[Count]):
                 now[_TRANSIENT] -= self.live.pop(id_, 0)
         return pending
 
-    def backward(self, pending: dict[int, _Gradient], in_place: bool) -> None:
-        """Run the backward of every layer, the last first; in_place: parameters are updated on the way."""
+    def backward(self, pending: dict[int, _Gradient], in_place: bool, part: range | None = None) -> None:
+        """Run the backward of every layer (of a part, if one is given), the last first; in_place: with updates."""
         inner = {index for again in self.again.values() for index in again.layers}
         for index in reversed(self.required.wanted):
-            if index not in inner:
+            if index not in inner and (part is None or index in part):
                 self.node(index, pending, in_place)
 
     def node(self, index: int, pending: dict[int, _Gradient], in_place: bool) -> None:
@@ -478,6 +483,67 @@ def simulate(required: Requirements, carried: Carried[Count]) -> list[Moment[Cou
     run.now[_GRADIENTS] = 0
     run.mark("end", "")
     return run.moments
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a part of the network takes by itself, in bytes.
+
+    kept: from its forward until its backward, but for its result. forward, backward: the most at any moment, with what
+    it reads; backward without the gradients of the parameters behind. gradients: of its parameters, in the end.
+    """
+
+    kept: int
+    forward: int
+    backward: int
+    gradients: int
+
+
+def alone(
+    required: Requirements, carried: Carried[int], part: range, segment: Segment | None, given_is_kept: bool
+) -> Alone:
+    """Return what the layers of a part take by themselves; given_is_kept: what it reads is counted by the part before.
+
+    segment: how the part makes things again, if it does.
+    """
+    found = sizes(required, carried.precision, carried.kernels, carried.micro_batch)
+    cut = Regions(0, None, () if segment is None else (segment,))
+    run = _Simulation(required, found, carried.optimizer, cut, None)
+    graph, in_place = required.graph, carried.schedule.inplace_update
+    before, behind = passages(graph)[part.start], passages(graph).get(part.stop)
+    if carried.passes > 1:
+        run.gradients = dict(found.trained)
+    run.live[before.storage.id] = size = (
+        0 if given_is_kept or before.kind == "input" else before.storage.bytes(found.batch, found.float_bytes)
+    )
+    run.now[_SAVED if before.storage.id in run.kept else _TRANSIENT] += size
+    run.run(part)
+    forward = max(moment.total_bytes for moment in run.moments)
+    count = len(run.moments)
+    if behind is None:
+        pending = run.loss()
+        forward = max(forward, *(moment.total_bytes for moment in run.moments[count:]))
+        kept_bytes = run.now[_SAVED]
+    else:
+        id_ = behind.storage.id
+        is_saved_here = id_ in run.kept and any(
+            index in part for saved in required.books.saved.values() if saved.storage is behind.storage
+            for index in saved.uses
+        )  # fmt: skip
+        if id_ in run.live and not is_saved_here:
+            run.now[_SAVED if id_ in run.kept else _TRANSIENT] -= run.live.pop(id_)
+        kept_bytes = run.now[_SAVED]
+        pending = {}
+        if any(tensor.id == behind.id for index, roles in required.wanted.items() if index >= part.stop
+               for role in roles for tensor in [graph.layers[index].inputs[role]]):  # fmt: skip
+            pending[behind.id] = _Gradient(behind.bytes(found.batch, found.float_bytes))
+            run.now[_TRANSIENT] += pending[behind.id].bytes
+    count = len(run.moments)
+    run.mark("backward", "")
+    run.backward(pending, in_place, part)
+    backward = max(moment.total_bytes for moment in run.moments[count:])
+    own = {t.name for index in part for t in graph.layers[index].parameters.values()} & found.trained.keys()
+    return Alone(kept_bytes, forward, backward, sum(found.trained[name] for name in own))
 
 
 def _own_timeline(required: Requirements, micro_batch: Count, float_bytes: int) -> list[Moment[Count]]:

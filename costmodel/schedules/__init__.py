@@ -1,0 +1,1 @@
+"""The best way of carrying a step out, for a budget of memory or of FLOPs."""
