@@ -28,7 +28,7 @@ from ..methods.table import values_per_norm, way_of
 from ..methods.way import Options, Way
 from ..step.optimizers import OPTIMIZERS
 from ..step.regions import CHEAP, can_be_cut, prefix_end, segment
-from ..step.schedule import Schedule
+from ..step.schedule import MODES, Schedule
 from ..step.step import Step
 from ..step.timeline import Alone, Carried, alone
 from ..units import format_bytes
@@ -113,7 +113,7 @@ class Chain:
                     own = segment(required, part.start, part.stop - 1, mode)
                 except InputError:  # nothing to gain
                     continue
-                again = [*range(own.first, own.stop + 1)] if own.runs_again else []
+                again = [*own.rerun]
                 again += [index for each in own.demands.values() for demand in each for index in demand.layers]
                 facts = [required.facts[index] for index in again]
                 batch = self.step.batch
@@ -273,8 +273,8 @@ def _bases(step: Step, allow: Collection[str]) -> Iterator[Schedule]:
 
 
 def _chains(step: Step, allow: Collection[str]) -> Iterator[Chain]:
-    modes = [*(["cheap"] if "cheap" in allow else []), *(["recompute"] if "recompute" in allow else [])]
-    modes += ["both"] if len(modes) == 2 else []
+    modes = [mode for mode in MODES if {"cheap": {"cheap"}, "both": {"cheap", "recompute"}}.get(
+        mode.partition("-")[0], {"recompute"}) <= {*allow}]  # fmt: skip
     if not modes or not can_be_cut(step.requirements):
         return
     for schedule in _bases(step, allow):

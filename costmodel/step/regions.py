@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..accounting.books import Key, dense_key
 from ..accounting.requirements import Requirements
 from ..errors import InputError
-from ..graph.blocks import ACTIVATIONS, NORMS
+from ..graph.blocks import ACTIVATIONS, CONVOLUTIONS, NORMS, parts
 from ..graph.layer_graph import LayerGraph
 from ..graph.passages import passages
 from ..graph.values import Layer, Tensor
@@ -25,6 +25,10 @@ RANDOM = frozenset({"dropout", "feature_dropout", "alpha_dropout", "bernoulli", 
 
 # What costs no matrix product to do again. Layers of other operations are done again only with their whole segment.
 CHEAP = NORMS | ACTIVATIONS | {"add", "sub", "mul", "div", "dropout", "contiguous"}
+
+
+# Calls of which PyTorch keeps nothing but what they read.
+READS_FIRST = CONVOLUTIONS | {"conv1d", "conv3d", "linear", "mul", "matmul", "bmm"}
 
 
 class Demand(NamedTuple):
@@ -42,7 +46,8 @@ class Segment:
     what norms, activations and sums give is made from what is there (`demands`, by the layer whose backward asks).
     absent: what the layers would keep and is not there when forward is over. dropped: that of these that stays absent
     when the segment has run again. needed_by: the layers that use something absent. cheap: the layers that are done
-    again on demand.
+    again on demand. runs_to: behind the last layer that runs again with the segment. plain_from: the layer from which on
+    all is kept as ever.
     """
 
     first: int
@@ -53,11 +58,18 @@ class Segment:
     dropped: frozenset[Key]
     needed_by: frozenset[int]
     demands: Mapping[int, tuple[Demand, ...]]
+    runs_to: int
+    plain_from: int
 
     @property
     def stop(self) -> int:
-        """The last layer that runs again with the segment: behind it nothing is kept. Its backward asks first."""
+        """The last layer that uses something absent: its backward asks first."""
         return max(self.needed_by)
+
+    @property
+    def rerun(self) -> range:
+        """The layers that run again together."""
+        return range(self.first, self.runs_to if self.runs_again else self.first)
 
     @property
     def release(self) -> int:
@@ -149,29 +161,49 @@ def segment(required: Requirements, first: int, last: int, mode: str) -> Segment
             "another network or way; make it with costmodel.best_schedule"
         )
     layers = graph.layers[first : last + 1]
-    inside = _kept_inside(required, layers, places[first])
-    dropped = _derivable(required, layers, inside) if mode != "recompute" else {}
-    absent = inside if mode != "cheap" else frozenset(dropped)
+    plain_from = last + 1
+    if mode.endswith("interior"):
+        block = parts(graph).block_of(layers[-1])
+        plain_from = min(block.closing_norms if block else (), default=first)
+    inside = _kept_inside(required, layers, places[first], plain_from)
+    is_cheap = mode.startswith(("cheap", "both"))
+    dropped = _derivable(required, layers, inside) if is_cheap else {}
+    absent = frozenset(dropped) if mode == "cheap" else inside
     needed_by = {layer.index for layer in layers for key in required.books.by_layer.get(layer.index, ()) if key in absent}
-    if not needed_by or (mode != "recompute" and not dropped):
+    if not needed_by or (is_cheap and not dropped):
         raise InputError(
             f"layers {first} to {last} of {graph.model} keep nothing for {required.way.label} that the mode {mode!r} "
             "makes again; leave them out"
         )
     return Segment(
         first, last, places[first], mode != "cheap", absent, frozenset(dropped), frozenset(needed_by),
-        _demands(required, layers, dropped),
+        _demands(required, layers, dropped), _runs_to(required, max(needed_by)), plain_from,
     )  # fmt: skip
 
 
-def _kept_inside(required: Requirements, layers: Sequence[Layer], given: Tensor) -> frozenset[Key]:
-    """Return what layers keep, but for their input."""
+def _runs_to(required: Requirements, stop: int) -> int:
+    """Return behind which layer a second run ends: before the last that uses something, if it only keeps what it reads.
+
+    Autograd notes what such a call reads before it computes. Source: torch's generated VariableType, which saves inputs
+    first.
+    """
+    layer, books = required.graph.layers[stop], required.books
+    given = {dense_key(tensor) for tensor in layer.inputs.values()}
+    reads_only = layer.op in READS_FIRST and all(key in given for key in books.by_layer[stop])
+    return stop if reads_only else stop + 1
+
+
+def _kept_inside(
+    required: Requirements, layers: Sequence[Layer], given: Tensor, plain_from: int
+) -> frozenset[Key]:
+    """Return what layers keep, but for their input and what layers from `plain_from` on use."""
     inner = {tensor.storage.id for layer in layers for tensor in layer.outputs} - {given.storage.id}
     return frozenset(
         key
         for layer in layers
         for key in required.books.by_layer.get(layer.index, ())
         if (storage := required.books.saved[key].storage) is None or storage.id in inner
+        if not any(plain_from <= index <= layers[-1].index for index in required.books.saved[key].uses)
     )
 
 
@@ -269,7 +301,7 @@ def again(required: Requirements, schedule: Schedule) -> tuple[int, ...]:
     """Return the layers that run again in backward, as often as they do."""
     found: list[int] = []
     for one in regions(required, schedule).segments:
-        found += range(one.first, one.stop + 1) if one.runs_again else ()
+        found += one.rerun
         found += [index for each in one.demands.values() for demand in each for index in demand.layers]
     return tuple(found)
 

@@ -231,7 +231,7 @@ class _Simulation(Generic[Count]):
 
     def recompute(self, segment: Segment) -> None:
         """Run a segment again, keeping what its layers keep."""
-        self.again_from([*range(segment.first, segment.stop + 1)], segment.absent - segment.dropped, segment)
+        self.again_from(segment.rerun, segment.absent - segment.dropped, segment)
 
     def again_from(self, indices: Sequence[int], keys: Collection[Key], segment: Segment | None = None) -> None:
         """Run layers again, keeping some of what they make; what is there already stays.

@@ -19,7 +19,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,10 @@ def _random_state(state: torch.Tensor | None) -> Iterator[None]:
         yield
 
 
+class _Enough(Exception):
+    """All that a segment's calls keep is there."""
+
+
 class _Ticket:
     """Kept in place of a tensor: the how-manieth of a segment's."""
 
@@ -220,6 +224,11 @@ class _Cheap:
             if target is not None:
                 each.becomes(target)
         return result
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a call is being recorded, of which it is not yet known what it keeps."""
+        return self.late is not None
 
     def _find(self, tensor: torch.Tensor) -> Target | None:
         """Return which result a tensor is; an address may be used again when a result is gone."""
@@ -364,6 +373,8 @@ class _Segment:
         def pack(tensor: torch.Tensor) -> None:
             if _address(tensor) not in there:
                 self.found[len(self.found)] = cheap.pack(tensor.detach())
+                if len(self.found) == self.count and not cheap.is_running:
+                    raise _Enough  # what the present call computes is not needed
 
         def make(entry: _Entry, args: tuple, kwargs: dict[str, Any]) -> Any:
             return cheap.run(entry.run, args, kwargs, entry.random_state is not None, entry.layer)
@@ -371,7 +382,8 @@ class _Segment:
         outside = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self.tape.outside]
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None)
         with torch.autocast(**self.own.autocast), hooks:
-            self.tape.replay(outside, own, lambda: len(self.found) >= self.count, make=make)
+            with suppress(_Enough):
+                self.tape.replay(outside, own, lambda: len(self.found) >= self.count, make=make)
         if len(self.found) != self.count:
             raise ModelError(
                 f"a segment kept {self.count} tensors in forward and {len(self.found)} when it ran again: its calls do "
@@ -495,7 +507,8 @@ class ScheduledPass(Replacing):
             self._leave_prefix(args, kwargs)
         args, kwargs = tree_map(self._whole, (args, kwargs))
         if index is not None:
-            self._enter(self.regions.segment_of.get(index))
+            segment = self.regions.segment_of.get(index)
+            self._enter(segment if segment is not None and index < segment.plain_from else None)
         if self.segment is None:
             return run(*args, **kwargs)
         with torch.autograd.graph.saved_tensors_hooks(self.segment.pack, _unpack):
