@@ -38,6 +38,7 @@ from .rules.table import RULES
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
 from .step.schedule import Schedule, schedule_from
+from .schedules.best import Scheduled, best_schedule, schedule_frontier
 from .step.step import Step
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ __all__ = [
     "Precision",
     "Prices",
     "Schedule",
+    "Scheduled",
     "Step",
     "Tensor",
     "UnknownOperationError",
@@ -99,6 +101,7 @@ __all__ = [
     "Way",
     "anchor",
     "apply",
+    "best_schedule",
     "block_count",
     "build",
     "convolutions",
@@ -113,6 +116,7 @@ __all__ = [
     "replace_head",
     "restore",
     "schedule_from",
+    "schedule_frontier",
     "trace",
     "values_per_norm",
     "verify",

@@ -18,6 +18,7 @@ from ..methods.table import Trained
 from ..methods.way import Options, Way
 from ..rules.facts import Facts
 from ..step.optimizers import OPTIMIZERS
+from ..step.schedule import Schedule
 from ..step.regions import again, recomputed_flops, saved_bytes
 from ..step.sizes import trained_bytes
 from ..step.step import Step, step_of
@@ -222,6 +223,7 @@ class Footprint:
             "peak": {"layer": self.peak.layer, "phase": self.peak.phase},
             "flops": self.flops,
             "trained_parameters": self.trained_parameters,
+            "schedule": self.step.schedule.to_dict(self.batch),
         }
 
     def to_frame(self, by: str = "layer") -> pandas.DataFrame:
@@ -352,6 +354,7 @@ def footprint(
     inplace_update: bool = False,
     first_step: bool = False,
     kernels: Kernels | str | None = None,
+    schedule: Schedule | None = None,
 ) -> Footprint:
     """Return what one training step costs: of a traced network, or a `Step`, which has all else in it.
 
@@ -365,6 +368,7 @@ def footprint(
     frozen_dtype: how frozen parameters are stored: float32, float16 or int8. inplace_update: every parameter is updated
     and its gradient freed as soon as it is there. first_step: the step in which the optimizer's state is made.
     kernels: whose working memory counts, a name in `costmodel.accounting.kernels` (default: the accounting's own).
+    schedule: how the step is carried out (`best_schedule` finds one), in place of micro_batch and inplace_update.
 
     Errors: InputError for a name, depth or number that does not exist or does not fit; UnknownOperationError for a
     layer without a rule.
@@ -372,7 +376,7 @@ def footprint(
     step = step_of(
         what.graph if isinstance(what, Step) else what, method, blocks, batch, optimizer, accounting, options=options,
         trained=trained, micro_batch=micro_batch, activation_dtype=activation_dtype, frozen_dtype=frozen_dtype,
-        inplace_update=inplace_update, first_step=first_step, kernels=kernels,
+        inplace_update=inplace_update, first_step=first_step, kernels=kernels, schedule=schedule,
     )  # fmt: skip
     if isinstance(what, Step):
         if step != Step(what.graph):

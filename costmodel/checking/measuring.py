@@ -84,6 +84,26 @@ def saved_bytes(model: nn.Module, images: torch.Tensor) -> int:
     return sum(saved_bytes_by_module(model, images).values())
 
 
+def kept_bytes(model: nn.Module, images: torch.Tensor) -> int:
+    """Return the bytes that a forward pass leaves allocated, but for its results: what it keeps for backward.
+
+    Seen by the profiler, whoever keeps them; what was there before, such as the input, does not count. On the CPU.
+    """
+    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        outputs = model(images)
+    recorded = profiler.profiler
+    assert recorded is not None and recorded.kineto_results is not None  # there once it has run
+    left = sum(_allocations(recorded.kineto_results.events()))
+    return left - sum(tensor.untyped_storage().nbytes() for tensor in tensors_in(outputs))
+
+
+def _allocations(events) -> Iterator[int]:
+    """Yield the bytes of each allocation on the CPU, and of each free as a negative number."""
+    for event in events:
+        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
+            yield event.nbytes()
+
+
 def _convolution_backward_flops(
     grad_shape, x_shape, w_shape, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, mask,
     out_shape=None, **_,
@@ -140,8 +160,7 @@ def peak_bytes(step: Callable[[], None], device: str = "cpu") -> int:
     recorded = profiler.profiler
     assert recorded is not None and recorded.kineto_results is not None  # there once the step has run
     now = peak = 0
-    for event in recorded.kineto_results.events():
-        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
-            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]  # torch's stub of the event leaves it out
-            peak = max(peak, now)
+    for size in _allocations(recorded.kineto_results.events()):
+        now += size
+        peak = max(peak, now)
     return peak

@@ -18,12 +18,15 @@ from ..graph.layer_graph import LayerGraph
 from ..methods.table import Trained, way_of
 from ..methods.way import Options, Way
 from ..step.precision import Precision
+from ..step.regions import RANDOM, regions
+from ..step.schedule import PLAIN, Schedule
 from ..step.step import Step
+from ..step.timeline import CATEGORIES
 from ..tracing.models import build
 from ..tracing.tracer import trace
 from ..training.applied import apply
-from ..training.optimizers import make_optimizer
-from .measuring import loss_of, peak_bytes, prepare, saved_bytes_by_module, step_flops
+from ..training.optimizers import make_optimizer, update_in_place
+from .measuring import kept_bytes, loss_of, peak_bytes, prepare, saved_bytes_by_module, step_flops
 
 # Not in the model: reductions' scratchpads per thread, 0-dimensional tensors, the rounding of CUDA's allocator.
 # `lean` unpacks masks piece by piece, a few hundred kilobytes at a time.
@@ -99,11 +102,12 @@ def verify(
     options: Options | None = None,
     trained: Trained | None = None,
     frozen_dtype: str = "float32",
+    schedule: Schedule = PLAIN,
 ) -> Verification:
     """Build the model, train it for real steps on this machine, and compare with the prediction.
 
     model: as in `trace`; of a module a copy trains. method: a `Way`, or the name of a method, with blocks, options and
-    trained as in `footprint`. frozen_dtype: as in `apply`. progress: called with what is being done.
+    trained as in `footprint`. frozen_dtype, schedule: as in `apply`; a schedule needs the lean books. progress: called with what is being done.
 
     Errors: InputError for an accounting that no torch model realises, ModelError if the model cannot train so.
     """
@@ -113,24 +117,28 @@ def verify(
         raise InputError("stock PyTorch computes with frozen weights in float32 only; use --accounting lean")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("this machine has no CUDA device; leave out --device cuda")
+    if schedule.is_cut and accounting == EAGER.name:
+        raise InputError("a schedule is carried out by this package's layers; use --accounting lean")
+    if schedule.micro_batch is not None:
+        raise InputError("micro-batches are the training loop's and are not verified; leave them out")
     progress("tracing")
     graph = trace(model, resolution, classes)
     way = method if isinstance(method, Way) else way_of(graph, method, blocks, options, trained)
     library = "onednn" if accounting == EAGER.name else "layers"
     kernels = Kernels(library, torch.get_num_threads()) if device == "cpu" else NO_KERNELS
     precision = Precision(frozen=frozen_dtype)
-    predicted = footprint(Step(graph, way, batch, precision=precision, optimizer=optimizer, accounting=accounting,
-                               kernels=kernels))  # fmt: skip
+    predicted = footprint(Step(graph, way, batch, schedule, precision, optimizer, accounting, kernels=kernels))
     progress("building the network")
     network = _network(model, graph, classes, predicted).to(device)
     images = torch.randn(batch, *graph.input.shape[1:], device=device)
     try:
         progress("measuring saved bytes")
-        by_module = saved_bytes_by_module(network, images)
+        by_module = {} if schedule.segments else saved_bytes_by_module(network, images)
+        saved = kept_bytes(network, images) if schedule.segments else sum(by_module.values())
         progress("counting FLOPs")
         forward, backward = step_flops(network, images)
         progress("measuring the peak")
-        peak = _second_step_peak(network, images, optimizer, device)
+        peak = _second_step_peak(network, images, predicted.step, device)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"{graph.model} cannot be trained with batch {batch}: {' '.join(str(error).split())[:300]}"
@@ -140,11 +148,11 @@ def verify(
     slack = PEAK_SLACK_BYTES if device != "cpu" or torch.get_num_threads() > 1 else 0
     return Verification(
         predicted,
-        Check("saved for backward", "bytes", predicted.saved_bytes, sum(by_module.values()), 0),
+        Check("saved for backward", "bytes", _measurable(predicted), saved, 0, _saved_slack(predicted)),
         Check("peak above the step's start", "bytes", above_start, peak, tolerance, slack),
         Check("forward", "FLOPs", predicted.forward_flops, forward, 0),
-        Check("backward", "FLOPs", predicted.backward_flops, backward, 0),
-        tuple(_differences(predicted, by_module)),
+        Check("backward", "FLOPs", predicted.total_flops - predicted.forward_flops, backward, 0),
+        () if schedule.segments else tuple(_differences(predicted, by_module)),
     )
 
 
@@ -162,12 +170,45 @@ def _network(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the function changes does not matter here
         frozen_dtype = predicted.step.precision.frozen
-        return apply(network, predicted.way, resolution=graph.resolution, frozen_dtype=frozen_dtype).train()
+        return apply(
+            network, predicted.way, resolution=graph.resolution, frozen_dtype=frozen_dtype,
+            schedule=predicted.step.schedule,
+        ).train()  # fmt: skip
 
 
-def _second_step_peak(network: torch.nn.Module, images: torch.Tensor, optimizer: str, device: str) -> int:
+def _measurable(predicted: Footprint) -> int:
+    """Return the predicted bytes that the measurement sees.
+
+    With segments that is the profiler: not of the input, which is there before, nor of dropout's masks, which are in
+    NumPy's memory.
+    """
+    if not predicted.step.schedule.segments:
+        return predicted.saved_bytes
+    moment = next(moment for moment in predicted.moments if moment.phase == "loss")
+    cut = regions(predicted.requirements, predicted.step.schedule)
+    absent = {key for one in cut.segments for key in one.absent}
+    masks = sum(
+        saved.bytes(predicted.batch)
+        for key, saved in predicted.books.saved.items()
+        if key.of == "layer" and predicted.graph.layers[key.id].op == "dropout" and key not in absent
+    )
+    return moment.by_category[CATEGORIES.index("saved_activations")] - masks
+
+
+def _saved_slack(predicted: Footprint) -> int:
+    """Return the bytes of the random generator's state that segments with random calls keep."""
+    cut = regions(predicted.requirements, predicted.step.schedule)
+    layers = [predicted.graph.layers[index] for index in cut.segment_of]
+    masks = {t.storage.id for layer in layers for t in layer.inputs.values() if t.kind == "constant"}
+    draws = sum(layer.op in RANDOM for layer in layers) + len(masks - predicted.graph.resident_storages)
+    return draws * torch.get_rng_state().numel()
+
+
+def _second_step_peak(network: torch.nn.Module, images: torch.Tensor, made: Step, device: str) -> int:
     """Return the peak of the second step, when the optimizer's state exists."""
-    update = make_optimizer(optimizer, network, _LEARNING_RATE)
+    update = make_optimizer(made.optimizer, network, _LEARNING_RATE)
+    if made.schedule.inplace_update:
+        update_in_place(network, update)
 
     def step() -> None:
         loss_of(network(images)).backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -16,8 +17,11 @@ from ..graph.blocks import block_count, parts
 from ..graph.layer_graph import LayerGraph
 from ..methods.table import METHODS, way
 from ..methods.way import Way, read_options
+from ..step.precision import Precision
+from ..step.schedule import Schedule
+from ..step.step import Step
 from ..traces.stored import trace
-from ..units import format_bytes
+from ..units import format_bytes, parse_bytes
 from . import options as given
 from .running import run, with_version
 
@@ -30,6 +34,20 @@ app = typer.Typer(
 plot_app = typer.Typer(no_args_is_help=True, help="Pictures of a training step's memory: .png, .svg or .pdf.")
 with_version(app)
 app.add_typer(plot_app, name="plot")
+
+
+def _scheduled(step: Step, recompute: str | None, ram: str | None, most_flops: float | None) -> Step:
+    """Return the step with the schedule that is asked for; recompute: None or 'best'."""
+    if recompute is None:
+        if ram is not None or most_flops is not None:
+            raise InputError("--ram and --most-flops say how good the best schedule must be; add --recompute best")
+        return step
+    if recompute != "best":
+        raise InputError(f"--recompute is {recompute!r}; allowed: best")
+    from ..schedules.best import best_schedule
+
+    budget = None if ram is None else parse_bytes(ram)
+    return replace(step, schedule=best_schedule(step, ram_bytes=budget, most_flops=most_flops))
 
 
 @app.command()
@@ -47,6 +65,10 @@ def footprint(
     activation_dtype: given.ActivationDtype = "float32",
     frozen_dtype: given.FrozenDtype = "float32",
     inplace_update: given.InplaceUpdate = False,
+    prefix_batch: given.PrefixBatch = None,
+    recompute: given.Recompute = None,
+    ram: given.Ram = None,
+    most_flops: given.MostFlops = None,
     first_step: Annotated[bool, typer.Option(help="Price the step that makes the optimizer's state.")] = False,
     per: Annotated[given.Grouping | None, typer.Option(help="Show rows by layer, block, operation or tensor.")] = None,
     fresh: given.Fresh = False,
@@ -54,11 +76,12 @@ def footprint(
 ) -> None:
     """Memory and FLOPs of one training step of MODEL."""
     graph = trace(model, resolution, classes, fresh=fresh)
-    answer = cost(
-        graph, method, blocks, batch, optimizer, accounting, options=read_options(option or ()),
-        micro_batch=micro_batch, activation_dtype=activation_dtype, frozen_dtype=frozen_dtype,
-        inplace_update=inplace_update, first_step=first_step,
+    step = Step(
+        graph, way(method, blocks, read_options(option or ())), batch,
+        Schedule(micro_batch, inplace_update, prefix_batch), Precision(frozen=frozen_dtype, activations=activation_dtype),
+        optimizer, accounting, first_step,
     )  # fmt: skip
+    answer = cost(_scheduled(step, recompute, ram, most_flops))
     if as_json:
         result = answer.to_dict()
         if per:
@@ -119,7 +142,12 @@ def verify(
     classes: given.Classes = None,
     optimizer: given.OptimizerName = "sgd",
     frozen_dtype: given.FrozenDtype = "float32",
-    accounting: Annotated[str, typer.Option(help="The books to check: eager or lean.")] = "eager",
+    accounting: Annotated[
+        str | None, typer.Option(help="The books to check: eager (default) or lean (with --schedule, always).")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="best: check the schedule of --recompute best.")] = None,
+    ram: given.Ram = None,
+    most_flops: given.MostFlops = None,
     device: Annotated[given.Device, typer.Option(help="Where to train.")] = given.Device.cpu,
     as_json: given.Json = False,
 ) -> None:
@@ -136,9 +164,13 @@ def verify(
     )  # fmt: skip
     with bar:
         task = bar.add_task("starting", total=None)
+        chosen = way(method, blocks, read_options(option or ()))
+        books = accounting or ("eager" if schedule is None else "lean")
+        step = Step(trace(model, resolution, classes), chosen, batch, optimizer=optimizer, accounting=books)
+        carried_out = _scheduled(step, schedule, ram, most_flops).schedule
         result = run_verification(
-            model, way(method, blocks, read_options(option or ())), None, batch, resolution, classes, accounting,
-            optimizer, device.value, lambda stage: bar.update(task, description=stage), frozen_dtype=frozen_dtype,
+            model, chosen, None, batch, resolution, classes, books, optimizer, device.value,
+            lambda stage: bar.update(task, description=stage), frozen_dtype=frozen_dtype, schedule=carried_out,
         )  # fmt: skip
     if as_json:
         rows = [{**vars(check), "agrees": check.agrees} for check in result.checks]

@@ -36,6 +36,20 @@ AccountingName = Annotated[str, typer.Option(help=f"One of {', '.join(ACCOUNTING
 ActivationDtype = Annotated[str, typer.Option(help=f"{', '.join(ACTIVATIONS)} (autocast).")]
 FrozenDtype = Annotated[str, typer.Option(help=f"How frozen weights are stored: {', '.join(FROZEN)}.")]
 InplaceUpdate = Annotated[bool, typer.Option(help="Update and free each gradient at once.")]
+PrefixBatch = Annotated[
+    int | None, typer.Option(help="Images at a time in the frozen layers below the first trained one; exact.")
+]
+Recompute = Annotated[
+    str | None,
+    typer.Option(
+        help="best: what backward can make again is not kept, as far as --ram or --most-flops ask for it; exact. With "
+        "--micro-batch, --prefix-batch or --inplace-update on top of these, else they are chosen, too."
+    ),
+]
+Ram = Annotated[str | None, typer.Option(help="Memory for the step, such as 48MB, for --recompute best.")]
+MostFlops = Annotated[
+    float | None, typer.Option(help="Most times the plain step's FLOPs, for --recompute best; 1.33 without --ram.")
+]
 Out = Annotated[str, typer.Option(help="The file to write: .png, .svg or .pdf.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 

@@ -12,8 +12,10 @@ network's code hold a tensor longer than its links need it, the chain's sum is t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from typing import NamedTuple
 
 from ..accounting.kernels import as_kernels
 from ..accounting.requirements import Requirements
@@ -28,7 +30,7 @@ from ..methods.table import values_per_norm, way_of
 from ..methods.way import Options, Way
 from ..step.optimizers import OPTIMIZERS
 from ..step.regions import CHEAP, can_be_cut, prefix_end, segment
-from ..step.schedule import MODES, Schedule
+from ..step.schedule import MODES, PLAIN, Schedule
 from ..step.step import Step
 from ..step.timeline import Alone, Carried, alone
 from ..units import format_bytes
@@ -50,20 +52,19 @@ class _Option:
     elementwise: int
 
 
-@dataclass(frozen=True)
-class _Label:
-    """A way of carrying out the links up to a place: bytes kept, and the cost of what is done again."""
+class _Label(NamedTuple):
+    """A way of carrying out the links up to a place: the cost of what is done again, and the bytes kept.
 
-    kept: int
+    place: the link that comes next. number: tells equal ones apart.
+    """
+
     flops: int
     elementwise: int
+    kept: int
+    number: int
+    place: int
     before: _Label | None = None
     option: _Option | None = None
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        """What is to be least: FLOPs, of equals element-wise work."""
-        return self.flops, self.elementwise
 
 
 class Chain:
@@ -75,7 +76,7 @@ class Chain:
         self.ends = [*self.starts[1:], len(self.required.graph.layers)]
         kernels = step.kernels or ACCOUNTINGS.find(step.accounting).kernels
         self.carried = Carried(
-            step.schedule, step.precision, as_kernels(kernels), OPTIMIZERS.find(step.optimizer), step.micro_batch,
+            replace(step.schedule, prefix_batch=None, segments=()), step.precision, as_kernels(kernels), OPTIMIZERS.find(step.optimizer), step.micro_batch,
             step.passes,
         )  # fmt: skip
         plain = footprint(replace(step, schedule=replace(step.schedule, segments=())))
@@ -88,8 +89,7 @@ class Chain:
         self.floor = max(moment.total_bytes for moment in others)
         self.options = [list(self._options(first, modes)) for first in range(len(self.starts))]
         gradients = [next(o.alone.gradients for o in each if o.mode == "" ) for each in self.options]
-        held = sum(gradients) if step.passes > 1 else 0
-        self.forward_extra = held
+        self.held = held = sum(gradients) if step.passes > 1 else 0  # from the second pass on they are there
         if step.schedule.inplace_update:
             self.later = [0] * len(gradients)
         else:
@@ -124,49 +124,54 @@ class Chain:
                 )  # fmt: skip
 
     def solve(self, budget: int, most_flops: float = float("inf")) -> _Label | None:
-        """Return the cheapest way that fits; most_flops: done again, at most."""
+        """Return the cheapest way that fits; most_flops: done again, at most.
+
+        Labels are taken up in the order of their cost, so that the first at the end is the best, and one at a place
+        counts only if it keeps less than those before.
+        """
         if self.floor > budget:
             return None
-        labels: list[list[_Label]] = [[] for _ in range(len(self.starts) + 1)]
-        labels[0] = [_Label(0, 0, 0)]
-        for place, options in enumerate(self.options):
-            mine = _undominated(labels[place])
-            for option in options:
-                own, last = option.alone, option.end - 1
-                room = budget - self.start_bytes - max(own.forward + self.forward_extra, own.backward + self.later[last])
-                for label in mine:
-                    if label.kept > room:
-                        break
-                    if label.flops + option.flops <= most_flops:
-                        labels[option.end].append(
-                            _Label(label.kept + own.kept, label.flops + option.flops,
-                                   label.elementwise + option.elementwise, label, option)
-                        )  # fmt: skip
-        return min(labels[-1], key=lambda label: label.cost, default=None)
+        room = [
+            [(budget - self.start_bytes - max(o.alone.forward + self.held, o.alone.backward + self.later[o.end - 1]), o)
+             for o in options]
+            for options in self.options
+        ]  # fmt: skip
+        open_ones, number = [_Label(0, 0, 0, 0, 0)], 0
+        least_kept = [float("inf")] * (len(self.starts) + 1)
+        while open_ones:
+            label = heappop(open_ones)
+            if label.place == len(self.starts):
+                return label
+            if label.kept >= least_kept[label.place]:
+                continue
+            least_kept[label.place] = label.kept
+            for spare, option in room[label.place]:
+                flops, own = label.flops + option.flops, label.kept + option.alone.kept
+                if label.kept <= spare and flops <= most_flops and own < least_kept[option.end]:
+                    number += 1
+                    heappush(
+                        open_ones,
+                        _Label(flops, label.elementwise + option.elementwise, own, number, option.end, label, option),
+                    )
+        return None
+
+    def peak_of(self, label: _Label) -> int:
+        """Return the most memory that a way through the chain takes, by the sum of its links."""
+        peak = self.floor
+        while label.before is not None and label.option is not None:
+            option, label = label.option, label.before
+            own = max(option.alone.forward + self.held, option.alone.backward + self.later[option.end - 1])
+            peak = max(peak, self.start_bytes + label.kept + own)
+        return peak
 
     def schedule(self, label: _Label) -> Schedule:
         """Return the schedule of a way through the chain."""
         found = []
         while label.before is not None and label.option is not None:
-            option = label.option
-            start = self._start_of(label)
+            option, label = label.option, label.before
             if option.mode:
-                found.append((start, self.ends[option.end - 1] - 1, option.mode))
-            label = label.before
+                found.append((self.starts[label.place], self.ends[option.end - 1] - 1, option.mode))
         return replace(self.step.schedule, segments=tuple(reversed(found)))
-
-    def _start_of(self, label: _Label) -> int:
-        before = label.before
-        return self.starts[0 if before is None or before.option is None else before.option.end]
-
-
-def _undominated(labels: Sequence[_Label]) -> list[_Label]:
-    """Return the labels that no other is better than in what is kept and in cost, those that keep least first."""
-    found: list[_Label] = []
-    for label in sorted(labels, key=lambda label: (label.kept, label.cost)):
-        if not found or label.cost < found[-1].cost:
-            found.append(label)
-    return found
 
 
 @kept
@@ -227,8 +232,8 @@ def best_schedule(
 ) -> Schedule:
     """Return the schedule of a step that fits in `ram_bytes` with the fewest FLOPs; all are exact.
 
-    what: a traced network, with method, blocks and options as in `footprint`, or a `Step`, whose own schedule plays no
-    part. most_flops: at most so many times the plain step's FLOPs; without ram_bytes, the least memory within that
+    what: a traced network, with method, blocks and options as in `footprint`, or a `Step`, whose own micro-batch,
+    prefix and updates stay as they are, if it has any. most_flops: at most so many times the plain step's FLOPs; without ram_bytes, the least memory within that
     (1.33 if neither is given). allow: which of `LEVERS` may be used: the frozen prefix image by image, updates in place,
     cheap work done again, segments recomputed, and micro-batches, where no norm takes statistics of the batch.
 
@@ -237,18 +242,14 @@ def best_schedule(
     for lever in allow:
         if lever not in LEVERS:
             raise unknown("lever", lever, LEVERS)
-    step = what
-    if isinstance(step, LayerGraph):
-        way = method if isinstance(method, Way) else way_of(step, method, blocks, options)
-        step = Step(step, way, batch, optimizer=optimizer, accounting=accounting)
-    step = replace(step, schedule=Schedule())
+    step = _step(what, method, blocks, batch, options, optimizer, accounting)
     plain = Scheduled.of(step)
     most = (most_flops or (MOST_FLOPS if ram_bytes is None else float("inf"))) * plain.total_flops
     if ram_bytes is None:
         return min(_least(step, most, allow, plain), key=lambda each: (each.peak_bytes, each.order)).schedule
     fitting = [each for each in _within(step, ram_bytes, most, allow, plain) if each.peak_bytes <= ram_bytes]
     if fitting:
-        return min(fitting, key=lambda each: each.order).schedule
+        return _simplest(step, min(fitting, key=lambda each: each.order), ram_bytes).schedule
     least = min(_least(step, most, allow, plain), key=lambda each: each.peak_bytes)
     if least.peak_bytes <= ram_bytes:
         return least.schedule
@@ -259,15 +260,70 @@ def best_schedule(
     )
 
 
+def schedule_frontier(
+    what: LayerGraph | Step,
+    method: Way | str | None = None,
+    blocks: int | None = None,
+    batch: int = 8,
+    allow: Collection[str] = LEVERS,
+    *,
+    options: Options | None = None,
+    optimizer: str = "sgd",
+    accounting: str = "lean",
+) -> list[Scheduled]:
+    """Return the schedules of a step that no other is better than in memory and FLOPs, those with fewest FLOPs first.
+
+    The arguments are those of `best_schedule`; each schedule comes with what the simulation of the step says of it.
+
+    Errors: those of `best_schedule`, but for budgets.
+    """
+    step = _step(what, method, blocks, batch, options, optimizer, accounting)
+    found = [Scheduled.of(step), *(Scheduled.of(replace(step, schedule=each)) for each in _bases(step, allow))]
+    for chain in _chains(step, allow):
+        label = chain.solve(found[0].peak_bytes)
+        while label is not None:
+            found.append(Scheduled.of(replace(step, schedule=chain.schedule(label))))
+            label = chain.solve(chain.peak_of(label) - 1)
+    on: list[Scheduled] = []
+    for each in sorted(found, key=lambda each: each.order):
+        if not on or each.peak_bytes < on[-1].peak_bytes:
+            on.append(each)
+    return on
+
+
+def _step(
+    what: LayerGraph | Step, method: Way | str | None, blocks: int | None, batch: int, options: Options | None,
+    optimizer: str, accounting: str,
+) -> Step:  # fmt: skip
+    """Return the step that is meant, without segments."""
+    if isinstance(what, Step):
+        return replace(what, schedule=replace(what.schedule, segments=()))
+    way = method if isinstance(method, Way) else way_of(what, method, blocks, options)
+    return Step(what, way, batch, optimizer=optimizer, accounting=accounting)
+
+
+def _simplest(step: Step, found: Scheduled, ram_bytes: int) -> Scheduled:
+    """Return a schedule with those levers left out that it does not need."""
+    for without in ({"prefix_batch": None}, {"inplace_update": False}):
+        other = replace(found.schedule, **without)
+        if step.schedule == PLAIN and other != found.schedule and (simpler := Scheduled.of(replace(step, schedule=other))).peak_bytes <= ram_bytes:
+            found = simpler
+    return found
+
+
 def _bases(step: Step, allow: Collection[str]) -> Iterator[Schedule]:
-    """Yield schedules without segments: all that cost no FLOPs."""
+    """Yield schedules without segments, which cost no FLOPs, that no other is better than in every part of a step.
+
+    To update in place is never worse. The prefix in pieces collects its results, which may be more than it saves.
+    """
+    if step.schedule != PLAIN:
+        yield step.schedule
+        return
     prefixes = [1, None] if "prefix" in allow and prefix_end(step.requirements) else [None]
     is_exact = values_per_norm(step.graph, step.way) is None
     smaller = [n for n in range(step.batch - 1, 0, -1) if step.batch % n == 0]
     for prefix in prefixes:
-        if "inplace" in allow:
-            yield Schedule(inplace_update=True, prefix_batch=prefix)
-        yield Schedule(prefix_batch=prefix)
+        yield Schedule(inplace_update="inplace" in allow, prefix_batch=prefix)
         for micro in smaller if "micro-batch" in allow and is_exact else ():
             yield Schedule(micro, prefix_batch=None if prefix is None else min(prefix, micro))
 

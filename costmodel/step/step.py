@@ -11,7 +11,7 @@ from typing import Any
 from ..accounting.kernels import Kernels, as_kernels
 from ..accounting.requirements import Requirements, requirements
 from ..accounting.table import ACCOUNTINGS
-from ..errors import require_count
+from ..errors import InputError, require_count
 from ..graph.layer_graph import LayerGraph
 from ..methods.table import Trained, way_of
 from ..methods.way import Options, Way
@@ -105,13 +105,16 @@ def step_of(
     inplace_update: bool = False,
     first_step: bool = False,
     kernels: Kernels | str | None = None,
+    schedule: Schedule | None = None,
 ) -> Step:
     """Return the step that the short form of a question means; see `costmodel.footprint` for the arguments.
 
     Errors: InputError for a name, depth or number that does not exist or does not fit.
     """
+    if schedule is not None and (micro_batch is not None or inplace_update):
+        raise InputError("a schedule says the micro-batch and the updates itself; give it alone, or these without it")
     return Step(
-        graph, way_of(graph, method, blocks, options, trained), batch, Schedule(micro_batch, inplace_update),
+        graph, way_of(graph, method, blocks, options, trained), batch, schedule or Schedule(micro_batch, inplace_update),
         Precision(frozen=frozen_dtype, activations=activation_dtype), optimizer, accounting, first_step,
         None if kernels is None else as_kernels(kernels),
     )  # fmt: skip

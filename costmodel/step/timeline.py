@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
-from ..accounting.books import Key
+from ..accounting.books import Key, dense_key
 from ..accounting.kernels import Kernels
 from ..accounting.requirements import Requirements
 from ..accounting.table import ACCOUNTINGS
@@ -73,6 +73,12 @@ class _Again(NamedTuple):
 _NOTHING_AGAIN = _Again([], 0, 0)
 
 
+@kept
+def _derives(required: Requirements) -> bool:
+    """Whether the network computes a weight from its parameters."""
+    return any(layer.output.kind == "derived" for layer in required.graph.layers)
+
+
 class _Simulation(Generic[Count]):
     """One step, from its first allocation to its last.
 
@@ -80,8 +86,9 @@ class _Simulation(Generic[Count]):
     """
 
     def __init__(
-        self, required: Requirements, sizes: Sizes[Count], optimizer: Optimizer, cut: Regions, piece: Sizes | None
-    ):
+        self, required: Requirements, sizes: Sizes[Count], optimizer: Optimizer, cut: Regions,
+        piece: Sizes | None = None, part: range | None = None,
+    ):  # fmt: skip
         self.required, self.sizes, self.optimizer = required, sizes, optimizer
         self.cut, self.piece = cut, piece
         self.graph, self.books = required.graph, required.books
@@ -90,16 +97,16 @@ class _Simulation(Generic[Count]):
         self.now: Any = np.zeros((len(CATEGORIES), batch.size), np.int64) if several else [0] * len(CATEGORIES)
         self.several = several
         self.moments: list[Moment[Count]] = []
-        self.kept, self.releases = self._kept()
+        self.kept, self.releases = self._kept(part)
         self.live: dict[int, Any] = {}  # activations in memory: storage -> bytes
         self.gradients: dict[str, int] = {}
         self.missing_state: dict[str, int] = {}  # optimizer state that the first update allocates
         self.again = self._again()
 
-    def _kept(self) -> tuple[set[int], dict[int, list[Key | int]]]:
+    def _kept(self, part: range | None) -> tuple[set[int], dict[int, list[Key | int]]]:
         """Return the storages that are kept from forward to backward, and what the backward of each layer frees.
 
-        What a segment's layers keep is there only when it has run again; its input is kept for all of it.
+        part: of which layers, if not of all. What a segment's layers keep is there only when it has run again; its input is kept for all of it.
         """
         segment_of, kept = self.cut.segment_of, set()
         last: dict[Key | int, int] = {}  # a storage stands for itself, what has none for its key
@@ -108,7 +115,10 @@ class _Simulation(Generic[Count]):
             last[what] = min(last.get(what, index), index)
 
         releases: dict[int, list[Key | int]] = {}
-        for key, saved in self.books.saved.items():
+        by_layer = self.books.by_layer
+        keys = self.books.saved if part is None else dict.fromkeys(k for index in part for k in by_layer.get(index, ()))
+        for key in keys:
+            saved = self.books.saved[key]
             inside: dict[int, int] = {}  # by segment's first layer
             for index in saved.uses:
                 segment = segment_of.get(index)
@@ -128,6 +138,8 @@ class _Simulation(Generic[Count]):
     def _again(self) -> dict[int, _Again]:
         """Return by layer how its weight is computed from parameters again in its backward."""
         graph, wanted, found = self.graph, self.required.wanted, {}
+        if not _derives(self.required):
+            return {}
         gone = self.kept | graph.resident_storages
         for index, roles in wanted.items():
             weight = graph.layers[index].inputs.get("weight")
@@ -284,8 +296,9 @@ class _Simulation(Generic[Count]):
     def backward(self, pending: dict[int, _Gradient], in_place: bool, part: range | None = None) -> None:
         """Run the backward of every layer (of a part, if one is given), the last first; in_place: with updates."""
         inner = {index for again in self.again.values() for index in again.layers}
-        for index in reversed(self.required.wanted):
-            if index not in inner and (part is None or index in part):
+        wanted = self.required.wanted
+        for index in reversed(wanted if part is None else [index for index in part if index in wanted]):
+            if index not in inner:
                 self.node(index, pending, in_place)
 
     def node(self, index: int, pending: dict[int, _Gradient], in_place: bool) -> None:
@@ -499,6 +512,7 @@ class Alone:
     gradients: int
 
 
+@kept
 def alone(
     required: Requirements, carried: Carried[int], part: range, segment: Segment | None, given_is_kept: bool
 ) -> Alone:
@@ -508,7 +522,7 @@ def alone(
     """
     found = sizes(required, carried.precision, carried.kernels, carried.micro_batch)
     cut = Regions(0, None, () if segment is None else (segment,))
-    run = _Simulation(required, found, carried.optimizer, cut, None)
+    run = _Simulation(required, found, carried.optimizer, cut, part=part)
     graph, in_place = required.graph, carried.schedule.inplace_update
     before, behind = passages(graph)[part.start], passages(graph).get(part.stop)
     if carried.passes > 1:
@@ -526,16 +540,13 @@ def alone(
         kept_bytes = run.now[_SAVED]
     else:
         id_ = behind.storage.id
-        is_saved_here = id_ in run.kept and any(
-            index in part for saved in required.books.saved.values() if saved.storage is behind.storage
-            for index in saved.uses
-        )  # fmt: skip
+        is_saved_here = any(dense_key(behind) in required.books.by_layer.get(index, ()) for index in part)
         if id_ in run.live and not is_saved_here:
             run.now[_SAVED if id_ in run.kept else _TRANSIENT] -= run.live.pop(id_)
         kept_bytes = run.now[_SAVED]
         pending = {}
-        if any(tensor.id == behind.id for index, roles in required.wanted.items() if index >= part.stop
-               for role in roles for tensor in [graph.layers[index].inputs[role]]):  # fmt: skip
+        readers = graph.consumers[behind.id]
+        if any(one.inputs[role] is behind for one in readers for role in required.wanted.get(one.index, ())):
             pending[behind.id] = _Gradient(behind.bytes(found.batch, found.float_bytes))
             run.now[_TRANSIENT] += pending[behind.id].bytes
     count = len(run.moments)

@@ -336,15 +336,20 @@ class _Segment:
         self.own, self.segment, self.tape = own, segment, Tape(own.tensors)
         self.count = 0
         self.found: dict[int, torch.Tensor | _Late] = {}
+        self.constants = WeakIdKeyDictionary()  # what is no layer's result: random masks, which stay
 
     def run(self, run: Callable, args: tuple, kwargs: dict[str, Any], draws: bool, layer: int | None) -> Any:
         """Make a call and record it."""
-        return self.tape.record(run, args, kwargs, draws, layer)
+        result = self.tape.record(run, args, kwargs, draws, layer)
+        _note_constants(self.constants, result, layer)
+        return result
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor | _Ticket:
         """Return what is kept of a tensor: itself if it is there in any case, else a ticket."""
         storage = _address(tensor)
         if storage in self.own.storages or any(storage == _address(given) for given in self.tape.outside):
+            return tensor
+        if tensor in self.constants:
             return tensor
         self.count += 1
         return _Ticket(self, self.count - 1)
@@ -361,6 +366,7 @@ class _Segment:
         self.found.clear()
         there = {*self.own.storages, *map(_address, self.tape.outside)}
         cheap = _Cheap(self.own, self.segment)
+        constants = WeakIdKeyDictionary()
         copies: list[torch.Tensor] = []  # held, so that no address is used again
 
         def own(tensor: torch.Tensor) -> torch.Tensor:
@@ -371,13 +377,15 @@ class _Segment:
             return copies[-1]
 
         def pack(tensor: torch.Tensor) -> None:
-            if _address(tensor) not in there:
+            if _address(tensor) not in there and tensor not in constants:
                 self.found[len(self.found)] = cheap.pack(tensor.detach())
                 if len(self.found) == self.count and not cheap.is_running:
                     raise _Enough  # what the present call computes is not needed
 
         def make(entry: _Entry, args: tuple, kwargs: dict[str, Any]) -> Any:
-            return cheap.run(entry.run, args, kwargs, entry.random_state is not None, entry.layer)
+            result = cheap.run(entry.run, args, kwargs, entry.random_state is not None, entry.layer)
+            _note_constants(constants, result, entry.layer)
+            return result
 
         outside = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self.tape.outside]
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None)
@@ -389,6 +397,13 @@ class _Segment:
                 f"a segment kept {self.count} tensors in forward and {len(self.found)} when it ran again: its calls do "
                 "not do the same twice; leave it out of the schedule"
             )
+
+
+def _note_constants(constants: WeakIdKeyDictionary, result: Any, layer: int | None) -> None:
+    if layer is None:
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                constants[value] = True
 
 
 def _address(tensor: torch.Tensor) -> int:
