@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..graph.layer_graph import LayerGraph
-from ..kept import kept
+from ..kept import derived, kept
 from ..methods.assignment import Assignment
 from ..methods.table import assign
 from ..methods.way import Way
@@ -40,6 +40,11 @@ class Requirements:
     facts: tuple[Facts, ...]
     wanted: Wanted
     books: Books
+
+    def __getstate__(self) -> dict:
+        """Leave what was derived out of pickles and copies."""
+        own = derived(self)
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
     @cached_property
     def trained_parameters(self) -> int:

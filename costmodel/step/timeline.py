@@ -20,6 +20,7 @@ from ..accounting.books import Key, dense_key
 from ..accounting.kernels import Kernels
 from ..accounting.requirements import Requirements
 from ..accounting.table import ACCOUNTINGS
+from ..errors import InputError
 from ..graph.layer_graph import LayerGraph
 from ..graph.passages import passages
 from ..graph.values import Layer, Tensor
@@ -482,6 +483,11 @@ def simulate(required: Requirements, carried: Carried[Count]) -> list[Moment[Cou
     cut, piece = regions(required, schedule), None
     if schedule.prefix_batch is not None:
         images = np.minimum(carried.micro_batch, schedule.prefix_batch)
+        if np.any(np.asarray(carried.micro_batch) % images):
+            raise InputError(
+                f"prefix_batch {schedule.prefix_batch} does not divide the {carried.micro_batch} images of a pass; take 1, "
+                "or another divisor"
+            )
         images = images if isinstance(carried.micro_batch, np.ndarray) else int(images)
         piece = sizes(required, carried.precision, carried.kernels, images)
     run = _Simulation(required, found, optimizer, cut, piece)
