@@ -48,7 +48,9 @@ def digits() -> Iterator[dict]:
 
 def real() -> Iterator[dict]:
     for row in load(EVIDENCE):
-        task = next(task for task in TASKS.values() if (f"timm:{task.network}", task.dataset) == (row.model, row.dataset))
+        task = next(
+            task for task in TASKS.values() if (f"timm:{task.network}", task.dataset) == (row.model, row.dataset)
+        )
         count = block_count(trace(row.model, row.resolution or 224))
         yield entry(row, depth_of(row, count), "ImageNet weights, Adam, batch 8", task.epochs)
 

@@ -88,7 +88,7 @@ class Chain:
         others += [m for m in plain.moments if m.phase == "forward" and m.layer not in of_chain]
         self.floor = max(moment.total_bytes for moment in others)
         self.options = [list(self._options(first, modes)) for first in range(len(self.starts))]
-        gradients = [next(o.alone.gradients for o in each if o.mode == "" ) for each in self.options]
+        gradients = [next(o.alone.gradients for o in each if o.mode == "") for each in self.options]
         self.held = held = sum(gradients) if step.passes > 1 else 0  # from the second pass on they are there
         if step.schedule.inplace_update:
             self.later = [0] * len(gradients)
@@ -306,7 +306,11 @@ def _simplest(step: Step, found: Scheduled, ram_bytes: int) -> Scheduled:
     """Return a schedule with those levers left out that it does not need."""
     for without in ({"prefix_batch": None}, {"inplace_update": False}):
         other = replace(found.schedule, **without)
-        if step.schedule == PLAIN and other != found.schedule and (simpler := Scheduled.of(replace(step, schedule=other))).peak_bytes <= ram_bytes:
+        if (
+            step.schedule == PLAIN
+            and other != found.schedule
+            and (simpler := Scheduled.of(replace(step, schedule=other))).peak_bytes <= ram_bytes
+        ):
             found = simpler
     return found
 
@@ -337,9 +341,7 @@ def _chains(step: Step, allow: Collection[str]) -> Iterator[Chain]:
         yield Chain(replace(step, schedule=schedule), modes)
 
 
-def _within(
-    step: Step, ram_bytes: int, most: float, allow: Collection[str], plain: Scheduled
-) -> Iterator[Scheduled]:
+def _within(step: Step, ram_bytes: int, most: float, allow: Collection[str], plain: Scheduled) -> Iterator[Scheduled]:
     """Yield schedules for a budget; they may miss it."""
     yield plain
     free = [Scheduled.of(replace(step, schedule=schedule)) for schedule in _bases(step, allow)]

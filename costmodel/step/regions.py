@@ -113,7 +113,9 @@ def prefix_end(required: Requirements) -> int:
     most = min(required.wanted, default=0)
     for layer in graph.layers[:most]:
         own_statistics = operation(layer, layer.index in frozen) == "batch_norm"
-        drawn = (t for t in layer.inputs.values() if t.kind == "constant" and t.storage.id not in graph.resident_storages)
+        drawn = (
+            t for t in layer.inputs.values() if t.kind == "constant" and t.storage.id not in graph.resident_storages
+        )
         if own_statistics or layer.op in RANDOM or any(drawn):
             most = layer.index
             break
@@ -124,7 +126,9 @@ def prefix_end(required: Requirements) -> int:
 
 def can_be_cut(required: Requirements) -> bool:
     """Whether no weight is computed from parameters, and no layer was put in by the method: these are not cut up."""
-    return not any(layer.output.kind == "derived" or layer.in_place_of or layer.ordinal < 0 for layer in required.graph.layers)
+    return not any(
+        layer.output.kind == "derived" or layer.in_place_of or layer.ordinal < 0 for layer in required.graph.layers
+    )
 
 
 @kept
@@ -169,7 +173,9 @@ def segment(required: Requirements, first: int, last: int, mode: str) -> Segment
     is_cheap = mode.startswith(("cheap", "both"))
     dropped = _derivable(required, layers, inside) if is_cheap else {}
     absent = frozenset(dropped) if mode == "cheap" else inside
-    needed_by = {layer.index for layer in layers for key in required.books.by_layer.get(layer.index, ()) if key in absent}
+    needed_by = {
+        layer.index for layer in layers for key in required.books.by_layer.get(layer.index, ()) if key in absent
+    }
     if not needed_by or (is_cheap and not dropped):
         raise InputError(
             f"layers {first} to {last} of {graph.model} keep nothing for {required.way.label} that the mode {mode!r} "
@@ -193,9 +199,7 @@ def _runs_to(required: Requirements, stop: int) -> int:
     return stop if reads_only else stop + 1
 
 
-def _kept_inside(
-    required: Requirements, layers: Sequence[Layer], given: Tensor, plain_from: int
-) -> frozenset[Key]:
+def _kept_inside(required: Requirements, layers: Sequence[Layer], given: Tensor, plain_from: int) -> frozenset[Key]:
     """Return what layers keep, but for their input and what layers from `plain_from` on use."""
     inner = {tensor.storage.id for layer in layers for tensor in layer.outputs} - {given.storage.id}
     return frozenset(
@@ -259,7 +263,8 @@ def _demands(
                 continue
             run = _still_to_run(graph, dropped[key], {index for index, own in key_of.items() if own in there})
             made = [
-                own for index in run
+                own
+                for index in run
                 if (own := key_of.get(index)) and last_use[own] <= layer.index and not _is_overwritten(graph, own, run)
             ]
             there.update(made)

@@ -233,7 +233,9 @@ class _Simulation(Generic[Count]):
                     if storage.id not in live and storage.id not in self.graph.resident_storages:
                         live[storage.id] = size = storage.bytes(batch, float_bytes)
                         now[_TRANSIENT] += size
-                self.mark("forward", layer.name, piece.copied.get(layer.index, 0) + piece.working.get(layer.index, (0, 0))[0])
+                self.mark(
+                    "forward", layer.name, piece.copied.get(layer.index, 0) + piece.working.get(layer.index, (0, 0))[0]
+                )
                 for id_ in dying.get(layer.index, ()):
                     now[_TRANSIENT] -= live.pop(id_, 0) if id_ != output.storage.id else 0
             if not as_recorded:  # the results of all pieces are collected in one place

@@ -33,9 +33,7 @@ def update_bytes(trained: Mapping[str, int], optimizer: Optimizer) -> int:
     return sum(3 * size + 2 * optimizer.state_bytes(size) for size in trained.values())
 
 
-def pass_bytes(
-    required: Requirements, precision: Precision, micro_batch: Count, again: tuple[int, ...] = ()
-) -> Count:
+def pass_bytes(required: Requirements, precision: Precision, micro_batch: Count, again: tuple[int, ...] = ()) -> Count:
     """Return the bytes that one forward and backward pass moves; again: the layers that run again in backward."""
     tally = _tally(required, precision, again)
     packed = over_batch(0, False, micro_batch)

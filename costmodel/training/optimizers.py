@@ -56,7 +56,9 @@ def update_in_place(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
         if not parameter.requires_grad:
             continue
         if id(parameter) not in groups:
-            raise InputError(f"the optimizer lacks the trained parameter {name}; make it of all that asks for gradients")
+            raise InputError(
+                f"the optimizer lacks the trained parameter {name}; make it of all that asks for gradients"
+            )
         own = type(optimizer)([parameter], **optimizer.defaults)
         own.state = optimizer.state
         alone[id(parameter)] = own

@@ -1,4 +1,4 @@
-"""Fits the standard deviations of the model of accuracies to the evidence, by restricted maximum likelihood.
+"""Fits the standard deviations of the model of accuracies to the evidence, by maximum likelihood.
 
     python -m planner.estimates.fitting
 

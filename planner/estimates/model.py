@@ -5,12 +5,12 @@ For a way w in a cell c (a network on a data set) with g_c the logit of full les
     logit(w) - logit(last) = g_c r + e
     r = x_w b + z_w (network + data set + cell + method in its regime) + own
 
-x_w: the terms of the way (`terms.py`), with coefficients b that all share. z_w: a deviation of the cell acts on ways
+x_w: the terms of the way (`terms.py`), with coefficients b that all share, each with a weak prior. z_w: a deviation of the cell acts on ways
 with a depth by their shortfall, so that it vanishes where everything trains, and on ways without by 1; those of a
 network, a data set, and a method in a regime (few images per class, or many) alike. e: what is independent of the gap,
 and the errors of the measurement. All deviations are Gaussian with mean 0; their standard deviations are COMPONENTS,
-fitted by restricted maximum likelihood (`fitting.py`) and kept in a file. Given these, everything is a closed form:
-generalised least squares for b, and the best linear prediction for the rest (Searle, Casella, McCulloch: Variance
+fitted by maximum likelihood with b integrated out (`fitting.py`) and kept in a file. Given these, everything is a
+closed form: generalised least squares for b, and the best linear prediction for the rest (Searle, Casella, McCulloch: Variance
 Components, 1992, chapter 7). Nothing is divided by a gap, so that cells where full is hardly above last count little.
 
 A network or data set that evidence knows takes its deviation along; one that it does not know gets the whole variance.
@@ -31,7 +31,7 @@ from costmodel import METHODS
 
 from ..evidence.rows import Row, observed
 from .observations import gaps, observations
-from .terms import Terms
+from .terms import Terms, prior
 
 COMPONENTS_FILE = files("planner.estimates") / "components.json"
 
@@ -147,6 +147,12 @@ class Model:
     def _places(self) -> list[Place]:
         return [Place(each.cell.model.rpartition(":")[2], each.cell.dataset, each.cell.few_shot) for each in self.seen]
 
+    @cached_property
+    def _priors(self) -> tuple[np.ndarray, np.ndarray]:
+        """What is expected of b before the evidence, and how surely: means, and inverse variances."""
+        means, deviations = np.array([prior(name) for name in self.coefficients]).T
+        return means, deviations**-2.0
+
     def _design(self, terms: Sequence[Terms]) -> np.ndarray:
         """Return the coefficients' values: [ways, coefficients]."""
         at = {name: number for number, name in enumerate(self.coefficients)}
@@ -175,8 +181,9 @@ class Model:
         design = gap[:, None] * self._design(own)
         offset = np.array([each.offset for each in own])
         response = np.array([each.above_last for each in self.seen]) - gap * offset
-        spread = np.linalg.inv(design.T @ inverse @ design)
-        b = spread @ (design.T @ (inverse @ response))
+        before, precision = self._priors
+        spread = np.linalg.inv(design.T @ inverse @ design + np.diag(precision))
+        b = spread @ (design.T @ (inverse @ response) + precision * before)
         return inverse, inverse @ (response - design @ b), design, b, spread
 
     def _deviations(
@@ -226,10 +233,11 @@ class Model:
 
     def likelihood(self) -> float:
         """Return the restricted log-likelihood of the components, but for a constant."""
-        inverse, weights, _, _, spread = self._solved
+        inverse, weights, _, b, spread = self._solved
+        before, precision = self._priors
         response = np.linalg.solve(inverse, weights)  # what b leaves over
         sign = np.linalg.slogdet(inverse)[1] + np.linalg.slogdet(spread)[1]
-        return 0.5 * (sign - float(response @ weights))
+        return 0.5 * (sign - float(response @ weights) - float(precision @ (b - before) ** 2))
 
 
 def _codes(keys: Sequence[object]) -> np.ndarray:

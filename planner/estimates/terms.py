@@ -41,6 +41,22 @@ class Terms:
 ANCHORS = {"last": Terms(0.0, (), 0.0, False, "last"), "full": Terms(1.0, (), 0.0, False, "full")}
 
 
+def prior(name: str) -> tuple[float, float]:
+    """Return what is expected of a coefficient before any evidence: mean and standard deviation.
+
+    Assumption: wide enough that a few data sets with a gap between last and full decide; where the gap is within its
+    error they do not, and the value stays between last (0) and full (1).
+    """
+    if name.startswith("depth") or not _has_depth(name):
+        return 0.5, 0.5  # a slope over depth; a method without one
+    return 0.0, 0.2  # how a method with a depth, or running statistics, differs from the plain one
+
+
+def _has_depth(name: str) -> bool:
+    method = METHODS.get(name)
+    return name == "running statistics" or (method is not None and (method.takes_blocks or bool(method.depth_option)))
+
+
 def terms(way: Way, setting: Setting) -> Terms | None:
     """Return the terms of a way; None if nothing of the kind was published, whatever the method.
 

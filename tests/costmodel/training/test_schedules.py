@@ -170,7 +170,10 @@ def test_hooks_fire_once_and_a_smaller_last_batch_runs():
 
 def test_gradients_of_several_batches_add_up():
     """The user's own micro-batches, and parts that are frozen later on."""
-    network, plain = scheduled(), apply(build("torchvision:mobilenet_v2"), way("blocks", 5), resolution=RESOLUTION).train()
+    network, plain = (
+        scheduled(),
+        apply(build("torchvision:mobilenet_v2"), way("blocks", 5), resolution=RESOLUTION).train(),
+    )
     plain.load_state_dict(network.state_dict())
     for each in (network, plain):
         each.zero_grad(set_to_none=True)
@@ -184,7 +187,10 @@ def test_gradients_of_several_batches_add_up():
 
 
 def test_autocast_is_the_same_when_a_segment_runs_again():
-    network, plain = scheduled(), apply(build("torchvision:mobilenet_v2"), way("blocks", 5), resolution=RESOLUTION).train()
+    network, plain = (
+        scheduled(),
+        apply(build("torchvision:mobilenet_v2"), way("blocks", 5), resolution=RESOLUTION).train(),
+    )
     plain.load_state_dict(network.state_dict())
     images = torch.randn(BATCH, 3, RESOLUTION, RESOLUTION)
     found = []

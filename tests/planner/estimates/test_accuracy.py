@@ -22,7 +22,7 @@ from planner.estimates.logits import logit, per_point, percent
 from planner.estimates.model import Belief, Components, Model, Place, components, published_model
 from planner.estimates.observations import observations
 from planner.estimates.runs import Measured
-from planner.estimates.terms import terms
+from planner.estimates.terms import prior, terms
 from planner.evidence.rows import imagenet_top1, observed, parse, published
 
 PROXYLESS = Setting("zoo:proxylessnas_mobile", 224, 8, 20)
@@ -50,7 +50,7 @@ PARTS = Components(0.2, 0.1, 0.12, 0.08, 0.09, 0.05, 0.03, 0.07)
 
 
 def conditioned(model: Model, ways: list, place: Place) -> tuple[np.ndarray, np.ndarray]:
-    """The same belief by brute force: every deviation a variable of its own, b with next to no prior, conditioned."""
+    """The same belief by brute force: every coefficient and deviation a variable of its own, conditioned."""
     found, parts = list(model.seen), model.components
     rows = [(each.terms, place_of(each), each.cell, each.gap) for each in found]
     rows += [(each, place, "new", 1.0) for each in ways]
@@ -62,7 +62,7 @@ def conditioned(model: Model, ways: list, place: Place) -> tuple[np.ndarray, np.
         spread.append(deviation**2)
 
     for name in names:
-        add([gap * sum(v for n, v in t.coefficients if n == name) for t, _, _, gap in rows], 1e4)
+        add([gap * sum(v for n, v in t.coefficients if n == name) for t, _, _, gap in rows], prior(name)[1])
     for kind, deviation in (("network", parts.network), ("data_set", parts.data_set)):
         for key in {where(kind, p) for _, p, _, _ in rows}:
             add([gap * t.shortfall * (where(kind, p) == key) for t, p, _, gap in rows], deviation)
@@ -80,7 +80,7 @@ def conditioned(model: Model, ways: list, place: Place) -> tuple[np.ndarray, np.
     joint = matrix * np.array(spread) @ matrix.T
     noise = np.array([each.variance + parts.full_data**2 for each in found])
     seen, new = slice(0, len(found)), slice(len(found), None)
-    mean = np.array([gap * t.offset for t, _, _, gap in rows])
+    mean = np.array([gap * (t.offset + sum(v * prior(n)[0] for n, v in t.coefficients)) for t, _, _, gap in rows])
     solved = np.linalg.solve(joint[seen, seen] + np.diag(noise), joint[seen, new]).T
     above = np.array([each.above_last for each in found])
     return mean[new] + solved @ (above - mean[seen]), joint[new, new] - solved @ joint[seen, new]
