@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 from decision_grid import BATCH, GRID, OPTIMIZER, RESULTS, SEEDS, Line, graph_of, read_lines, ways
-
 from real_weights import EVIDENCE as REAL
 from real_weights import SEEDS as REAL_SEEDS
 from real_weights import TASKS, Task
@@ -400,8 +399,9 @@ def report(date: str) -> None:
         title = f"{task.network}, {task.dataset}"
         found = replay(truth, budgets)
         summary[title] = found.regrets
-        details += ["", f"## {title}", "", f"{BUDGETS} budgets from {megabytes(budgets[0])} to {megabytes(budgets[-1])} "
-                    "MB; the runs stand in `real_weights.md`.", "", *regrets_table(found),
+        ends = f"{megabytes(budgets[0])} to {megabytes(budgets[-1])} MB"
+        details += ["", f"## {title}", "", f"{BUDGETS} budgets from {ends}; the runs stand in `real_weights.md`.", "",
+                    *regrets_table(found),
                     "", "Judged by the seed that was not measured:", "",
                     *regrets_table(replay(truth, budgets, unseen=True)),
                     "", "By budget:", "", *budgets_table(summary[title], budgets)]  # fmt: skip

@@ -35,10 +35,10 @@ from .methods.method import Method
 from .methods.table import METHODS, anchor, register_method, values_per_norm, way, way_from
 from .methods.way import Way, read_options
 from .rules.table import RULES
+from .schedules.best import Scheduled, best_schedule, schedule_frontier
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
 from .step.schedule import Schedule, schedule_from
-from .schedules.best import Scheduled, best_schedule, schedule_frontier
 from .step.step import Step
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ PACKAGES = {package.__name__: Path(package.__file__).parent for package in (cost
 ROOMS = {
     "costmodel": (
         "errors", "units", "table", "kept", "reading", "graph", "rules", "methods", "accounting", "step", "answers",
+        "schedules",
         "layers", "zoo", "tracing", "traces", "training", "checking", "interface",
     ),
     "planner": ("evidence", "estimates", "devices", "choosing", "campaign", "interface"),

@@ -18,8 +18,8 @@ from ..methods.table import Trained
 from ..methods.way import Options, Way
 from ..rules.facts import Facts
 from ..step.optimizers import OPTIMIZERS
-from ..step.schedule import Schedule
 from ..step.regions import again, recomputed_flops, saved_bytes
+from ..step.schedule import Schedule
 from ..step.sizes import trained_bytes
 from ..step.step import Step, step_of
 from ..step.timeline import CATEGORIES, Moment, moments

@@ -107,7 +107,8 @@ def verify(
     """Build the model, train it for real steps on this machine, and compare with the prediction.
 
     model: as in `trace`; of a module a copy trains. method: a `Way`, or the name of a method, with blocks, options and
-    trained as in `footprint`. frozen_dtype, schedule: as in `apply`; a schedule needs the lean books. progress: called with what is being done.
+    trained as in `footprint`. frozen_dtype, schedule: as in `apply`; a schedule needs the lean books.
+    progress: called with what is being done.
 
     Errors: InputError for an accounting that no torch model realises, ModelError if the model cannot train so.
     """

@@ -13,6 +13,7 @@ from ..accounting.table import ACCOUNTINGS
 from ..answers.compare import difference
 from ..answers.footprint import Footprint
 from ..answers.footprint import footprint as cost
+from ..errors import InputError
 from ..graph.blocks import block_count, parts
 from ..graph.layer_graph import LayerGraph
 from ..methods.table import METHODS, way
@@ -78,8 +79,8 @@ def footprint(
     graph = trace(model, resolution, classes, fresh=fresh)
     step = Step(
         graph, way(method, blocks, read_options(option or ())), batch,
-        Schedule(micro_batch, inplace_update, prefix_batch), Precision(frozen=frozen_dtype, activations=activation_dtype),
-        optimizer, accounting, first_step,
+        Schedule(micro_batch, inplace_update, prefix_batch),
+        Precision(frozen=frozen_dtype, activations=activation_dtype), optimizer, accounting, first_step,
     )  # fmt: skip
     answer = cost(_scheduled(step, recompute, ram, most_flops))
     if as_json:

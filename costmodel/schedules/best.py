@@ -76,8 +76,8 @@ class Chain:
         self.ends = [*self.starts[1:], len(self.required.graph.layers)]
         kernels = step.kernels or ACCOUNTINGS.find(step.accounting).kernels
         self.carried = Carried(
-            replace(step.schedule, prefix_batch=None, segments=()), step.precision, as_kernels(kernels), OPTIMIZERS.find(step.optimizer), step.micro_batch,
-            step.passes,
+            replace(step.schedule, prefix_batch=None, segments=()), step.precision, as_kernels(kernels),
+            OPTIMIZERS.find(step.optimizer), step.micro_batch, step.passes,
         )  # fmt: skip
         plain = footprint(replace(step, schedule=replace(step.schedule, segments=())))
         self.base_flops = plain.total_flops
@@ -176,7 +176,7 @@ class Chain:
 
 @kept
 def links(required: Requirements) -> tuple[int, ...]:
-    """Return where the links of the trained part begin: at blocks, or where there are none before what is no cheap work.
+    """Return where the links of the trained part begin: at blocks, or, without any, before what is no cheap work.
 
     Errors: InputError where there is nothing to cut.
     """
@@ -233,9 +233,10 @@ def best_schedule(
     """Return the schedule of a step that fits in `ram_bytes` with the fewest FLOPs; all are exact.
 
     what: a traced network, with method, blocks and options as in `footprint`, or a `Step`, whose own micro-batch,
-    prefix and updates stay as they are, if it has any. most_flops: at most so many times the plain step's FLOPs; without ram_bytes, the least memory within that
-    (1.33 if neither is given). allow: which of `LEVERS` may be used: the frozen prefix image by image, updates in place,
-    cheap work done again, segments recomputed, and micro-batches, where no norm takes statistics of the batch.
+    prefix and updates stay as they are, if it has any. most_flops: at most so many times the plain step's FLOPs;
+    without ram_bytes, the least memory within that (1.33 if neither is given). allow: which of `LEVERS` may be used:
+    the frozen prefix image by image, updates in place, cheap work done again, segments recomputed, and micro-batches,
+    where no norm takes statistics of the batch.
 
     Errors: InfeasibleError, naming the least, if no schedule fits; InputError for an unknown lever.
     """

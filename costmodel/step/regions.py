@@ -46,8 +46,8 @@ class Segment:
     what norms, activations and sums give is made from what is there (`demands`, by the layer whose backward asks).
     absent: what the layers would keep and is not there when forward is over. dropped: that of these that stays absent
     when the segment has run again. needed_by: the layers that use something absent. cheap: the layers that are done
-    again on demand. runs_to: behind the last layer that runs again with the segment. plain_from: the layer from which on
-    all is kept as ever.
+    again on demand. runs_to: behind the last layer that runs again with the segment. plain_from: the layer from which
+    on all is kept as ever.
     """
 
     first: int
@@ -137,8 +137,8 @@ def regions(required: Requirements, schedule: Schedule) -> Regions:
     graph, end = required.graph, prefix_end(required)
     if schedule.prefix_batch is not None and not end:
         raise InputError(
-            f"prefix_batch does not fit {required.way.label} on {graph.model}: there is no frozen prefix that could run "
-            "in pieces; leave it out"
+            f"prefix_batch does not fit {required.way.label} on {graph.model}: there is no frozen prefix that could "
+            "run in pieces; leave it out"
         )
     segments, before = [], 0
     for first, last, mode in schedule.segments:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..errors import InputError, require_count, unknown
 
-
 # How a segment saves memory. cheap: what norms, activations and sums give is made again from what else is kept, without
 # a matrix product. recompute: only the segment's input is kept, and all of it runs again. both: in turn. interior: what
 # the norm that closes the last block reads is kept, too, so that the convolution before it does not run again.

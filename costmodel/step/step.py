@@ -114,7 +114,8 @@ def step_of(
     if schedule is not None and (micro_batch is not None or inplace_update):
         raise InputError("a schedule says the micro-batch and the updates itself; give it alone, or these without it")
     return Step(
-        graph, way_of(graph, method, blocks, options, trained), batch, schedule or Schedule(micro_batch, inplace_update),
+        graph, way_of(graph, method, blocks, options, trained), batch,
+        schedule or Schedule(micro_batch, inplace_update),
         Precision(frozen=frozen_dtype, activations=activation_dtype), optimizer, accounting, first_step,
         None if kernels is None else as_kernels(kernels),
     )  # fmt: skip

@@ -107,9 +107,10 @@ class _Simulation(Generic[Count]):
     def _kept(self, part: range | None) -> tuple[set[int], dict[int, list[Key | int]]]:
         """Return the storages that are kept from forward to backward, and what the backward of each layer frees.
 
-        part: of which layers, if not of all. What a segment's layers keep is there only when it has run again; its input is kept for all of it.
+        part: of which layers, if not of all. What a segment's layers keep is there only when it has run again; its
+        input is kept for all of it.
         """
-        segment_of, kept = self.cut.segment_of, set()
+        segment_of = self.cut.segment_of
         last: dict[Key | int, int] = {}  # a storage stands for itself, what has none for its key
 
         def until(what: Key | int, index: int) -> None:
@@ -484,11 +485,11 @@ def simulate(required: Requirements, carried: Carried[Count]) -> list[Moment[Cou
     found = sizes(required, carried.precision, carried.kernels, carried.micro_batch)
     cut, piece = regions(required, schedule), None
     if schedule.prefix_batch is not None:
-        images = np.minimum(carried.micro_batch, schedule.prefix_batch)
+        images: Any = np.minimum(carried.micro_batch, schedule.prefix_batch)
         if np.any(np.asarray(carried.micro_batch) % images):
             raise InputError(
-                f"prefix_batch {schedule.prefix_batch} does not divide the {carried.micro_batch} images of a pass; take 1, "
-                "or another divisor"
+                f"prefix_batch {schedule.prefix_batch} does not divide the {carried.micro_batch} images of a pass; "
+                "take 1, or another divisor"
             )
         images = images if isinstance(carried.micro_batch, np.ndarray) else int(images)
         piece = sizes(required, carried.precision, carried.kernels, images)

@@ -43,8 +43,9 @@ TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 class TrainingPlan:
     """What `apply` did to a model, kept on it: enough to run it and to undo it.
 
-    required: by the `lean` books. schedule: how a step is carried out. frozen_dtype: of frozen weights. required_gradients: the `requires_grad` of each
-    parameter before. dtypes: of the parameters that are stored in fewer bits, before.
+    required: by the `lean` books. frozen_dtype: of frozen weights. required_gradients: the `requires_grad` of each
+    parameter before. dtypes: of the parameters that are stored in fewer bits, before. schedule: how a step is carried
+    out.
     """
 
     required: Requirements

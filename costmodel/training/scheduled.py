@@ -64,7 +64,7 @@ class Tape:
     def __init__(self, own: frozenset[int]):
         self.own = own
         self.entries: list[_Entry] = []
-        self.outside: list[torch.Tensor] = []
+        self.outside: list[Any] = []  # tensors, or None where nobody asks for one again
         self.numbers = WeakIdKeyDictionary()  # of the tensors that are alive
         self.count = 0
         self.last_use: dict[int, int] = {}
@@ -84,7 +84,7 @@ class Tape:
             return result  # something of the network's own, such as a count of batches: it moves once
         used = [slot.number for slot in tree_leaves(given, is_leaf=_is_slot) if _is_slot(slot)]
         self.last_use |= dict.fromkeys([*used, *(number for number in results if number is not None)], place)
-        self.entries.append(_Entry(run, *given, results, torch.is_grad_enabled(), state, layer))
+        self.entries.append(_Entry(run, given[0], given[1], results, torch.is_grad_enabled(), state, layer))
         return result
 
     def _slot(self, value: Any) -> Any:
@@ -264,7 +264,7 @@ class _Cheap:
         needed = {slot for each in open_ones for slot in self._starts(each)}
         for number in range(len(self.tape.outside)):
             if -1 - number not in needed:
-                self.tape.outside[number] = None  # pyright: ignore[reportArgumentType]  # nobody asks for it again
+                self.tape.outside[number] = None
         return value
 
     def _chain(self, target: Target, made: Collection[Target] = ()) -> list[int]:
@@ -319,7 +319,7 @@ class _Cheap:
                 is_final = not any(number in entries[other].results for other in later)
                 if (number, place) == target or (self.left[number, place] > 0 and is_final):
                     self.made[number, place] = value
-            del result, value
+            value = result = None
             used_later = {slot for other in later for slot in _slots(entries[other])}
             for number in [number for number in values if number >= 0 and number not in used_later]:
                 del values[number]
@@ -388,10 +388,9 @@ class _Segment:
             return result
 
         outside = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self.tape.outside]
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None)
-        with torch.autocast(**self.own.autocast), hooks:
-            with suppress(_Enough):
-                self.tape.replay(outside, own, lambda: len(self.found) >= self.count, make=make)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, _never)
+        with torch.autocast(**self.own.autocast), hooks, suppress(_Enough):
+            self.tape.replay(outside, own, lambda: len(self.found) >= self.count, make=make)
         if len(self.found) != self.count:
             raise ModelError(
                 f"a segment kept {self.count} tensors in forward and {len(self.found)} when it ran again: its calls do "
@@ -409,6 +408,10 @@ def _note_constants(constants: WeakIdKeyDictionary, result: Any, layer: int | No
 def _address(tensor: torch.Tensor) -> int:
     with torch._C.DisableTorchFunction():
         return tensor.untyped_storage()._cdata
+
+
+def _never(kept: Any) -> torch.Tensor:
+    raise AssertionError("what a second run keeps is handed out by tickets")
 
 
 def _unpack(kept: Any) -> torch.Tensor:

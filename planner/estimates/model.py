@@ -5,13 +5,14 @@ For a way w in a cell c (a network on a data set) with g_c the logit of full les
     logit(w) - logit(last) = g_c r + e
     r = x_w b + z_w (network + data set + cell + method in its regime) + own
 
-x_w: the terms of the way (`terms.py`), with coefficients b that all share, each with a weak prior. z_w: a deviation of the cell acts on ways
-with a depth by their shortfall, so that it vanishes where everything trains, and on ways without by 1; those of a
-network, a data set, and a method in a regime (few images per class, or many) alike. e: what is independent of the gap,
-and the errors of the measurement. All deviations are Gaussian with mean 0; their standard deviations are COMPONENTS,
-fitted by maximum likelihood with b integrated out (`fitting.py`) and kept in a file. Given these, everything is a
-closed form: generalised least squares for b, and the best linear prediction for the rest (Searle, Casella, McCulloch: Variance
-Components, 1992, chapter 7). Nothing is divided by a gap, so that cells where full is hardly above last count little.
+x_w: the terms of the way (`terms.py`), with coefficients b that all share, each with a weak prior. z_w: a deviation of
+the cell acts on ways with a depth by their shortfall, so that it vanishes where everything trains, and on ways without
+by 1; those of a network, a data set, and a method in a regime (few images per class, or many) alike. e: what is
+independent of the gap, and the errors of the measurement. All deviations are Gaussian with mean 0; their standard
+deviations are COMPONENTS, fitted by maximum likelihood with b integrated out (`fitting.py`) and kept in a file. Given
+these, everything is a closed form: generalised least squares for b, and the best linear prediction for the rest
+(Searle, Casella, McCulloch: Variance Components, 1992, chapter 7). Nothing is divided by a gap, so that cells where
+full is hardly above last count little.
 
 A network or data set that evidence knows takes its deviation along; one that it does not know gets the whole variance.
 """
@@ -232,7 +233,7 @@ class Model:
         return Belief(mean, covariance)
 
     def likelihood(self) -> float:
-        """Return the restricted log-likelihood of the components, but for a constant."""
+        """Return the log-likelihood of the components, b integrated out, but for a constant."""
         inverse, weights, _, b, spread = self._solved
         before, precision = self._priors
         response = np.linalg.solve(inverse, weights)  # what b leaves over

@@ -14,8 +14,8 @@ from costmodel import InfeasibleError, InputError, Schedule, Step, best_schedule
 from costmodel.schedules.best import LEVERS, Chain
 from costmodel.step.schedule import MODES, schedule_from
 
-# Megabytes of a step at 224 pixels, batch 8, SGD: today, and the least at 1.00, 1.10 and 1.33 times the FLOPs. Source: a
-# study of these networks by a prototype with half blocks, proved in PyTorch (peaks within 0.005 %).
+# Megabytes of a step at 224 pixels, batch 8, SGD: today, and the least at 1.00, 1.10 and 1.33 times the FLOPs. Source:
+# a study of these networks by a prototype with half blocks, proved in PyTorch (peaks within 0.005 %).
 TARGETS = [
     ("torchvision:mobilenet_v2", way("blocks", 3), 102.5, (37.6, 29.7, 29.7)),
     ("torchvision:mobilenet_v2", way("blocks", 8), 112.9, (71.3, 40.7, 39.3)),

@@ -228,7 +228,7 @@ def test_restore_pickle_and_copy():
 def test_what_cannot_be_done_is_refused():
     graph = traced("torchvision:mobilenet_v2", RESOLUTION)
     own = best_schedule(graph, "full", batch=BATCH)
-    with pytest.raises(InputError, match="is of another network or way|keep nothing"):
+    with pytest.raises(InputError, match=r"is of another network or way|keep nothing"):
         apply(build("torchvision:resnet18"), "full", resolution=RESOLUTION, schedule=own)
     with pytest.raises(InputError, match="no frozen prefix"):
         apply(build("torchvision:mobilenet_v2"), "full", resolution=RESOLUTION, schedule=Schedule(prefix_batch=1))
