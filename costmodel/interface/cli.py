@@ -267,6 +267,30 @@ def plot_timeline(
     print(f"wrote {out}")
 
 
+@plot_app.command("frontier")
+def plot_frontier(
+    model: given.Model,
+    out: given.Out,
+    method: given.Method = "full",
+    blocks: given.Blocks = None,
+    option: given.MethodOptions = None,
+    batch: given.Batch = 8,
+    resolution: given.Resolution = 224,
+    classes: given.Classes = None,
+    optimizer: given.OptimizerName = "sgd",
+) -> None:
+    """Memory against FLOPs of a training step of MODEL, for every schedule that no other beats in both."""
+    from ..schedules.best import schedule_frontier
+    from .plots import draw_frontier, plot_path
+
+    path = plot_path(out)
+    step = Step(
+        trace(model, resolution, classes), way(method, blocks, read_options(option or ())), batch, optimizer=optimizer
+    )
+    draw_frontier(schedule_frontier(step), cost(step), path)
+    print(f"wrote {out}")
+
+
 @plot_app.command("breakdown")
 def plot_breakdown(
     model: given.Model,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..answers.footprint import Footprint
     from ..checking.reproduction import Reproduction
+    from ..schedules.best import Scheduled
 
 # Colour and hatching in the order of CATEGORIES: neighbours differ in lightness or hatching, for print.
 _LOOKS = (
@@ -114,6 +115,54 @@ def _mark_peak(axes: Axes, data: pandas.DataFrame) -> None:
         text, (at, high), (7 if left else -7, 4), textcoords="offset points", ha="left" if left else "right",
         fontsize=8, weight="bold",
     )  # fmt: skip
+
+
+# --- memory against FLOPs, over schedules -----------------------------------------------------------------------------
+
+
+def frontier_data(found: Sequence[Scheduled], plain: Footprint) -> pandas.DataFrame:
+    """Return a row per schedule of a way: peak_bytes, times_flops (the plain step's), label."""
+    import pandas
+
+    return pandas.DataFrame(
+        {
+            "peak_bytes": [each.peak_bytes for each in found],
+            "times_flops": [each.total_flops / plain.total_flops for each in found],
+            "label": [each.schedule.label(plain.batch) or "plain" for each in found],
+        }
+    )
+
+
+def draw_frontier(found: Sequence[Scheduled], plain: Footprint, path: str | Path) -> None:
+    """Draw the memory of a step against its FLOPs for every schedule that no other beats, the plain one marked.
+
+    Errors: those of `plot_path`.
+    """
+    path = plot_path(path)
+    data = frontier_data(found, plain)
+    figure = _figure(7.0, 4.2)
+    axes = figure.subplots()
+    axes.step(data["times_flops"], data["peak_bytes"] / 1e6, where="post", color=BLUE, linewidth=1.2)
+    axes.plot(data["times_flops"], data["peak_bytes"] / 1e6, "o", color=BLUE, markersize=3.5)
+    axes.plot([1], [plain.peak_bytes / 1e6], "s", color=BLACK, markersize=6)
+    axes.annotate(f"plain: {format_bytes(plain.peak_bytes)}", (1, plain.peak_bytes / 1e6), (8, -3),
+                  textcoords="offset points", fontsize=9, color=BLACK)  # fmt: skip
+    for times, away, side in ((1.0, (8, 5), "left"), (1.1, (0, 11), "center"), (1.33, (4, -16), "right")):
+        within = data[data["times_flops"] <= times + 1e-9]
+        if len(within):
+            best = within.loc[within["peak_bytes"].idxmin()]
+            at = best["times_flops"], best["peak_bytes"] / 1e6
+            axes.plot(*at, "D", color=VERMILLION, markersize=6)
+            axes.annotate(f"{format_bytes(int(best['peak_bytes']))} within x{times:g}", at, away,
+                          textcoords="offset points", ha=side, fontsize=9, color=VERMILLION)  # fmt: skip
+    axes.set(xlabel="FLOPs of a step, times those of the plain one", ylabel="peak memory of a step, MB")
+    axes.set_ylim(0, 1.08 * max(plain.peak_bytes, data["peak_bytes"].max()) / 1e6)
+    axes.margins(x=0.12)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"{plain.graph.model}, {plain.way.label}: {plain.step.label}", loc="left", fontsize=9)
+    save(figure, path)
 
 
 # --- categories at the peak -------------------------------------------------------------------------------------------
