@@ -25,7 +25,7 @@ from costmodel.step.timeline import CATEGORIES
 # What the program promised to print, and what it prints beside.
 KEYS = {
     "model", "method", "blocks", "batch", "resolution", "classes", "optimizer", "accounting", "saved_bytes",
-    "memory_bytes", "peak", "flops", "trained_parameters",
+    "memory_bytes", "peak", "flops", "trained_parameters", "schedule",
 }  # fmt: skip
 OPTION_KEYS = {"micro_batch", "activation_dtype", "frozen_dtype", "inplace_update"}
 MEMORY_KEYS = {

@@ -250,3 +250,30 @@ def test_reader_that_has_seen_enough():
         running.stdout.close()
         assert running.stderr.read() == ""
         assert running.wait(60) == 0
+
+
+def test_the_best_schedule_on_the_command_line(command):
+    code, text, _ = command(
+        "footprint", "torchvision:mobilenet_v2", "--method", "blocks", "--blocks", "13", "--recompute", "best", "--ram",
+        "64MB", "--json",
+    )  # fmt: skip
+    found = json.loads(text)
+    assert code == 0 and found["memory_bytes"]["peak"] <= 64_000_000 and found["schedule"]["segments"]
+    code, text, _ = command(
+        "footprint", "torchvision:mobilenet_v2", "--method", "blocks", "--blocks", "3", "--prefix-batch", "1", "--json"
+    )
+    assert code == 0 and json.loads(text)["schedule"]["prefix_batch"] == 1
+    for wrong, said in (
+        (["--recompute", "worst"], "allowed: best"),
+        (["--ram", "64MB"], "add --recompute best"),
+        (["--recompute", "best", "--ram", "1MB"], "the least is"),
+        (["--prefix-batch", "3"], "does not divide"),
+    ):
+        code, _, error = command("footprint", "torchvision:mobilenet_v2", "--method", "blocks", "--blocks", "3", *wrong)
+        assert code in (2, 3) and said in error and error.count("\n") == 1
+
+
+def test_the_frontier_is_drawn(command, tmp_path):
+    out = tmp_path / "frontier.png"
+    code, text, _ = command("plot", "frontier", "torchvision:mobilenet_v3_small", "--resolution", "96", "--out", str(out))
+    assert code == 0 and "wrote" in text and out.stat().st_size > 10_000
