@@ -97,6 +97,7 @@ def priced_tables(graphs: Iterable[LayerGraph], space: Axes) -> Iterator[Priced]
     """Yield the candidates of each network. Errors: those of `costmodel.footprint`; InputError if there are none."""
     graphs, empty = list(graphs), True
     ACCOUNTINGS.find(space.accounting)
+    _check_depths(graphs, space)
     for graph in graphs:
         ways, carried = space.ways(graph), space.carried
         if not ways:
@@ -114,6 +115,13 @@ def priced_tables(graphs: Iterable[LayerGraph], space: Axes) -> Iterator[Priced]
         )  # fmt: skip
     if empty:
         raise _no_way(graphs, space)
+
+
+def _check_depths(graphs: Sequence[LayerGraph], space: Axes) -> None:
+    """Raise InputError for a depth that no network has: its rows would be missing without a word."""
+    deepest = max((block_count(graph) for graph in graphs), default=0)
+    if space.blocks and deepest and min(space.blocks) > deepest:
+        raise InputError(f"no network has {min(space.blocks)} blocks; the deepest that is asked about has {deepest}")
 
 
 def _no_way(graphs: Sequence[LayerGraph], space: Axes) -> InputError:

@@ -296,7 +296,7 @@ def measure_command(
             )  # fmt: skip
     except KeyboardInterrupt:
         print(
-            f"stopped; finished runs are kept in {shown(storage)}, and the same command goes on with the next one",
+            f"finished runs are kept in {shown(storage)}, and the same command goes on with the next one",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None

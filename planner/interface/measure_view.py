@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from costmodel import Way
+from costmodel.interface.running import terminal
 from costmodel.units import format_bytes
 
 from ..campaign.next_trial import Trial
@@ -37,13 +38,13 @@ class Bars(Watch):
 
     def __init__(self):
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=terminal(stderr=True),
         )
         self.tasks: dict[str, TaskID] = {}
 

@@ -81,6 +81,9 @@ def _row(**changes: str) -> str:
         (_row(model=""), ["column model", "''"]),
         (_row(seed="a"), ["column seed", "'a'"]),
         (_row(test_images="0"), ["column test_images", "'0'"]),
+        (_row(test_images="1" + 400 * "0"), ["column test_images", "'1000000"]),
+        (_row(seed="9" * 30), ["column seed", "'999999"]),
+        (_row(dataset="ca\x1brs"), ["column dataset", "it has a control character"]),
         (_row(method="nrom"), ["column method", "unknown method 'nrom'; did you mean 'norm'"]),
         (_row(method="blocks"), ["column trained_blocks", "''", "needs its number of trained blocks"]),
         (_row(method="blocks", trained_blocks="0"), ["column trained_blocks", "0", "needs its number"]),
@@ -147,7 +150,7 @@ def test_a_run_in_two_files_is_refused(tmp_path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"cannot read .*none\.csv: No such file"):
+    with pytest.raises(InputError, match=r"cannot read the evidence .*none\.csv': No such file"):
         load(tmp_path / "none.csv")
 
 
