@@ -37,7 +37,8 @@ class InfeasibleError(CostModelError):
 # By the module that an import does not find: the extra of this package that brings it.
 EXTRAS = {
     "torch": "torch", "torchvision": "torch", "timm": "timm", "matplotlib": "plots", "plotly": "plots",
-    "optuna": "measure", "sqlalchemy": "measure", "PIL": "measure", "psycopg": "postgresql", "pyarrow": "parquet",
+    "optuna": "measure", "sqlalchemy": "measure", "PIL": "measure", "safetensors": "measure",
+    "psycopg": "postgresql", "pyarrow": "parquet",
 }  # fmt: skip
 
 

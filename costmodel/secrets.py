@@ -65,7 +65,7 @@ def hidden(text: str, locations: Iterable[str] = ()) -> str:
 
 
 def _shown_if_secret(url: str) -> str:
-    return shown(url) if _secrets(url) else url
+    return url if _split(url).password is None else shown(url)
 
 
 def _split(location: str) -> _Location:

@@ -91,9 +91,10 @@ class Row(BaseModel):
     `reachable_percent`: of a run that was stopped early, the most that it could still have reached. `source`: the
     file's name if empty. `protocol`: what rows of different sources must share to be compared; the source if empty.
     `images_per_class`: labelled images to train with; `regime` says 'few-shot' where a source does not number them.
-    `reading`: how a published number was read, 'printed', 'digitised' or 'by eye', with `error_points`. `optimizer`,
-    `epochs`, `note`, and `memory_mb`, the source's own figure by its own `memory_convention`, are a record, not used
-    here. `file` and `line` are the row's place.
+    `reading`: how a published number was read, 'printed', 'digitised' or 'by eye', with `error_points`. `identity`:
+    what tells the study that a run is of from all others; `graph`: a digest of its network's layers, by which a network
+    that has changed since is known. `optimizer`, `epochs`, `note`, and `memory_mb`, the source's own figure by its own
+    `memory_convention`, are a record, not used here. `file` and `line` are the row's place.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,6 +125,8 @@ class Row(BaseModel):
     note: Text = ""
     memory_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     memory_convention: Text = ""
+    identity: Text = ""
+    graph: Text = ""
     file: str = ""
     line: int = 0
 
