@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -788,6 +791,78 @@ def test_full_disk_is_one_line_and_the_rerun_completes(pictures, tmp_path, monke
     campaign(pictures, place, trials=len(kept) + 2)
     keys, _ = counted(place)
     assert keys[: len(kept)] == kept and len(keys) == len(set(keys)) == len(kept) + 2
+
+
+@pytest.mark.parametrize("how", ["read-only", "deleted"])
+def test_a_database_that_is_lost_in_mid_campaign_is_one_line(pictures, tmp_path, monkeypatch, how):
+    """What is stored stays, what could not be stored is said, and the same command goes on."""
+    monkeypatch.setattr("random.random", lambda: 0.0)  # Optuna's waits between attempts
+    place = tmp_path / "runs.db"
+
+    def refuse(connection, cursor, statement, *_):
+        if statement.startswith(("INSERT", "UPDATE")):
+            raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    def lose():
+        if how == "deleted":
+            place.rename(tmp_path / "away.db")
+        else:
+            sqlalchemy.event.listen(sqlalchemy.engine.Engine, "before_cursor_execute", refuse)
+
+    try:
+        with pytest.raises(StorageError, match="run the same command again to go on") as error:
+            campaign(pictures, place, watch=Interrupt(2, lose), trainer=quick)
+    finally:
+        if how == "read-only":
+            sqlalchemy.event.remove(sqlalchemy.engine.Engine, "before_cursor_execute", refuse)
+    assert "\n" not in str(error.value) and "accuracy" in str(error.value)
+    if how == "deleted":
+        (tmp_path / "away.db").rename(place)
+    assert len(counted(place)[0]) == 1
+    age(place)
+    campaign(pictures, place, trainer=quick)
+    keys, _ = counted(place)
+    assert len(keys) == len(set(keys)) == 4
+
+
+def measure_on(pictures, place):
+    """The command line, in a process of its own; its runs are too long to end."""
+    sys.argv = [
+        "planner",
+        "measure",
+        TINY,
+        "--data",
+        str(pictures),
+        "--ram",
+        "1GB",
+        "--resolution",
+        "16",
+        "--lr",
+        "0.1",
+    ]
+    sys.argv += ["--epochs", "100000", "--storage", str(place), "--trials", "2"]
+    sys.stderr = open(f"{place}.err", "w")  # noqa: SIM115
+    cli.main()
+
+
+@pytest.mark.parametrize("which", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_campaign_that_is_asked_to_stop_gives_its_run_back(pictures, tmp_path, which):
+    place = tmp_path / "runs.db"
+    worker = FORK.Process(target=measure_on, args=(pictures, place))
+    worker.start()
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with contextlib.suppress(Exception):
+            if counted(place)[1][0].intermediate_values:
+                break
+        time.sleep(0.2)
+    os.kill(worker.pid, getattr(signal, which))
+    worker.join(60)
+    assert worker.exitcode == 130
+    said = Path(f"{place}.err").read_text()
+    assert "finished runs are kept in" in said and "Traceback" not in said
+    (trial,) = counted(place)[1]
+    assert trial.state.name == "FAIL" and trial.user_attrs["failed"] == "interrupted"
 
 
 def work(pictures, storage, trials, start=None, watch=None):
