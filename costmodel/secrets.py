@@ -18,7 +18,9 @@ HIDDEN = "***"
 _VARIABLES = ("PGPASSWORD",)
 # Parameters of a connection that may be shown (PostgreSQL manual, 34.1.2).
 _HARMLESS = {"host", "hostaddr", "port", "dbname", "user", "service", "sslmode", "mode", "uri"}
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"`<>]*")
+# A scheme begins where a word does: tried from every letter of a long text, it would take the square of its length.
+_SCHEME = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://")
+_URL = re.compile(rf"{_SCHEME.pattern}[^\s'\"`<>]*")
 # The last @ ends a password, and the first colon begins it: an unescaped @ or / in it is none of the host's.
 _PARTS = re.compile(r"(?P<scheme>[^:]*)://(?:(?P<user>[^:@?]*)(?::(?P<password>.*))?@)?(?P<rest>[^@]*)", re.DOTALL)
 _ASSIGNED = re.compile(r"(?i)\b((?:ssl|pg)?pass(?:word|wd)?|pwd|secret|token)(\s*[=:]\s*)([^\s&;,'\"]+)")
@@ -49,7 +51,7 @@ def shown(location: str) -> str:
 
 def shown_in(text: str) -> str:
     """Return a text, such as a word of a command, with every URL in it as `shown` has it."""
-    start = re.search(r"[A-Za-z][A-Za-z0-9+.-]*://", text)
+    start = _SCHEME.search(text)
     return text if start is None else text[: start.start()] + shown(text[start.start() :])
 
 
@@ -81,7 +83,7 @@ def _split(location: str) -> _Location:
 
 def _secrets(word: str) -> set[str]:
     """Return what is secret in a word with a URL in it, as it is written and as it is meant."""
-    start = re.search(r"[A-Za-z][A-Za-z0-9+.-]*://", word)
+    start = _SCHEME.search(word)
     if start is None:
         return set()
     location = word[start.start() :]

@@ -85,7 +85,7 @@ def errors(location: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise needs("psycopg", shown(location)) from error
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:  # or of another version
         if isinstance(error, NoSuchModuleError):
             raise StorageError(f"{shown(location)} is no database that can be used here: {error}") from error
         cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
@@ -124,11 +124,14 @@ def measured(location: str) -> tuple[Row, ...]:
     """
     with errors(location):
         storage = connect(location, create=False)
-        studies = []
-        for study in storage.get_all_studies():
-            if is_of_campaign(study.user_attrs.get(SETTINGS)):
-                number = storage.get_study_id_from_name(study.study_name)
-                studies.append((study.user_attrs[SETTINGS], storage.get_all_trials(number, states=COUNTED)))
+        try:
+            studies = [
+                (study.user_attrs[SETTINGS], storage.get_all_trials(study._study_id, states=COUNTED))
+                for study in storage.get_all_studies()
+                if is_of_campaign(study.user_attrs.get(SETTINGS))
+            ]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # dates, JSON and names of distributions
+            raise StorageError(f"the database {shown(location)} is damaged: {one_line(error)[:200]}") from error
     studies = [(settings, [one for one in trials if "test_images" in one.user_attrs]) for settings, trials in studies]
     studies = [(settings, trials) for settings, trials in studies if trials]
     names = data_set_names([settings for settings, _ in studies])

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import typer
+from repository import ROOT
 
 import planner.interface.cli
 from costmodel import InfeasibleError, InputError, ModelError, build
@@ -81,6 +82,17 @@ def test_a_long_message_is_cut(monkeypatch, capsys):
 def test_one_line_keeps_what_can_be_shown():
     assert one_line("grün, 64 % — 3 × 3") == "grün, 64 % — 3 × 3"
     assert one_line("a\tb\u202ec") == "a\\tb\\u202ec"  # the last one would turn the rest of the line round
+
+
+@pytest.mark.parametrize("command", ["costmodel", "planner"])
+def test_an_interruption_of_the_imports_is_one_line(tmp_path, command):
+    """numpy stands for what is imported first; the real one takes a moment in which Ctrl-C is pressed."""
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import finetune_planner; finetune_planner.{command}()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_a_full_disk_is_one_line():

@@ -338,6 +338,8 @@ def test_trials_of_plain_optuna_are_none_of_the_campaign(tmp_path, state):
         ("UPDATE trial_values SET value = 250", "top1_percent is 250.0: Input should be less than or equal to 100"),
         ("UPDATE trial_user_attributes SET value_json = '1e400' WHERE key = 'test_images'", "test_images is inf"),
         ("UPDATE trial_user_attributes SET value_json = '\"ff\"' WHERE key = 'test_images'", "test_images is 'ff'"),
+        ("UPDATE trial_user_attributes SET value_json = '[' WHERE key = 'campaign'", "is damaged: Expecting value"),
+        ("UPDATE trials SET datetime_complete = '2026-11-21 -1:30:31.5'", "is damaged: Invalid isoformat"),
         ("DELETE FROM trial_params WHERE param_name = 'seed'", "trial 0 is none of planner measure: 'seed'"),
     ],
 )
