@@ -486,23 +486,22 @@ def main() -> None:
     parser.add_argument("--date", required=True)
     parser.add_argument("--machine", required=True)
     asked = parser.parse_args()
-    verdicts: dict[str, Counter[str]] = {}
+    verdicts: dict[str, Counter[str]] = {kind: Counter() for kind in ("line", *READERS)}
     slowest: Counter[str] = Counter()
-    findings, most = [], 0.0
+    findings, most = 0, 0.0
     todo = tasks(asked.lines, asked.files)
+    random.Random(0).shuffle(todo)  # so that a run that is cut off has cases of every kind
     with multiprocessing.get_context("spawn").Pool(asked.processes, maxtasksperchild=4) as pool:
         for found, megabytes in pool.imap(_chunk, todo):
             most = max(most, megabytes)
             for one in found:
-                verdicts.setdefault(one.kind, Counter())[one.verdict] += 1
+                verdicts[one.kind][one.verdict] += 1
                 slowest[one.kind] = max(slowest[one.kind], one.seconds)
-                findings += [one] if one.finding else []
-    for one in findings:
-        print(f"{one.kind} {one.number}: {one.verdict}: {one.finding}")
-    RESULTS.write_text(table(verdicts, slowest, len(findings), most, f"{asked.date}, {asked.machine}"))
-    print(
-        f"{sum(map(sum, (each.values() for each in verdicts.values())))} cases, {len(findings)} findings, {most:.0f} MB"
-    )
+                if one.finding:
+                    findings += 1
+                    print(f"{one.kind} {one.number}: {one.verdict}: {one.finding}", flush=True)
+            RESULTS.write_text(table(verdicts, slowest, findings, most, f"{asked.date}, {asked.machine}"))
+    print(f"{sum(each.total() for each in verdicts.values())} cases, {findings} findings, {most:.0f} MB")
     sys.exit(1 if findings or most > MEGABYTES else 0)
 
 
@@ -513,6 +512,7 @@ def table(verdicts: dict[str, Counter], slowest: Counter, findings: int, most: f
         + ", ".join(f"{name}: {count:,}" for name, count in sorted(counts.items()))
         + f" | {slowest[kind]:.1f} |"
         for kind, counts in verdicts.items()
+        if counts
     ]
     return "\n".join([
         "# Random command lines and damaged files", "", f"Made by `benchmarks/fuzz.py`. {where}.", "",

@@ -150,6 +150,11 @@ def test_numbers_beyond_all_bounds(command, arguments, said):
     [
         (["--batch", "1-999999999"], "has more than 10,000 values"),
         (["--batch", "70000"], "batch must be at most 65,536"),
+        (["--batch", "1-4000"], "candidates are more than 50,000; ask for fewer values of an axis"),
+        (
+            ["--batch", "1-9999", "--optimizer", "sgd,adam,momentum", "--frozen-dtype", "float32,float16,int8"],
+            "more than 2,000,000",
+        ),
         (["--ram", "9" * 20_000], "cannot read"),
         (["--max-flops", "nan"], "must be a positive number, not nan"),
         (["--min-recovery", "inf"], "must be a positive number, not inf"),

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from costmodel import InputError
 from planner.campaign.images import list_folder, read_folder
@@ -97,6 +97,14 @@ def test_the_first_frame_of_an_animation_counts_and_is_said(folder, kind):
     found = pixels(folder, frames[0], f"one.{kind}", save_all=True, append_images=frames[1:], **options)
     assert found[:, 0, 0].tolist() == [255, 0, 0]
     assert f"of 1 animation (alone/one.{kind}) only the first frame is used" in read(folder).notes
+
+
+@pytest.mark.parametrize("kind", ["avif", "bmp", "gif", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp", "JPEG"])
+def test_every_kind_is_read(folder, kind):
+    if kind == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    grey = Image.new("L" if kind == "pgm" else "RGB", (8, 8), "#808080")
+    assert abs(pixels(folder, grey, f"one.{kind}").astype(int) - 128).max() <= 3
 
 
 def test_the_middle_square_is_used(folder):
