@@ -284,12 +284,13 @@ def measure_command(
     from .measure_view import Bars, tables
 
     rates = default_rates(optimizer) if lr is None else decimals(lr, "--lr")
+    watch = Bars()
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):  # a worker that is asked to stop leaves its run; nohup keeps its own
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # who is asked to stop gives the run back; nohup keeps its own
             if (number := getattr(signal, name, None)) and signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, watch.stop)
     try:
-        with Bars() as watch:
+        with watch:
             outcome = measure(
                 model, data, {"memory": ram_bytes}, weights=weights,
                 recipe=Recipe(epochs, rates[0], batch, resolution, optimizer), rates=rates if len(rates) > 1 else (),

@@ -47,6 +47,7 @@ class Bars(Watch):
             console=terminal(stderr=True),
         )
         self.tasks: dict[str, TaskID] = {}
+        self.stopped = False
 
     def __enter__(self) -> Bars:
         """Show the bars, once there is one."""
@@ -85,8 +86,15 @@ class Bars(Watch):
         text = f"learning rate {learning_rate:g} of {trial.candidate.label}, on validation images"
         self._set("epochs", text, 0, bar.total or 1, anew=True)
 
+    def stop(self, *_) -> None:
+        """Stop the campaign: now, or after this epoch where an interruption is lost, as in a callback of a library."""
+        self.stopped = True
+        raise KeyboardInterrupt
+
     def epoch(self, epoch: int, accuracy_percent: float) -> None:
         """Move the run's bar on."""
+        if self.stopped:
+            raise KeyboardInterrupt
         self.progress.update(self.tasks["epochs"], completed=epoch)
 
     def ends(self, trial: Trial, accuracy_percent: float, stopped: bool) -> None:

@@ -827,41 +827,23 @@ def test_a_database_that_is_lost_in_mid_campaign_is_one_line(pictures, tmp_path,
     assert len(keys) == len(set(keys)) == 4
 
 
-def measure_on(pictures, place):
-    """The command line, in a process of its own; its runs are too long to end."""
-    sys.argv = [
-        "planner",
-        "measure",
-        TINY,
-        "--data",
-        str(pictures),
-        "--ram",
-        "1GB",
-        "--resolution",
-        "16",
-        "--lr",
-        "0.1",
-    ]
-    sys.argv += ["--epochs", "100000", "--storage", str(place), "--trials", "2"]
-    sys.stderr = open(f"{place}.err", "w")  # noqa: SIM115
-    cli.main()
-
-
 @pytest.mark.parametrize("which", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_campaign_that_is_asked_to_stop_gives_its_run_back(pictures, tmp_path, which):
     place = tmp_path / "runs.db"
-    worker = FORK.Process(target=measure_on, args=(pictures, place))
-    worker.start()
+    program = [sys.executable, "-c", "from planner.interface.cli import main; main()", "measure", TINY, "--ram", "1GB"]
+    program += ["--data", str(pictures), "--resolution", "16", "--lr", "0.1", "--epochs", "100000"]
+    program += ["--storage", str(place), "--trials", "2"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    worker = subprocess.Popen(program, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while time.monotonic() < until:
         with contextlib.suppress(Exception):
             if counted(place)[1][0].intermediate_values:
                 break
         time.sleep(0.2)
-    os.kill(worker.pid, getattr(signal, which))
-    worker.join(60)
-    assert worker.exitcode == 130
-    said = Path(f"{place}.err").read_text()
+    worker.send_signal(getattr(signal, which))
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 130
     assert "finished runs are kept in" in said and "Traceback" not in said
     (trial,) = counted(place)[1]
     assert trial.state.name == "FAIL" and trial.user_attrs["failed"] == "interrupted"
