@@ -26,7 +26,7 @@ from .errors import (
     UnknownOperationError,
     missing_package,
 )
-from .graph.blocks import block_count, parts
+from .graph.blocks import block_count, body_digest, parts
 from .graph.layer_graph import LayerGraph
 from .graph.values import Layer, Tensor
 from .methods.assignment import Assignment
@@ -103,6 +103,7 @@ __all__ = [
     "apply",
     "best_schedule",
     "block_count",
+    "body_digest",
     "build",
     "convolutions",
     "footprint",

@@ -37,7 +37,8 @@ class InfeasibleError(CostModelError):
 # By the module that an import does not find: the extra of this package that brings it.
 EXTRAS = {
     "torch": "torch", "torchvision": "torch", "timm": "timm", "matplotlib": "plots", "plotly": "plots",
-    "optuna": "measure", "sqlalchemy": "measure", "PIL": "measure", "psycopg": "postgresql", "pyarrow": "parquet",
+    "optuna": "measure", "sqlalchemy": "measure", "PIL": "measure", "safetensors": "measure",
+    "psycopg": "postgresql", "pyarrow": "parquet",
 }  # fmt: skip
 
 
@@ -56,10 +57,33 @@ def needs(package: str, what: str) -> MissingPackageError:
     return MissingPackageError(f"{what} needs {package}: pip install 'finetune-planner[{EXTRAS[package]}]'")
 
 
+# Assumption: larger ones are slips. At these limits together the bytes and FLOPs of the networks that are known stay
+# below 2**63, which is what they are counted in.
+MOST = {"resolution": 4096, "classes": 1_000_000, "batch": 65_536}
+MOST_OTHERWISE = 2**31 - 1
+
+
 def require_count(name: str, value: object) -> None:
-    """Raise InputError unless a value is a whole number of 1 or more."""
+    """Raise InputError unless a value is a whole number of 1 or more, and no more than MOST has for the name."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name} must be a whole number of 1 or more, not {value!r}")
+    most = MOST.get(name, MOST_OTHERWISE)
+    if value > most:
+        raise InputError(f"{name} must be at most {most:,}, not {shortened(value)}")
+
+
+def one_line(text: object) -> str:
+    """Return a text on one line that every terminal takes: line breaks as spaces, other controls as escapes."""
+    words = " ".join(part.strip() for part in str(text).splitlines())
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
+
+
+def shortened(value: object, most: int = 40) -> str:
+    """Return a value as it is written, or its beginning if that is long."""
+    if isinstance(value, int) and abs(value) >= 10**most:
+        return f"a number of more than {most} digits"
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> InputError:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import InputError, shortened
 
 Counts = NDArray[np.int64]
 Count = TypeVar("Count", int, Counts)  # one number, or several that are worked out at once
@@ -32,6 +32,7 @@ _UNITS = {
     "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3,
 }  # fmt: skip
 _MOST_BYTES = 2.0**63
+_MOST_CHARACTERS = 40  # of an amount; what is longer is none, and would be searched for long
 
 
 def bytes_of_bits(bits: Count) -> Count:
@@ -61,7 +62,8 @@ def parse_bytes(text: str | int) -> int:
 
     Errors: InputError if the text is none of these, or not positive.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
+    text = text if isinstance(text, str) and len(text) <= _MOST_CHARACTERS else shortened(text, _MOST_CHARACTERS)
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][0-9]+)?)\s*([A-Za-z]*)\s*", text)
     unit = match and _UNITS.get(match[2].upper() or "B")
     if not match or not unit or float(match[1]) * unit < 1:
         raise InputError(

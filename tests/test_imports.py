@@ -22,9 +22,8 @@ PACKAGES = {package.__name__: Path(package.__file__).parent for package in (cost
 # The rooms from the bottom up: a room imports only those that stand before it.
 ROOMS = {
     "costmodel": (
-        "errors", "units", "table", "kept", "reading", "graph", "rules", "methods", "accounting", "step", "answers",
-        "schedules",
-        "layers", "zoo", "tracing", "traces", "training", "checking", "interface",
+        "errors", "secrets", "units", "table", "kept", "reading", "graph", "rules", "methods", "accounting", "step",
+        "answers", "schedules", "layers", "zoo", "tracing", "traces", "training", "checking", "interface",
     ),
     "planner": ("evidence", "estimates", "devices", "choosing", "campaign", "interface"),
 }  # fmt: skip
@@ -39,8 +38,8 @@ WITHOUT_TORCH_THEMSELVES = {
 }  # fmt: skip
 # What `planner` may use beside the names that `costmodel` shows.
 OPEN_MODULES = {
-    "costmodel.errors", "costmodel.units", "costmodel.table", "costmodel.reading", "costmodel.interface.running",
-    "costmodel.interface.drawing",
+    "costmodel.errors", "costmodel.secrets", "costmodel.units", "costmodel.table", "costmodel.reading",
+    "costmodel.interface.running", "costmodel.interface.drawing",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "fvcore", "optuna", "sqlalchemy", "PIL", "matplotlib", "plotly"}
 

@@ -317,12 +317,13 @@ class Footprint:
 
     def __rich__(self):
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=self.graph.model, show_header=False, title_justify="left")
+        table = Table(title=Text(self.graph.model), show_header=False, title_justify="left")
         table.add_column(no_wrap=True)
         table.add_column(justify="left")
         for label, text in self.summary():
-            table.add_row(label, text, style="bold" if label == "peak memory" else "")
+            table.add_row(label, Text(text), style="bold" if label == "peak memory" else "")
         return table
 
     def _repr_html_(self) -> str:

@@ -9,6 +9,7 @@ and the sum that joins it.
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -94,6 +95,19 @@ class Parts:
 def parts(graph: LayerGraph) -> Parts:
     """Return the parts of a network; a network without blocks is all tail, with an empty stem."""
     return _found_parts(graph) if graph.known_parts is None else graph.known_parts
+
+
+@kept
+def body_digest(graph: LayerGraph) -> str:
+    """Return what tells networks apart by their layers before the head: operations, arguments and shapes.
+
+    The head is left out, so that the number of classes makes no other network.
+    """
+    told = hashlib.sha256()
+    for layer in graph.layers[: parts(graph).head]:
+        shapes = [(name, tensor.kind, tensor.shape) for name, tensor in layer.inputs.items()]
+        told.update(f"{layer.module} {layer.op} {sorted(layer.attributes.items())!r} {shapes!r}\n".encode())
+    return told.hexdigest()[:16]
 
 
 @kept

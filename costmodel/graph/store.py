@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..reading import read_file
 from ..units import BYTES_PER_ELEMENT
 from .values import TRACE_BATCH, Layer, Storage, Tensor
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 TEMPORARY = ".tmp"
 _MAGIC = b"costmodel trace "
-# Assumption: a hundred times the largest network of torchvision and timm; a file that unpacks to more is no trace.
-_MOST_BYTES = 2**26
+# Assumption: ten times the largest network of torchvision and timm; a file that unpacks to more is no trace, and of
+# brackets alone it takes thirty times the memory.
+_MOST_BYTES = 2**24
 _MOST_ELEMENTS = 2**63
 _PRESET = 3  # a seventh of the time of the default, 6, for a seventh more bytes
 
@@ -56,10 +58,7 @@ def read_fields(path: str | os.PathLike) -> Fields:
 
     Errors: InputError if the file cannot be read, is no trace, is damaged, or has another format.
     """
-    try:
-        data = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', error)}") from error
+    data = read_file(path, "trace")
     try:
         return decode(unpack(data))
     except InputError as error:

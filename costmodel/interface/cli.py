@@ -24,7 +24,7 @@ from ..step.step import Step
 from ..traces.stored import trace
 from ..units import format_bytes, parse_bytes
 from . import options as given
-from .running import run, with_version
+from .running import run, terminal, with_version
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -92,9 +92,7 @@ def footprint(
     _print_caveat(accounting)
     for note in graph.notes:
         typer.echo(f"note: {note}", err=True)
-    from rich import print as rich_print
-
-    rich_print(answer)
+    terminal().print(answer)
     if per:
         from .tables import print_frame
 
@@ -153,15 +151,14 @@ def verify(
     as_json: given.Json = False,
 ) -> None:
     """Train MODEL for a few steps here and show predicted next to measured; exit code 1 if they disagree."""
-    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from ..checking.verification import verify as run_verification
     from .tables import print_verification
 
     bar = Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True,
-        console=Console(stderr=True),
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), transient=True,
+        console=terminal(stderr=True),
     )  # fmt: skip
     with bar:
         task = bar.add_task("starting", total=None)

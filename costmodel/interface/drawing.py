@@ -33,6 +33,11 @@ def plot_path(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Path:
     return path
 
 
+def literal(text: str) -> str:
+    """Return a text, such as a file's name, that matplotlib draws as it is: between two dollars it reads formulas."""
+    return text.replace("$", r"\$")
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure to a file that `plot_path` allows. Errors: InputError if the file cannot be written."""
     try:

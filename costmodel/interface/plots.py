@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..accounting.table import whole_step
 from ..step.timeline import CATEGORIES
 from ..units import format_bytes
-from .drawing import BLACK, BLUE, GREEN, GREY, LIGHT_SKY, ORANGE, PURPLE, VERMILLION, plot_path, save
+from .drawing import BLACK, BLUE, GREEN, GREY, LIGHT_SKY, ORANGE, PURPLE, VERMILLION, literal, plot_path, save
 
 if TYPE_CHECKING:
     import pandas
@@ -69,7 +69,7 @@ def draw_timeline(answers: Sequence[Footprint], path: str | Path) -> None:
     panels = figure.subplots(len(answers), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axes, answer, data in zip(panels, answers, tables, strict=True):
         _stack_moments(axes, data)
-        axes.set_title(answer.way.label, loc="left", fontsize=10)
+        axes.set_title(literal(answer.way.label), loc="left", fontsize=10)
     panels[0].set_ylim(0, 1.3e-6 * max(data["total_bytes"].max() for data in tables))  # room for names of phases
     panels[0].set_xlim(-0.5, max(map(len, tables)) - 0.5)
     panels[-1].set_xlabel("moments of one training step, in order", fontsize=9)
@@ -112,7 +112,7 @@ def _mark_peak(axes: Axes, data: pandas.DataFrame) -> None:
     axes.plot([at], [high], "v", color=BLACK, markersize=5, markeredgecolor="white")
     text = f"{format_bytes(peak['total_bytes'])}, {peak['phase']}" + (f" of {peak['layer']}" if peak["layer"] else "")
     axes.annotate(
-        text, (at, high), (7 if left else -7, 4), textcoords="offset points", ha="left" if left else "right",
+        literal(text), (at, high), (7 if left else -7, 4), textcoords="offset points", ha="left" if left else "right",
         fontsize=8, weight="bold",
     )  # fmt: skip
 
@@ -209,8 +209,10 @@ def draw_breakdown(answers: Sequence[Footprint], path: str | Path) -> None:
             format_bytes(peak), (peak / 1e6, place), (4, 0), textcoords="offset points", va="center", fontsize=8,
             weight="bold",
         )  # fmt: skip
-        axes.annotate(where, (1, 0.5), (4, 0), xycoords=value, textcoords="offset points", va="center", fontsize=7)
-    axes.set_yticks(data.index, data["label"], fontsize=9)
+        axes.annotate(
+            literal(where), (1, 0.5), (4, 0), xycoords=value, textcoords="offset points", va="center", fontsize=7
+        )
+    axes.set_yticks(data.index, data["label"].map(literal), fontsize=9)
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.invert_yaxis()
@@ -232,7 +234,7 @@ def _finish(figure: Figure, axes: Axes, answers: Sequence[Footprint], path: Path
     """Add the title and the legend of the categories that are there, and write the file."""
     first = answers[0]
     figure.suptitle(
-        f"{first.graph.model}, {first.step.label}",
+        literal(f"{first.graph.model}, {first.step.label}"),
         fontsize=10,
     )
     handles = [

@@ -1,18 +1,46 @@
-"""What both command lines share: how errors are shown and which exit code they leave."""
+"""What both command lines share: the terminal, how errors are shown and which exit code they leave.
+
+Exit codes: 0 done; 1 a check that failed (`verify`, `reproduce`, `evidence check`), or an error that nobody foresaw;
+2 an input that cannot be used; 3 well formed, but nothing satisfies it; 130 interrupted. An error is one line on
+standard error; `--debug` anywhere on the line shows its traceback.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, cast
+import traceback
+from contextlib import suppress
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..errors import CostModelError, missing_package
+from ..errors import CostModelError, missing_package, one_line
+from ..secrets import hidden
 from ..traces.versions import installed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERRUPTED = 130
+_MOST_CHARACTERS = 2000  # of an error's line
 
 # An option that is missing, unknown or no number: click's UsageError. Typer has no name for it, and its later versions
 # bring a click of their own, so that it cannot be imported from click.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+
+def terminal(width: int | None = None, stderr: bool = False) -> Console:
+    """Return the terminal, which shows every text as it is: a name may look like rich's markup.
+
+    width: columns of a pipe or file, which has none of its own.
+    """
+    from rich.console import Console
+
+    found = Console(markup=False, emoji=False, stderr=stderr)
+    if width and not found.is_terminal:
+        found.width = width
+    return found
 
 
 def _show_version(wanted: bool) -> None:
@@ -34,31 +62,49 @@ def with_version(app: typer.Typer) -> None:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a command line; a user's error is one line on standard error and its exit code.
-
-    `--debug` anywhere on the line shows the traceback instead.
-    """
+    """Run a command line and leave with its exit code; whatever goes wrong is one line on standard error."""
     arguments = sys.argv[1:] or ["--help"]
-    debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
-        sys.exit(app(args=[argument for argument in arguments if argument != "--debug"], standalone_mode=False))
-    except _UsageError as error:
-        print(f"error: {error.format_message().rstrip('.')}; see --help", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = app(args=[argument for argument in arguments if argument != "--debug"], standalone_mode=False)
+        sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except CostModelError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        missing = missing_package(error, "this command")
-        if missing is None or debug:
-            raise
-        print(f"error: {missing}", file=sys.stderr)
-        sys.exit(missing.exit_code)
+        code = INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stderr.close()
-        sys.exit(0)
+        code = 0
+    except Exception as error:
+        text, code = told(error)
+        if "--debug" in arguments:
+            print(hidden(traceback.format_exc()), end="", file=sys.stderr)
+        else:
+            print(f"error: {one_line(hidden(text))[:_MOST_CHARACTERS]}", file=sys.stderr)
+        if isinstance(error, OSError) and sys.stdout is sys.__stdout__:
+            with suppress(OSError):  # what the disk did not take must not be tried again at the end
+                sys.stdout.close()
+    if code == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    sys.exit(code)
+
+
+def told(error: Exception) -> tuple[str, int]:
+    """Return what to say of an error, and the exit code that it leaves."""
+    if isinstance(error, _UsageError):
+        return f"{error.format_message().rstrip('.')}; see --help", error.exit_code
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_package(error, "this command") or error
+    if isinstance(error, CostModelError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        return f"the system refuses {error.filename or 'to write the output'}: {error.strerror}", 2
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory here for what was asked ({error}); ask for less", 2
+    if isinstance(error, RecursionError):
+        return "what was given is nested too deeply; give something simpler", 2
+    return (
+        f"{type(error).__name__}, which was not foreseen: {str(error) or 'no more is known'}; please report it with "
+        "the command, and what the command shows with --debug added",
+        1,
+    )

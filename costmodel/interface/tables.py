@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..methods.table import METHODS
 from ..units import format_bytes, format_count
+from .running import terminal
 
 if TYPE_CHECKING:
     import pandas
@@ -17,14 +17,6 @@ if TYPE_CHECKING:
     from ..checking.verification import Verification
 
 _WIDTH = 180  # of a pipe or file, which has none of its own
-
-
-def console(width: int = _WIDTH) -> Console:
-    """Return the terminal; a pipe or file gets `width` columns."""
-    found = Console()
-    if not found.is_terminal:
-        found.width = width
-    return found
 
 
 def print_frame(frame: pandas.DataFrame, title: str) -> None:
@@ -40,7 +32,7 @@ def print_rows(names: list[str], rows: list[dict[str, Any]], title: str) -> None
         table.add_column(name.replace("_", " "), justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(name, row[name]) for name in names))
-    console().print(table)
+    terminal(_WIDTH).print(table)
 
 
 def _cell(name: str, value: Any) -> str:
@@ -64,7 +56,7 @@ def print_verification(result: Verification) -> None:
             f"{check.quantity}, {check.unit}", f"{check.predicted:,}", f"{check.measured:,}",
             f"{check.relative_difference:+.3%}", allowed, "agrees" if check.agrees else "DIFFERS",
         )  # fmt: skip
-    out = Console()
+    out = terminal()
     out.print(table)
     if not result.saved.agrees:
         modules = Table("module", title="saved bytes that differ", title_justify="left")
@@ -81,7 +73,7 @@ def print_methods() -> None:
     for method in METHODS.values():
         runs = "yes" if method.has_layers else "priced only"
         table.add_row(method.name, "yes" if method.takes_blocks else "", method.summary, runs, method.source)
-    Console().print(table)
+    terminal().print(table)
 
 
 def print_reproduction(results: list[Reproduction], tried: list[Variant]) -> None:
@@ -103,7 +95,7 @@ def print_reproduction(results: list[Reproduction], tried: list[Variant]) -> Non
         other.add_column(column, justify="right", no_wrap=True)
     for variant in tried:
         other.add_row(variant.claim, variant.counting, f"{variant.published:.1f} %", f"{variant.gives:.1f} %")
-    out = console(200)
+    out = terminal(200)
     out.print(table)
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in (result.published for result in results):

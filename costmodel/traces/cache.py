@@ -21,6 +21,7 @@ from .versions import environment
 
 SUFFIX = ".trace"
 _NAME = re.compile(r"(?:(\w+):)?([\w.-]+)")
+_FOLDER = re.compile(r"torch .+")  # as `environment` begins, whatever the version
 _FILE = re.compile(rf"(?:(\w+)=)?([\w.-]+)@(\d+)(?:x(\d+))?{re.escape(SUFFIX)}")
 
 
@@ -93,24 +94,29 @@ def entries() -> Iterator[Entry]:
 
 
 def clear() -> int:
-    """Delete every trace, and nothing else; return how many there were.
+    """Delete every trace, and nothing else: files and folders of other names stay. Return how many there were.
 
     Errors: InputError if one cannot be deleted.
     """
     count = 0
-    for path in folder().glob("*/*"):
-        stem = path.name.partition(f"{SUFFIX}.")[0] + SUFFIX if path.suffix == TEMPORARY else path.name
-        if not _FILE.fullmatch(stem):
+    for place in folder().glob("*/"):
+        if not _FOLDER.fullmatch(place.name):
             continue
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot delete {str(path)!r}: {error.strerror}") from error
-        count += path.suffix == SUFFIX
-    for path in folder().glob("*/"):
+        for path in place.iterdir():
+            stem = path.name.partition(f"{SUFFIX}.")[0] + SUFFIX if path.suffix == TEMPORARY else path.name
+            if _FILE.fullmatch(stem) and not path.is_dir():
+                _delete(path)
+                count += path.suffix == SUFFIX
         with suppress(OSError):  # it holds something else
-            path.rmdir()
+            place.rmdir()
     return count
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot delete {str(path)!r}: {error.strerror}") from error
 
 
 def writable() -> bool:

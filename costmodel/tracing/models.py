@@ -97,6 +97,8 @@ def resolve(name: str) -> str:
     """
     source, colon, model = name.rpartition(":")
     if source.endswith(".py"):
+        if not source.isprintable():  # it becomes the network's name, in tables, JSON and files
+            raise InputError(f"the path {source!r} has signs that are no text; rename the file")
         if not Path(source).is_file():
             raise InputError(f"there is no file {source!r}; write path/file.py:function")
         return name

@@ -3,27 +3,42 @@
 Either the folder has a split of its own (train, and test or val), or a fifth of each class is for testing: the images
 whose names' digests are the lowest. So the split is the same on every machine, and stays when images are added.
 
-An image is scaled so that its shorter side has the resolution, cropped to the middle square, and kept in 8 bits, three
-bytes a pixel; the network gets (x / 255 - mean) / deviation per channel.
+An image is turned as its EXIF orientation says, cut to the middle square, scaled to the resolution, and kept in 8 bits,
+three bytes a pixel; the network gets (x / 255 - mean) / deviation per channel. Of 16 bits the upper ones count, what is
+transparent lies on white, and of an animation the first frame stands for all. A file that is none is named and left
+out. Hidden files and folders, and `__MACOSX`, are none of the data.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import io
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
-from costmodel.errors import InputError
+from costmodel.errors import InputError, one_line
+from costmodel.reading import read_file
 
 TEST_SHARE = 0.2
 _SHOWN = 5  # names in a message
+# What is decoded, by the names' endings. Other decoders of Pillow are kept out: that of EPS runs a program.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+# Source: Pillow, Image.MAX_IMAGE_PIXELS: a quarter of a GiB in three bytes a pixel. Looked at before it is decoded.
+MOST_PIXELS = 89_478_485
+MOST_FILES = 2_000_000  # Assumption: more than ImageNet has, whose tensors no memory of today would hold here
 
 # Source: torchvision.transforms._presets.ImageClassification, the means and deviations of ImageNet.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -52,17 +67,22 @@ class Images(Dataset):
         return (self.pixels[index].float() / 255 - self.mean) / self.deviation, self.labels[index]
 
 
+class File(NamedTuple):
+    """An image's file. for_training: None where the folder has no split."""
+
+    path: Path
+    label: str
+    for_training: bool | None
+
+
 @dataclass(frozen=True)
 class Folder:
-    """A folder's image files: (path, class, whether it is for training; None where the folder has no split).
-
-    digest: of the files' names and sizes.
-    """
+    """A folder's image files, class by class; others: files that are no images by their names."""
 
     root: Path
     classes: tuple[str, ...]
-    files: tuple[tuple[Path, str, bool | None], ...]
-    digest: str
+    files: tuple[File, ...]
+    others: tuple[Path, ...] = ()
 
     @property
     def images_per_class(self) -> int:
@@ -74,17 +94,34 @@ class Folder:
     @property
     def name(self) -> str:
         """What the data set is called."""
-        return self.root.resolve().name
+        return one_line(self.root.resolve().name) or "root"
+
+    def shown(self, path: Path) -> str:
+        """Return a file's name for people."""
+        return one_line(path.relative_to(self.root).as_posix())
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """The images to train and to test with; skipped: what could not be read; notes: what is odd."""
+    """The images to train and to test with; skipped: what could not be read; notes: what is odd.
+
+    digest: of every image's content, class and part, in the order in which they are used.
+    """
 
     train: Images
     test: Images
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
+    digest: str
+
+
+class _Read(NamedTuple):
+    """An image that was read. digest: of the file's content."""
+
+    file: File
+    pixels: torch.Tensor
+    digest: bytes
+    animated: bool
 
 
 def list_folder(folder: str | Path) -> Folder:
@@ -93,21 +130,27 @@ def list_folder(folder: str | Path) -> Folder:
     Errors: InputError for a folder that is not there, has fewer than two classes, or tests a class that it does not
     train.
     """
-    root = Path(folder).expanduser()
-    test = next((part for part in ("test", "val") if (root / "train").is_dir() and (root / part).is_dir()), None)
-    listed = {part: _list(root / part) for part in (("train", test) if test else ("",))}
-    classes = listed["train" if test else ""].classes
-    if test and (more := sorted(set(listed[test].classes) - set(classes))):
+    root = Path(folder)
+    if str(folder).startswith("~") and "HOME" in os.environ:
+        root = root.expanduser()
+    test = next((part for part in ("test", "val") if _is_folder(root / "train") and _is_folder(root / part)), None)
+    places = {part: _classes(root / part) for part in (("train", test) if test else ("",))}
+    classes = places["train" if test else ""]
+    if test and (more := sorted(set(places[test]) - set(classes))):
         raise InputError(f"{root / test} has the class {more[0]!r}, which {root / 'train'} has not; name classes alike")
     if len(classes) < 2:
         raise InputError(f"{root} has {len(classes)} class; images of two classes or more are needed")
-    files = tuple(
-        (Path(path), one.classes[label], part == "train" if test else None)
-        for part, one in listed.items()
-        for path, label in one.samples
-    )
-    told = "\n".join(sorted(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path, *_ in files))
-    return Folder(root, tuple(classes), files, hashlib.sha256(told.encode()).hexdigest()[:8])
+    files, others = [], []
+    for part, names in places.items():
+        for name in names:
+            for path in _walk(root / part / name):
+                if path.suffix.lower() in SUFFIXES:
+                    files.append(File(path, name, part == "train" if test else None))
+                else:
+                    others.append(path)
+                if len(files) + len(others) > MOST_FILES:
+                    raise InputError(f"{root} has more than {MOST_FILES:,} files; give a part of it")
+    return Folder(root, tuple(classes), tuple(files), tuple(others))
 
 
 def read_folder(
@@ -119,65 +162,172 @@ def read_folder(
 ) -> DataSet:
     """Return the images of a folder.
 
-    strict: an image that cannot be read, and a class that cannot be both trained and tested, are errors. progress:
-    called with how many files were read, of how many.
+    strict: an image that cannot be read, one that is there twice where it must not, and a class that cannot be both
+    trained and tested, are errors. progress: called with how many files were read, of how many.
 
     Errors: InputError if there is no image to train or to test with, and what strict says.
     """
-    scale = v2.Compose([v2.Resize(resolution), v2.CenterCrop(resolution), v2.PILToTensor()])
-    read: dict[str, list[tuple[Path, bool | None, torch.Tensor]]] = {name: [] for name in folder.classes}
-    skipped = []
-    for number, (path, name, for_training) in enumerate(folder.files):
-        progress(number, len(folder.files))
-        try:
-            with Image.open(path) as image:
-                read[name].append((path, for_training, scale(image.convert("RGB"))))
-        except Exception as error:  # whatever a decoder makes of a broken file
-            reason = " ".join(str(error).split())[:80] or type(error).__name__
-            skipped.append(path.relative_to(folder.root).as_posix() + ("" if path.name in reason else f": {reason}"))
-    progress(len(folder.files), len(folder.files))
-    if strict and skipped:
-        raise InputError(f"{_some(skipped)} cannot be read; mend or remove, or leave out --strict to skip")
-
+    read, skipped = _read_all(folder, resolution, progress)
     train, test, notes = Images(normalisation), Images(normalisation), []
-    for label, (name, images) in enumerate(read.items()):
-        for_testing = _for_testing(name, images)
-        counts = [0, 0]
-        for path, _, pixels in images:
-            (test if path in for_testing else train).add(pixels, label)
-            counts[path in for_testing] += 1
-        if not all(counts):
-            notes.append(f"class {name!r} has {counts[0]} images to train and {counts[1]} to test with")
+    parts: dict[Path, str] = {}
+    digest = hashlib.sha256()
+    for label, name in enumerate(folder.classes):
+        images = [one for one in read if one.file.label == name]
+        for_testing = _for_testing(name, [one.file for one in images])
+        for one in images:
+            part = "test" if one.file.path in for_testing else "train"
+            (test if part == "test" else train).add(one.pixels, label)
+            parts[one.file.path] = part
+            digest.update(b"%s %s %s\n" % (os.fsencode(name), part.encode(), one.digest))
+        if not 0 < len(for_testing) < len(images):
+            notes.append(
+                f"class {one_line(name)!r} has {len(images) - len(for_testing)} images to train and "
+                f"{len(for_testing)} to test with"
+            )
+    if strict and skipped:
+        raise InputError(f"{_some(skipped, 'image')} cannot be read; mend or remove, or leave out --strict to skip")
     if strict and notes:
         raise InputError(f"{notes[0]}; add some or remove the class, or leave out --strict to go on")
+    doubled = list(_duplicates(folder, read, parts))
+    if strict and doubled:
+        raise InputError(f"{doubled[0]}; remove one of each, or leave out --strict to go on")
     if not len(train) or not len(test):
         raise InputError(f"{folder.root} has {len(train)} images to train and {len(test)} to test with; add some")
     if skipped:
-        notes.insert(0, f"{_some(skipped)} cannot be read and was left out")
-    return DataSet(train, test, tuple(skipped), tuple(notes))
+        notes.insert(0, f"{_some(skipped, 'image')} cannot be read and was left out")
+    notes += [*doubled, *_left_out(folder, read)]
+    return DataSet(train, test, tuple(skipped), tuple(notes), digest.hexdigest()[:16])
 
 
-def _for_testing(name: str, images: Sequence[tuple[Path, bool | None, torch.Tensor]]) -> set[Path]:
+def _read_all(folder: Folder, resolution: int, progress: Callable[[int, int], None]) -> tuple[list[_Read], list[str]]:
+    """Return the images, and the names of those that are none, with the reason."""
+    read, skipped = [], []
+    for number, file in enumerate(folder.files):
+        progress(number, len(folder.files))
+        try:
+            content = read_file(file.path, "image")
+            pixels, animated = _decode(content, resolution)
+            read.append(_Read(file, pixels, hashlib.sha256(content).digest(), animated))
+        except InputError as error:
+            skipped.append(f"{folder.shown(file.path)}: {str(error).rpartition(': ')[2]}")
+        except UnidentifiedImageError:
+            skipped.append(f"{folder.shown(file.path)}: no image of the kinds {', '.join(FORMATS)}")
+        except Exception as error:  # whatever a decoder makes of a broken file
+            skipped.append(f"{folder.shown(file.path)}: {one_line(error)[:80] or type(error).__name__}")
+    progress(len(folder.files), len(folder.files))
+    return read, skipped
+
+
+def _decode(content: bytes, resolution: int) -> tuple[torch.Tensor, bool]:
+    """Return an image as 3 x R x R of uint8, and whether it is an animation.
+
+    Errors: ValueError for more than MOST_PIXELS, and for values without a known range; whatever the decoder raises.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(f"{width:,} x {height:,} pixels are more than {MOST_PIXELS:,}")
+            animated = getattr(image, "n_frames", 1) > 1
+            square = ImageOps.fit(
+                _in_colour(ImageOps.exif_transpose(image)), (resolution, resolution), Image.Resampling.BILINEAR
+            )
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous(), animated
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    """Return an image in RGB, 8 bits a channel. Errors: ValueError for values whose range nobody knows."""
+    if image.mode == "F":
+        raise ValueError("floating-point values, whose range is not known")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit values, whose range is not known")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65,535 becomes 255
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+def _duplicates(folder: Folder, read: Sequence[_Read], parts: dict[Path, str]) -> Iterator[str]:
+    """Yield what is odd about images whose files are the same, byte for byte."""
+    groups: defaultdict[bytes, list[File]] = defaultdict(list)
+    for one in read:
+        groups[one.digest].append(one.file)
+    several = [group for group in groups.values() if len(group) > 1]
+    for what, differs in (
+        ("in two classes", lambda file: file.label),
+        ("both to train and to test with", lambda file: parts[file.path]),
+    ):
+        found = [group for group in several if len(set(map(differs, group))) > 1]
+        if found:
+            names = [" = ".join(folder.shown(file.path) for file in group[:_SHOWN]) for group in found]
+            yield f"{_some(names, 'image')} {'are' if len(names) > 1 else 'is'} {what}"
+
+
+def _left_out(folder: Folder, read: Sequence[_Read]) -> Iterator[str]:
+    """Yield what else was not used."""
+    if animated := [folder.shown(one.file.path) for one in read if one.animated]:
+        yield f"of {_some(animated, 'animation')} only the first frame is used"
+    if folder.others:
+        names = [folder.shown(path) for path in folder.others]
+        yield f"{_some(names, 'file')} left out: the names do not end in {', '.join(sorted(SUFFIXES))}"
+
+
+def _for_testing(name: str, files: Sequence[File]) -> set[Path]:
     """Return which images of a class are for testing; one alone is for training."""
-    if images and images[0][1] is not None:
-        return {path for path, for_training, _ in images if not for_training}
-    ordered = sorted((path for path, *_ in images), key=lambda path: _digest(f"{name}/{path.name}"))
+    if files and files[0].for_training is not None:
+        return {file.path for file in files if not file.for_training}
+    ordered = sorted((file.path for file in files), key=lambda path: _digest(f"{name}/{path.name}"))
     return set(ordered[: max(1, round(TEST_SHARE * len(ordered)))] if len(ordered) > 1 else ())
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(os.fsencode(text)).digest()
 
 
-def _list(folder: Path) -> ImageFolder:
+def _is_folder(path: Path) -> bool:
     try:
-        return ImageFolder(str(folder), allow_empty=True)
-    except OSError as error:
-        what = "has no subfolder" if folder.is_dir() else "is no folder"
-        raise InputError(f"{folder} {what}; give one with a subfolder of images for each class") from error
+        return path.is_dir()
+    except (OSError, ValueError):  # links that loop, a NUL
+        return False
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return how many images there are, and the first ones' names."""
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _classes(folder: Path) -> list[str]:
+    """Return the names of the subfolders, in their order. Errors: InputError if there are none."""
+    try:
+        found = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not _is_hidden(entry.name)]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is no folder that can be read; give one with a subfolder for each class") from error
+    if not found:
+        raise InputError(f"{folder} has no subfolder; give a folder with a subfolder of images for each class")
+    return sorted(found)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder in order, each folder once even where links lead back to it."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read the folder {str(error.filename)!r}: {error.strerror}") from error
+
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        yield from (Path(place, name) for name in sorted(names) if not _is_hidden(name))
+
+
+def _some(names: Sequence[str], what: str) -> str:
+    """Return how many there are, and the first ones' names."""
     more = f"; and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} image{'s' if len(names) > 1 else ''} ({'; '.join(names[:_SHOWN])}{more})"
+    return f"{len(names)} {what}{'s' if len(names) > 1 else ''} ({'; '.join(names[:_SHOWN])}{more})"

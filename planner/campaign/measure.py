@@ -23,22 +23,23 @@ import torch
 from torch.utils.data import Subset
 
 from costmodel import CostModelError, LayerGraph, ModelError, Way, block_count, trace
-from costmodel.errors import InputError
+from costmodel.errors import InputError, one_line, require_count
+from costmodel.secrets import shown_in
 
 from ..choosing.axes import Axes, axes
 from ..choosing.candidate import Candidate
 from ..choosing.candidates import price_all
-from ..choosing.plan import parameters_digest
 from ..choosing.recommend import Recommendation, choose
 from ..estimates.intervals import Z95
 from ..estimates.observations import sampling_points
-from ..evidence.database import COUNTED, StorageError, shown
+from ..evidence.database import COUNTED, StorageError
 from ..evidence.rows import Row, pack
 from .fine_tuning import Recipe, Run, fine_tune
+from .identity import settings_of, start_of
 from .images import DataSet, list_folder, read_folder
 from .next_trial import SEEDS, Trial, anchors, most_left, next_trial
 from .rates import Rates
-from .storage import Claim, Store, key_of
+from .storage import MOST_RATE, Claim, Store, key_of, prepare
 from .watch import Watch
 from .weights import Weights, load_weights, make_network
 
@@ -151,26 +152,22 @@ def measure(
     keeps the limits.
     """
     recipe, watch = recipe or Recipe(), watch or Watch()
-    for name, value in (("trials", trials), ("seeds", seeds), ("hours", hours)):
-        if value is not None and not value > 0:
-            raise InputError(f"{name} must be positive, not {value}")
+    _check(recipe, rates, {"trials": trials, "seeds": seeds}, hours)
     folder = list_folder(data)
     graph = trace(model, recipe.resolution, len(folder.classes))
     start = load_weights(graph.model, weights)
     campaign = _Campaign(graph, limits, recipe, seeds, folder.name, folder.images_per_class)
     before = campaign.decide(())
-    _, head_note = make_network(graph, start, 0)  # weights that do not fit are refused before anything is read
-    settings = {
-        "model": graph.model, "dataset": folder.name, "data": folder.digest, "weights": start.label,
-        "parameters": parameters_digest((name, tensor.shape) for name, tensor in graph.parameters.items())[:8],
-        **asdict(recipe), **({"learning_rate": list(rates)} if rates else {}),
-    }  # fmt: skip
+    network, head_note = start_of(graph, start)  # weights that do not fit are refused before anything is read
+    prepare(storage)  # and so is a database that cannot be used
+    images = read_folder(folder, recipe.resolution, start.normalisation, strict, watch.reads)
+    settings = settings_of(graph, folder.name, images, network, start, recipe, rates)
     ways = campaign.space(()).ways(graph)
     store = Store(storage, settings, {way.method for way in ways}, block_count(graph), **storage_options)
-    images = read_folder(folder, recipe.resolution, start.normalisation, strict, watch.reads)
     labels = Counter(images.test.labels)
     chance_percent = 100 * max(labels.values()) / len(images.test)
-    notes = (_counted(images, len(folder.classes), chance_percent), *images.notes, *([head_note] if head_note else []))
+    more = [note for note in (head_note, store.note) if note]
+    notes = (_counted(images, len(folder.classes), chance_percent), *images.notes, *more)
     for note in notes:
         watch.notes(note)
     worker = _Worker(campaign, store, images, start, watch, trainer, rates or (recipe.learning_rate,))
@@ -182,6 +179,19 @@ def measure(
     rows = store.rows(found)
     runs = tuple(_finished(trial) for trial in found if trial.state in COUNTED)
     return Outcome(before, campaign.decide(rows), runs, ended, worker.failed, notes, chance_percent)
+
+
+def _check(recipe: Recipe, rates: Sequence[float], counts: dict[str, int | None], hours: float | None) -> None:
+    """Raise InputError for a number that makes no sense, before anything is read."""
+    given = {"epochs": recipe.epochs, "batch": recipe.batch, "resolution": recipe.resolution, **counts}
+    for name, value in given.items():
+        if value is not None:
+            require_count(name, value)
+    if hours is not None and not 0 < hours < math.inf:
+        raise InputError(f"hours must be positive and finite, not {hours}")
+    for rate in (recipe.learning_rate, *rates):
+        if not 0 < rate <= MOST_RATE:
+            raise InputError(f"a learning rate must be above 0 and at most {MOST_RATE:g}, not {rate:g}")
 
 
 def _counted(images: DataSet, classes: int, chance_percent: float) -> str:
@@ -369,5 +379,5 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """Return the command that runs, without a database's password."""
-    return shlex.join(shown(word) if word.startswith(("postgresql://", "postgresql+")) else word for word in sys.argv)
+    """Return the command that runs, without passwords."""
+    return shlex.join(one_line(shown_in(word)) for word in sys.argv)

@@ -25,10 +25,22 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
-from ..evidence.database import COUNTED, OPTIONS, SETTINGS, StorageError, connect, errors, row, shown, way_of
+from costmodel.secrets import shown
+
+from ..evidence.database import (
+    COUNTED,
+    OPTIONS,
+    SETTINGS,
+    StorageError,
+    changes,
+    connect,
+    errors,
+    row,
+    way_of,
+)
 from ..evidence.rows import Row
 from .next_trial import TrialKey
 
@@ -40,7 +52,10 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60
 PATIENCE_SECONDS = 60  # how long a finished run waits for a database that is away
+MOST_RATE = 1e9  # Assumption: no optimizer takes a larger learning rate
+_CLAIMED = {"campaign", "claimed", "worker"}  # the attributes that `Store.claim` gives a trial
 _LIVE = (TrialState.RUNNING, *COUNTED)
+_HEARTBEATS = text("SELECT trial_id, heartbeat FROM trial_heartbeats")
 _ATTEMPTS = 8  # to set up a database that several workers set up at the same time
 
 
@@ -186,7 +201,7 @@ class Store:
             "method": CategoricalDistribution(sorted(methods)),
             "blocks": IntDistribution(0, block_count),  # 0: a method without a depth
             "seed": IntDistribution(0, 2**31 - 1),
-            "learning_rate": FloatDistribution(0.0, 1e9),
+            "learning_rate": FloatDistribution(0.0, MOST_RATE),
         }
         told = json.dumps([self.settings, sorted(methods), block_count], sort_keys=True)
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]
@@ -203,19 +218,59 @@ class Store:
             )
             self.study.set_user_attr(SETTINGS, self.settings)
             self.study_id = self.storage.get_study_id_from_name(self.name)
+            self.note = self._note()
+        self._beats: dict[int, tuple[object, float]] = {}
+
+    def _note(self) -> str | None:
+        """Return what a new study differs in from the nearest that the database has of the network and data set."""
+        if self.study.get_trials(deepcopy=False):
+            return None
+        found = []
+        for study in self.storage.get_all_studies():
+            other = study.user_attrs.get(SETTINGS, {})
+            alike = all(other.get(name) == self.settings[name] for name in ("model", "dataset"))
+            if alike and study.study_name != self.name:
+                found.append(changes(self.settings, other))
+        if not found:
+            return None
+        return f"a new study, for what differs from earlier runs, which are kept: {'; '.join(min(found, key=len))}"
 
     def trials(self) -> list[FrozenTrial]:
-        """Return all that run or count, the first claims first; those of dead workers are failed before."""
+        """Return all that run or count, the first claims first; those of dead workers are failed before.
+
+        Trials that something else has put into the study are none of the campaign's.
+        """
         with errors(self.location), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(self.study)
-            found = self.study.get_trials(deepcopy=False, states=_LIVE)
-            for trial in found:  # of a worker that died before its first sign of life, Optuna cannot tell
-                is_new = trial.state == TrialState.RUNNING and "alive" not in trial.user_attrs
-                if is_new and time.time() - trial.user_attrs["claimed"] > self.grace_seconds:
+            beats = self._heartbeats()
+            for trial in self._live():
+                if trial.state == TrialState.RUNNING and self._is_silent(trial, beats.get(trial._trial_id)):
                     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
                         self.study.tell(trial.number, state=TrialState.FAIL)
-            return self.study.get_trials(deepcopy=False, states=_LIVE)
+            return self._live()
+
+    def _live(self) -> list[FrozenTrial]:
+        found = self.study.get_trials(deepcopy=False, states=_LIVE)
+        return [trial for trial in found if trial.user_attrs.keys() >= _CLAIMED]
+
+    def _heartbeats(self) -> dict[int, object]:
+        """Return the last sign of life of every trial that gave one, by the trial's id."""
+        with self.storage.engine.connect() as connection:
+            return {number: beat for number, beat in connection.execute(_HEARTBEATS)}
+
+    def _is_silent(self, trial: FrozenTrial, beat: object) -> bool:
+        """Whether a trial's worker has given no new sign of life for the grace time, by this worker's own watch.
+
+        Optuna compares signs of life with the clock, which may have been set: one in the future would never be old. Of
+        a worker that died before its first sign of life it cannot tell at all.
+        """
+        last, since = self._beats.get(trial._trial_id, (None, 0.0))
+        if beat != last or trial._trial_id not in self._beats:
+            self._beats[trial._trial_id] = beat, time.monotonic()
+            since = time.monotonic()
+        never = beat is None and time.time() - trial.user_attrs["claimed"] > self.grace_seconds
+        return never or time.monotonic() - since > self.grace_seconds
 
     def rows(self, trials: Collection[FrozenTrial]) -> tuple[Row, ...]:
         """Return the finished ones of some trials as evidence."""
@@ -254,9 +309,8 @@ class Store:
         with errors(self.location):
             trial_id = self.storage.create_new_trial(self.study_id, template)
             self.sign_of_life(trial_id)
-            self.storage.set_trial_user_attr(trial_id, "alive", True)
             claim = Claim(self, optuna.trial.Trial(self.study, trial_id), trial_id)
-            earlier = [t for t in self.study.get_trials(deepcopy=False, states=_LIVE) if t.number < claim.number]
+            earlier = [t for t in self._live() if t.number < claim.number]
         if any(key_of(trial) == key for trial in earlier):
             claim.fail("another worker has it")
             return None
@@ -273,6 +327,12 @@ class Store:
 
 def _validated(way: Way) -> str:
     return f"validation of {way.label}, learning rate "
+
+
+def prepare(location: str) -> None:
+    """Make a database ready for runs. Errors: StorageError if it cannot be used."""
+    with errors(location):
+        _set_up(location, HEARTBEAT_SECONDS, GRACE_SECONDS).engine.dispose()
 
 
 def _set_up(location: str, heartbeat_seconds: int, grace_seconds: int) -> optuna.storages.RDBStorage:

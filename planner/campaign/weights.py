@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import zipfile
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -11,22 +12,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from costmodel import LayerGraph, ModelError, build, parts, replace_head
 from costmodel.errors import InputError
+from costmodel.reading import check_file
 
 from .images import IMAGENET, Normalisation
 
 DEFAULT, RANDOM = "DEFAULT", "random"
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # what checkpoints keep a state dict under
 _PREFIX = "module."  # of torch.nn.DataParallel
+_DTYPES = {
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool,
+}  # fmt: skip
 State = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a network starts from. label: what tells it from others. state: None for the builder's own."""
+    """What a network starts from. label: its name for people. state: None for the builder's own."""
 
     label: str
     state: State | None
@@ -90,9 +96,11 @@ def _not_loaded(model: str, error: Exception) -> InputError:
 
 
 def _from_file(path: Path) -> Weights:
+    check_file(path, "weights")
     try:
-        content = path.read_bytes()
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else _read_archive(path)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read the weights {path}: {error.strerror or error}") from error
     except Exception as error:  # the unpickler raises of every kind
@@ -103,8 +111,51 @@ def _from_file(path: Path) -> Weights:
         state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state dict; save it with torch.save(model.state_dict(), {path.name!r})")
-    state = {key.removeprefix(_PREFIX): value for key, value in state.items()}
-    return Weights(f"{path.name} {hashlib.sha256(content).hexdigest()[:8]}", state)
+    for name, value in state.items():
+        if reason := _wrong(name, value):
+            raise InputError(f"the weights {path} cannot be used: {name!r} {reason}; save them anew")
+    return Weights(path.name, {name.removeprefix(_PREFIX): value for name, value in state.items()})
+
+
+def _read_archive(path: Path) -> Any:
+    """Return what torch.save wrote. Errors: InputError if its checksums are not those of its content."""
+    if zipfile.is_zipfile(path):  # what torch before 1.6 wrote has no checksums
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise InputError(f"the weights {path} unpack to more than the file; torch.save packs nothing")
+            if damaged := archive.testzip():
+                raise InputError(
+                    f"the weights {path} are damaged: the checksum of {damaged!r} is not that of its content"
+                )
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _wrong(name: object, value: torch.Tensor) -> str:
+    """Return why a tensor cannot be a network's; empty if it can. The order matters: none is read that is not there."""
+    if not isinstance(name, str):
+        return "is no name of a parameter"
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        return "is sparse, quantized or without content"
+    if value.dtype not in _DTYPES:
+        return f"is of {value.dtype}"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return "has more elements than are stored"
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        return "has values that are not finite"
+    if name.endswith("running_var") and bool((value < 0).any()):
+        return "has negative variances"
+    return ""
+
+
+def digest(network: nn.Module) -> str:
+    """Return what tells a network's weights and buffers from others, by their names, kinds and values."""
+    told = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        told.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        told.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return told.hexdigest()[:16]
 
 
 def make_network(graph: LayerGraph, weights: Weights, seed: int) -> tuple[nn.Module, str | None]:
@@ -124,7 +175,7 @@ def make_network(graph: LayerGraph, weights: Weights, seed: int) -> tuple[nn.Mod
     own, state = network.state_dict(), dict(weights.state)
     head = [name for name in own if name.rpartition(".")[0] == graph.layers[parts(graph).head].module]
     note = None
-    if any(name in state and state[name].shape != own[name].shape for name in head):
+    if any(name in state and _is_other_head(state[name].shape, own[name].shape) for name in head):
         old = next(state[name].shape[0] for name in head if name in state)
         note = f"the weights' head has {old} classes, the data {graph.classes}: it starts anew"
         state = {name: value for name, value in state.items() if name not in head}
@@ -141,6 +192,11 @@ def make_network(graph: LayerGraph, weights: Weights, seed: int) -> tuple[nn.Mod
         raise InputError(f"the weights {weights.label} are not those of {graph.model}: the file {wrong[0]}{more}")
     network.load_state_dict({name: value.clone() for name, value in state.items()}, strict=False)
     return network, note
+
+
+def _is_other_head(given: torch.Size, own: torch.Size) -> bool:
+    """Whether a parameter is one of a head with other classes, all else the same."""
+    return len(given) == len(own) > 0 and given[0] != own[0] and given[1:] == own[1:]
 
 
 def _is_traced(network: nn.Module, graph: LayerGraph) -> bool:

@@ -30,6 +30,9 @@ from ..estimates.setting import LEAST_IMAGES, Setting
 from .axes import Axes, OneOrMore, axes, several
 from .candidate import Candidate
 
+# Assumption: nobody reads more, and one by one these take ten seconds; in columns they take half a GB.
+MOST_CANDIDATES, MOST_PRICED = 50_000, 2_000_000
+
 
 @dataclass(frozen=True)
 class Priced:
@@ -89,19 +92,29 @@ def candidates(
 
 
 def price_all(graphs: Iterable[LayerGraph], space: Axes) -> list[Candidate]:
-    """Return every candidate of traced networks. Errors: those of `costmodel.footprint`."""
-    return [candidate for table in priced_tables(graphs, space) for candidate in table.rows()]
+    """Return every candidate of traced networks.
+
+    Errors: InputError if there are more than MOST_CANDIDATES; those of `costmodel.footprint`.
+    """
+    found: list[Candidate] = []
+    for table in priced_tables(graphs, space):
+        _check_count(len(found) + len(table.prices.columns["way"]), MOST_CANDIDATES, "or price them with planner sweep")
+        found += table.rows()
+    return found
 
 
 def priced_tables(graphs: Iterable[LayerGraph], space: Axes) -> Iterator[Priced]:
     """Yield the candidates of each network. Errors: those of `costmodel.footprint`; InputError if there are none."""
     graphs, empty = list(graphs), True
     ACCOUNTINGS.find(space.accounting)
+    _check_depths(graphs, space)
     for graph in graphs:
         ways, carried = space.ways(graph), space.carried
         if not ways:
             continue
         empty = False
+        count = len(ways) * len(carried) * len(space.optimizers) * len(space.precisions)
+        _check_count(count, MOST_PRICED, "or several times")
         prices = price(graph, ways, carried, space.optimizers, space.precisions, space.accounting)
         columns, seconds = prices.columns, None
         if space.device is not None:
@@ -114,6 +127,18 @@ def priced_tables(graphs: Iterable[LayerGraph], space: Axes) -> Iterator[Priced]
         )  # fmt: skip
     if empty:
         raise _no_way(graphs, space)
+
+
+def _check_count(count: int, most: int, instead: str) -> None:
+    if count > most:
+        raise InputError(f"{count:,} candidates are more than {most:,}; ask for fewer values of an axis, {instead}")
+
+
+def _check_depths(graphs: Sequence[LayerGraph], space: Axes) -> None:
+    """Raise InputError for a depth that no network has: its rows would be missing without a word."""
+    deepest = max((block_count(graph) for graph in graphs), default=0)
+    if space.blocks and deepest and min(space.blocks) > deepest:
+        raise InputError(f"no network has {min(space.blocks)} blocks; the deepest that is asked about has {deepest}")
 
 
 def _no_way(graphs: Sequence[LayerGraph], space: Axes) -> InputError:

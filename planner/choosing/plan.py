@@ -8,10 +8,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from costmodel import METHODS, InputError, Precision, Schedule, Way, precision_from, schedule_from, way_from
-from costmodel.reading import first_problem
+from costmodel import (
+    ACCOUNTINGS,
+    METHODS,
+    OPTIMIZERS,
+    InputError,
+    Precision,
+    Schedule,
+    Way,
+    precision_from,
+    schedule_from,
+    way_from,
+)
+from costmodel.errors import require_count
+from costmodel.reading import first_problem, read_file
 
 from .candidate import Candidate
 
@@ -19,8 +31,10 @@ if TYPE_CHECKING:
     import torch
 
 VERSION = 1
-Positive = Annotated[int, Field(gt=0, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[int, Field(gt=0, lt=2**63, strict=True)]
+Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
 class Expected(BaseModel):
@@ -28,14 +42,14 @@ class Expected(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    recovery: float | None
-    recovery_low: float | None
-    recovery_high: float | None
+    recovery: Finite | None
+    recovery_low: Finite | None
+    recovery_high: Finite | None
     kind: str
     rests_on: str
-    accuracy_percent: float | None
-    accuracy_low_percent: float | None
-    accuracy_high_percent: float | None
+    accuracy_percent: Percent | None
+    accuracy_low_percent: Percent | None
+    accuracy_high_percent: Percent | None
 
 
 class Plan(BaseModel):
@@ -62,13 +76,28 @@ class Plan(BaseModel):
     frozen_dtype: str
     activation_dtype: str = "float32"
     inplace_update: bool = False
-    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    options: dict[str, bool | int | Finite | str] = Field(default_factory=dict)
     accounting: str
     peak_bytes: Count
     saved_bytes: Count
     total_flops: Count
     trained_parameters: Positive
     expected: Expected
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        try:
+            for name in ("resolution", "classes", "batch"):
+                require_count(name, getattr(self, name))
+            OPTIMIZERS.find(self.optimizer)
+            ACCOUNTINGS.find(self.accounting)
+            self.schedule.images_per_pass(self.batch)
+            _ = self.precision
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        if self.saved_bytes > self.peak_bytes:
+            raise ValueError(f"saved_bytes {self.saved_bytes:,} are more than peak_bytes {self.peak_bytes:,}")
+        return self
 
     @classmethod
     def of(cls, candidate: Candidate) -> Self:
@@ -111,11 +140,7 @@ class Plan(BaseModel):
         Errors: InputError if it cannot be read, is no plan, or is one of another version of the format.
         """
         try:
-            text = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read the plan {str(path)!r}: {error.strerror}") from error
-        try:
-            return cls.model_validate_json(text)
+            return cls.model_validate_json(read_file(path, "plan"))
         except ValidationError as error:
             problem = first_problem(error)
             if problem.key == "version":
@@ -127,11 +152,20 @@ class Plan(BaseModel):
             raise InputError(f"{path} is not a plan: {where}{problem.reason}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a file. Errors: InputError if it cannot be written."""
+        """Write the plan to a file.
+
+        Errors: InputError if it cannot be written, and for a method that no torch layers train: it has a price only.
+        """
+        if self.method in METHODS and not METHODS[self.method].has_layers:
+            raise InputError(
+                f"method {self.method!r} is priced only, so that its plan could not be applied; leave it out of "
+                "--method, or save none"
+            )
         try:
             Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write the plan to {str(path)!r}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot write the plan to {str(path)!r}: {reason}") from error
 
     def apply(self, model: torch.nn.Module) -> torch.nn.Module:
         """Make a network ready to train as planned; return the same module (see `costmodel.apply`).

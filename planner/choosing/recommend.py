@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from costmodel import InputError, price, whole_step
+from costmodel import InputError, LayerGraph, body_digest, price, whole_step
 from costmodel.units import format_bytes
 
 from ..estimates.runs import data_set, unused
 from ..estimates.setting import Setting
+from ..evidence.rows import Row
 from .axes import axes
 from .candidate import Candidate
 from .candidates import price_all, trace_all
@@ -101,7 +102,23 @@ def recommend(
     answer = choose(price_all(graphs, space), kept, objectives)
     settings = [Setting(graph.model, graph.resolution, each) for graph in graphs for each in space.batches]
     about = unused(space.evidence, data_set(space.evidence, space.dataset), settings)
+    about += _changed(space.evidence, graphs)
     return _with_plan(answer, [*about, *(f"{graph.model}: {note}" for graph in graphs for note in graph.notes)])
+
+
+def _changed(evidence: Sequence[Row], graphs: Sequence[LayerGraph]) -> list[str]:
+    """Return which of the user's runs are of networks whose layers are others today."""
+    today = {(graph.model, graph.resolution): body_digest(graph) for graph in graphs}
+    names = []
+    for row in evidence:
+        now = today.get((row.model, row.resolution or 0))
+        if row.graph and now and now != row.graph:
+            names.append(row.model)
+    return [
+        f"{names.count(name)} of {len(evidence)} rows of your evidence are of {name} as it was when they were "
+        "measured; its layers have changed since, so measure again"
+        for name in dict.fromkeys(names)
+    ]
 
 
 def _with_plan(answer: Recommendation, notes: Sequence[str]) -> Recommendation:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from costmodel.errors import InputError, unknown
-from costmodel.reading import first_problem
+from costmodel.reading import first_problem, read_file
 from costmodel.units import format_bytes, format_count, parse_bytes
 
 FOLDER = files("planner.devices")
@@ -34,8 +34,9 @@ def _bytes(value: object) -> int:
 
 
 ByteCount = Annotated[int, BeforeValidator(_bytes)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-Text = Annotated[str, Field(min_length=1)]
+# Assumption: a million times the fastest accelerator of today, 1e15 a second, is none.
+Rate = Annotated[float, Field(gt=0, le=1e21, allow_inf_nan=False, strict=True)]
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class _Table(BaseModel):
@@ -165,15 +166,12 @@ def device(name: str | Path) -> Device:
 
 
 def _load(path, shown: str) -> Device:
+    content = read_file(path, "device file")
     try:
-        text = path.read_bytes().decode()
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the device file {shown!r}: {getattr(error, 'strerror', error)}") from error
-    try:
-        return Device.model_validate(tomllib.loads(text))
+        return Device.model_validate(tomllib.loads(content.decode()))
     except ValidationError as error:
         problem = _problem(error)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and numbers of thousands of digits
         problem = f"not a TOML file: {error}"
     raise InputError(f"device file {shown!r}: {problem}; planner/devices/template.toml shows how")
 

@@ -1,12 +1,15 @@
 """The database of `planner measure`: Optuna's, in a SQLite file or on a PostgreSQL server, and the runs in it as rows.
 
-A study is one network on one data set by one recipe (epochs, learning rate, weights ...): its user attribute `planner`
-holds that. Its trials are runs. A finished one counts with the accuracy of its last epoch, one that was stopped early
+A study is one network on one data set by one recipe: its user attribute `planner` holds all that its accuracies depend
+on, and two that differ in any of it are two studies. Of one that an older version made not all is known: its identity
+is unknown. Its trials are runs. A finished one counts with the accuracy of its last epoch, one that was stopped early
 (pruned) too, with what it could still have reached; failed ones never count.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from pydantic import ValidationError
+
 from costmodel import Way, way
-from costmodel.errors import InputError, needs
+from costmodel.errors import InputError, needs, one_line, shortened
+from costmodel.reading import check_file, first_problem
+from costmodel.secrets import hidden, shown
 
 from .rows import Row
 
@@ -33,6 +40,13 @@ if TYPE_CHECKING:
 SETTINGS = "planner"  # the study's attribute
 OPTIONS = "options"  # a trial's: those of its method
 RECIPE = ("epochs", "learning_rate", "optimizer")  # what accuracies depend on, beside the columns of a row
+# The parts of a study's identity, by the names of its settings.
+IDENTITY = {
+    "data": "the images", "weights": "the weights", "graph": "the network's layers", "versions": "what is installed",
+    "epochs": "the epochs", "learning_rate": "the learning rate", "optimizer": "the optimizer", "batch": "the batch",
+    "resolution": "the resolution",
+}  # fmt: skip
+UNKNOWN = "unknown"
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 _SQLITE_WAIT_SECONDS = 60  # for another process that writes
 
@@ -53,18 +67,15 @@ def url_of(location: str) -> str:
     kind = location.partition("://")[0]
     if kind.partition("+")[0] not in ("sqlite", "postgresql"):
         raise InputError(f"cannot keep runs in {kind!r}; allowed: sqlite:///runs.db, postgresql://user@host/database")
-    return location.replace("postgresql://", "postgresql+psycopg://", 1)  # SQLAlchemy's own choice changed with 2.1
-
-
-def shown(location: str) -> str:
-    """Return a database's name for people and records: without its password."""
-    if "://" not in location:
-        return location
+    url = location.replace("postgresql://", "postgresql+psycopg://", 1)  # SQLAlchemy's own choice changed with 2.1
     try:
-        url = sqlalchemy.make_url(location)
-    except SQLAlchemyError:
-        return location
-    return url.database or location if url.drivername.startswith("sqlite") else url.render_as_string(hide_password=True)
+        sqlalchemy.make_url(url)
+    except (SQLAlchemyError, ValueError):  # the port is no number
+        raise InputError(
+            f"{shown(location)} is no URL of a database; write postgresql://user@host:5432/database, and the password "
+            "in PGPASSWORD or ~/.pgpass"
+        ) from None
+    return url
 
 
 @contextmanager
@@ -74,11 +85,12 @@ def errors(location: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise needs("psycopg", shown(location)) from error
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:  # or of another version
         if isinstance(error, NoSuchModuleError):
             raise StorageError(f"{shown(location)} is no database that can be used here: {error}") from error
         cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
-        said = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
+        said = (str(getattr(cause, "orig", None) or cause).strip().splitlines() or [type(cause).__name__])[0]
+        said = hidden(said, [location])
         raise StorageError(f"the database {shown(location)} cannot be used: {said}") from error
 
 
@@ -93,10 +105,9 @@ def connect(location: str, *, create: bool, **options) -> optuna.storages.RDBSto
         try:
             if create:
                 path.touch()  # a file that is lost later must not come back empty: SQLite only opens what is there
-            with path.open("rb"):
-                pass
-        except OSError as error:
-            raise StorageError(f"cannot {'write' if create else 'read'} {path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise StorageError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+        check_file(path, "database")
         url = f"sqlite:///file:{quote(str(path))}?mode={'rw' if create else 'ro'}&uri=true"
         arguments = {"timeout": _SQLITE_WAIT_SECONDS}
     with warnings.catch_warnings():
@@ -113,11 +124,15 @@ def measured(location: str) -> tuple[Row, ...]:
     """
     with errors(location):
         storage = connect(location, create=False)
-        studies = []
-        for study in storage.get_all_studies():
-            if SETTINGS in study.user_attrs:
-                number = storage.get_study_id_from_name(study.study_name)
-                studies.append((study.user_attrs[SETTINGS], storage.get_all_trials(number, states=COUNTED)))
+        try:
+            studies = [
+                (study.user_attrs[SETTINGS], storage.get_all_trials(study._study_id, states=COUNTED))
+                for study in storage.get_all_studies()
+                if is_of_campaign(study.user_attrs.get(SETTINGS))
+            ]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # dates, JSON and names of distributions
+            raise StorageError(f"the database {shown(location)} is damaged: {one_line(error)[:200]}") from error
+    studies = [(settings, [one for one in trials if "test_images" in one.user_attrs]) for settings, trials in studies]
     studies = [(settings, trials) for settings, trials in studies if trials]
     names = data_set_names([settings for settings, _ in studies])
     rows = [
@@ -140,12 +155,38 @@ def data_set_names(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     for own in settings:
         alike = [other for other in settings if other["dataset"] == own["dataset"]]
         model = [other for other in alike if other["model"] == own["model"]]
-        differing = [key for key in ("data", *RECIPE) if len({str(other[key]) for other in alike}) > 1]
-        if len({other["weights"] for other in model}) > 1:
-            differing.append("weights")
-        more = ", ".join(f"{key.replace('_', ' ')} {own[key]}" for key in differing)
+        differing = [
+            key
+            for keys, others in ((("data", *RECIPE, "versions"), alike), (("weights", "graph"), model))
+            for key in keys
+            if len({str(other.get(key, UNKNOWN)) for other in others}) > 1
+        ]
+        more = ", ".join(f"{key.replace('_', ' ')} {own.get(key, UNKNOWN)}" for key in differing)
         names.append(f"{own['dataset']} ({more})" if more else own["dataset"])
     return names
+
+
+def is_of_campaign(settings: object) -> bool:
+    """Whether a study's attribute is what `planner measure` writes there, whichever version."""
+    needed = {"model": str, "dataset": str, "data": str, "weights": str, "resolution": int, "batch": int, "epochs": int}
+    return isinstance(settings, Mapping) and all(isinstance(settings.get(name), kind) for name, kind in needed.items())
+
+
+def identity_of(settings: Mapping[str, Any]) -> str:
+    """Return what tells a study from all others; UNKNOWN where an older version did not record it in full."""
+    if not all(name in settings for name in IDENTITY):
+        return UNKNOWN
+    told = json.dumps({name: settings[name] for name in ("model", "dataset", *IDENTITY)}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def changes(settings: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two studies, in words: each part, as it is and as it was."""
+    return [
+        f"{part}: {settings[name]}, before {other.get(name, UNKNOWN)}"
+        for name, part in IDENTITY.items()
+        if settings.get(name) != other.get(name)
+    ]
 
 
 def way_of(trial: FrozenTrial) -> Way:
@@ -155,25 +196,39 @@ def way_of(trial: FrozenTrial) -> Way:
 
 
 def row(trial: FrozenTrial, settings: Mapping[str, Any], dataset: str, place: str) -> Row:
-    """Return a finished trial as evidence. place: the database's name."""
-    ended, trained = trial.user_attrs, way_of(trial)
-    reachable = ended.get("reachable_percent") if trial.state == TrialState.PRUNED else None
-    stopped = "" if reachable is None else f", stopped after epoch {ended['epochs_run']} of {settings['epochs']}"
-    day = f"{trial.datetime_complete:%Y-%m-%d}" if trial.datetime_complete else "undated"
-    return Row(
-        model=settings["model"],
-        method=trained.method,
-        trained_blocks=trained.blocks,
-        options=" ".join(f"{name}={value}" for name, value in ended.get(OPTIONS, {}).items()),
-        dataset=dataset,
-        top1_percent=trial.value,
-        resolution=settings["resolution"],
-        batch=settings["batch"],
-        seed=trial.params["seed"],
-        test_images=ended["test_images"],
-        correct=ended.get("correct", ""),
-        reachable_percent=reachable,
-        source=f"{place}, trial {trial.number}, {day}{stopped}",
-        file=place,
-        line=trial.number,
-    )
+    """Return a finished trial as evidence. place: the database's name.
+
+    Errors: InputError for a trial whose values cannot be: something else has written into the database.
+    """
+    ended = trial.user_attrs
+    try:
+        trained = way_of(trial)
+        stopped = ended.get("reachable_percent") if trial.state == TrialState.PRUNED else None
+        epochs = "" if stopped is None else f", stopped after epoch {ended['epochs_run']} of {settings['epochs']}"
+        day = f"{trial.datetime_complete:%Y-%m-%d}" if trial.datetime_complete else "undated"
+        identity = identity_of(settings)
+        return Row(
+            model=settings["model"],
+            method=trained.method,
+            trained_blocks=trained.blocks,
+            options=" ".join(f"{name}={value}" for name, value in ended.get(OPTIONS, {}).items()),
+            dataset=dataset,
+            top1_percent=trial.value,
+            resolution=settings["resolution"],
+            batch=settings["batch"],
+            seed=trial.params["seed"],
+            test_images=ended["test_images"],
+            correct=ended.get("correct", ""),
+            reachable_percent=stopped,
+            source=f"{place}, trial {trial.number}, {day}{epochs}, identity {identity}",
+            identity=identity,
+            graph=settings.get("graph", ""),
+            file=place,
+            line=trial.number,
+        )
+    except ValidationError as error:
+        problem = first_problem(error)
+        given, reason = shortened(problem.given), problem.reason
+        raise InputError(f"{place}, trial {trial.number}: {problem.key} is {given}: {reason}") from error
+    except (KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{place}, trial {trial.number} is none of planner measure: {one_line(error)}") from error

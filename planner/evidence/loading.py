@@ -7,6 +7,7 @@ from pathlib import Path
 
 from costmodel import METHODS
 from costmodel.errors import InputError, unknown
+from costmodel.reading import read_file
 
 from .rows import Row, parse, refusal
 
@@ -23,9 +24,7 @@ def load(path: str | Path) -> tuple[Row, ...]:
 
         return measured(str(path))
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        text = read_file(path, "evidence").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {path}: byte {error.start} is not UTF-8 text") from error
     rows = parse(text, str(path))

@@ -15,10 +15,19 @@ from importlib.resources import files
 from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from costmodel import METHODS, Way, read_options, way
-from costmodel.errors import InputError
+from costmodel.errors import InputError, shortened
 from costmodel.reading import first_problem
 
 DATA = files("planner.evidence") / "data"
@@ -28,9 +37,19 @@ TEST_SETS, IMAGENET = DATA / "test_sets.csv", DATA / "imagenet_top1.csv"
 # of, have about ten (Triantafillou et al., ICLR 2020, arXiv 1903.03096).
 FEW_IMAGES_PER_CLASS = 20
 
-Name = Annotated[str, Field(min_length=1)]
+_MOST_ROWS = 100_000  # Assumption: a hundred times those that come with the package
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has a control character, or what is no text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_printable), Field(max_length=2000)]
+Name = Annotated[Text, Field(min_length=1)]
 Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**9)]  # Assumption: no count of images or blocks is larger
 
 
 _ROUNDED_POINTS = 0.06  # an accuracy may be given to one decimal
@@ -72,39 +91,42 @@ class Row(BaseModel):
     `reachable_percent`: of a run that was stopped early, the most that it could still have reached. `source`: the
     file's name if empty. `protocol`: what rows of different sources must share to be compared; the source if empty.
     `images_per_class`: labelled images to train with; `regime` says 'few-shot' where a source does not number them.
-    `reading`: how a published number was read, 'printed', 'digitised' or 'by eye', with `error_points`. `optimizer`,
-    `epochs`, `note`, and `memory_mb`, the source's own figure by its own `memory_convention`, are a record, not used
-    here. `file` and `line` are the row's place.
+    `reading`: how a published number was read, 'printed', 'digitised' or 'by eye', with `error_points`. `identity`:
+    what tells the study that a run is of from all others; `graph`: a digest of its network's layers, by which a network
+    that has changed since is known. `optimizer`, `epochs`, `note`, and `memory_mb`, the source's own figure by its own
+    `memory_convention`, are a record, not used here. `file` and `line` are the row's place.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Name
     method: Name
-    trained_blocks: Annotated[int, Field(ge=0)] | None = None
+    trained_blocks: Annotated[int, Field(ge=0, le=10**9)] | None = None
     depth_of: Positive | None = None
     dataset: Name
     top1_percent: Points | None = None
     points_below_full: Points | None = None
-    options: str = ""
+    options: Text = ""
     images_per_class: Positive | None = None
     regime: Literal["", "few-shot"] = ""
     resolution: Positive | None = None
     batch: Positive | None = None
-    optimizer: str = ""
+    optimizer: Text = ""
     epochs: Positive | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     test_images: Positive | None = None
     correct: str = ""
     reachable_percent: Points | None = None
     source: Name
-    locator: str = ""
-    protocol: str = ""
-    reading: str = ""
+    locator: Text = ""
+    protocol: Text = ""
+    reading: Text = ""
     error_points: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    note: str = ""
+    note: Text = ""
     memory_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    memory_convention: str = ""
+    memory_convention: Text = ""
+    identity: Text = ""
+    graph: Text = ""
     file: str = ""
     line: int = 0
 
@@ -233,6 +255,8 @@ def parse(text: str, name: str) -> tuple[Row, ...]:
                 )
             first_line[key] = row.line
             rows.append(row)
+            if len(rows) > _MOST_ROWS:
+                raise InputError(f"{name} has more than {_MOST_ROWS:,} rows; give the runs of what you ask about")
     except csv.Error as error:
         raise InputError(f"{name}, line {reader.line_num}: not a CSV file ({error})") from error
     return tuple(rows)
@@ -263,7 +287,7 @@ def _row(cells: dict, columns: int, name: str, line: int) -> Row:
         problem = first_problem(error)
         column = problem.key.partition(".")[0] or "top1_percent"
         raise InputError(
-            f"{name}, line {line}, column {column}: {cells.get(column, '')!r}: {problem.reason}"
+            f"{name}, line {line}, column {column}: {shortened(cells.get(column, ''))}: {problem.reason}"
         ) from error
     if row.trained_blocks is not None and row.method in METHODS and not METHODS[row.method].takes_blocks:
         raise refusal(row, "trained_blocks", f"method {row.method!r} has no depth; leave it empty")

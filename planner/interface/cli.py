@@ -11,7 +11,8 @@ import typer
 
 from costmodel import OPTIMIZERS, InputError
 from costmodel.interface.drawing import plot_path
-from costmodel.interface.running import run, with_version
+from costmodel.interface.running import INTERRUPTED, run, with_version
+from costmodel.secrets import shown
 from costmodel.units import parse_bytes
 
 from .space import DeviceName, Json, Models, decimals, names, with_space
@@ -280,14 +281,16 @@ def measure_command(
     from ..campaign.fine_tuning import Recipe
     from ..campaign.measure import measure
     from ..campaign.rates import default_rates
-    from ..evidence.database import shown
     from .measure_view import Bars, tables
 
     rates = default_rates(optimizer) if lr is None else decimals(lr, "--lr")
+    watch = Bars()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a worker that is asked to stop leaves its run
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # who is asked to stop gives the run back; nohup keeps its own
+            if (number := getattr(signal, name, None)) and signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, watch.stop)
     try:
-        with Bars() as watch:
+        with watch:
             outcome = measure(
                 model, data, {"memory": ram_bytes}, weights=weights,
                 recipe=Recipe(epochs, rates[0], batch, resolution, optimizer), rates=rates if len(rates) > 1 else (),
@@ -296,10 +299,10 @@ def measure_command(
             )  # fmt: skip
     except KeyboardInterrupt:
         print(
-            f"stopped; finished runs are kept in {shown(storage)}, and the same command goes on with the next one",
+            f"finished runs are kept in {shown(storage)}, and the same command goes on with the next one",
             file=sys.stderr,
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print(json.dumps(outcome.to_dict(), indent=2))
     else:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from costmodel import Way
+from costmodel.interface.running import terminal
 from costmodel.units import format_bytes
 
 from ..campaign.next_trial import Trial
@@ -37,15 +38,16 @@ class Bars(Watch):
 
     def __init__(self):
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=terminal(stderr=True),
         )
         self.tasks: dict[str, TaskID] = {}
+        self.stopped = False
 
     def __enter__(self) -> Bars:
         """Show the bars, once there is one."""
@@ -84,8 +86,15 @@ class Bars(Watch):
         text = f"learning rate {learning_rate:g} of {trial.candidate.label}, on validation images"
         self._set("epochs", text, 0, bar.total or 1, anew=True)
 
+    def stop(self, *_) -> None:
+        """Stop the campaign: now, or after this epoch where an interruption is lost, as in a callback of a library."""
+        self.stopped = True
+        raise KeyboardInterrupt
+
     def epoch(self, epoch: int, accuracy_percent: float) -> None:
         """Move the run's bar on."""
+        if self.stopped:
+            raise KeyboardInterrupt
         self.progress.update(self.tasks["epochs"], completed=epoch)
 
     def ends(self, trial: Trial, accuracy_percent: float, stopped: bool) -> None:

@@ -20,6 +20,7 @@ from costmodel.interface.drawing import (
     PURPLE,
     SKY,
     VERMILLION,
+    literal,
     plot_path,
     save,
 )
@@ -131,7 +132,7 @@ def draw_pareto(
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, sharey=against == "recovery").flat)
     for axes, (model, table) in zip(panels, groups.items(), strict=False):
-        axes.set_title(model, loc="left", fontsize=10)
+        axes.set_title(literal(model), loc="left", fontsize=10)
         axes.set_xlabel("peak memory of a training step, MB", fontsize=9)
         _draw_model(axes, table, ram_bytes, against)
     for unused in panels[len(groups) :]:

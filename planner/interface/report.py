@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from costmodel.interface.running import terminal
 from costmodel.units import format_bytes, format_count
 
 from ..choosing.objectives import seconds_text
@@ -21,6 +22,7 @@ from ..devices.device import Device, device, device_names
 from ..estimates.validation import LeftOut, summaries
 
 _WORST = 6
+_WIDTH = 120
 
 if TYPE_CHECKING:
     from ..choosing.candidate import Candidate
@@ -28,10 +30,7 @@ if TYPE_CHECKING:
 
 def console() -> Console:
     """Return the terminal, or 120 columns where there is none."""
-    terminal = Console()
-    if not terminal.is_terminal:  # a pipe or file has no width of its own
-        terminal.width = 120
-    return terminal
+    return terminal(_WIDTH)
 
 
 def _expected(candidate: Candidate, by_accuracy: bool) -> tuple[str, str]:
@@ -152,7 +151,7 @@ def show_recommendation(answer: Recommendation, target: Device | None) -> None:
     if rows:
         several = len({candidate.model for candidate in answer.candidates}) > 1
         out.print(candidate_table(rows, several, "alternatives"))
-    out.print("[bold]why[/bold]", _bullets([*answer.reasons, *(f"note: {note}" for note in answer.notes)]), sep="\n")
+    out.print(Text("why", "bold"), _bullets([*answer.reasons, *(f"note: {note}" for note in answer.notes)]), sep="\n")
 
 
 def show_left_out(found: list[LeftOut]) -> None:
@@ -172,7 +171,7 @@ def show_left_out(found: list[LeftOut]) -> None:
     out.print(table)
     worst = sorted((one for one in found if not one.covered), key=lambda one: -abs(one.points_error))[:_WORST]
     out.print(
-        f"[bold]furthest off of {sum(not one.covered for one in found)} that their intervals do not hold[/bold]",
+        Text(f"furthest off of {sum(not one.covered for one in found)} that their intervals do not hold", "bold"),
         _bullets([
             f"{one.way.label} on {one.cell.dataset}, {one.cell.model}, without its {one.left_out}: expected "
             f"{one.interval.value:.1f} % ({one.interval.low:.1f} to {one.interval.high:.1f}), observed "

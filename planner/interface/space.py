@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -11,11 +12,13 @@ from typing import Annotated, Any, overload
 import typer
 
 from costmodel import ACCOUNTINGS, OPTIMIZERS, InputError
+from costmodel.errors import shortened
 
 Models = Annotated[
     list[str],
     typer.Argument(metavar="MODEL...", help="One or more, such as torchvision:mobilenet_v2.", show_default=False),
 ]
+_MOST_VALUES = 10_000  # of an axis
 _SEVERAL = "One, several (1,2,4), or a range (1-64, 8-64:8)."
 DeviceName = Annotated[str | None, typer.Option("--device", help="A device (see planner devices), or a TOML file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
@@ -33,17 +36,22 @@ def numbers(text: str | None, option: str) -> list[int] | None:
             first, last, step = int(match[1]), match[2], int(match[3] or 1)
             values = [first] if last is None else range(first, int(last) + 1, step) if step else ()
         if not values:
-            raise InputError(f"{option} {text!r} is no number, list (1,2,4) or range (1-64, 8-64:8)")
+            raise InputError(f"{option} {shortened(text)} is no number, list (1,2,4) or range (1-64, 8-64:8)")
+        if len(found) + len(values) > _MOST_VALUES:
+            raise InputError(f"{option} {shortened(text)} has more than {_MOST_VALUES:,} values; give fewer")
         found += values
     return found
 
 
 def decimals(text: str, option: str) -> list[float]:
-    """Return the numbers in '0.003,0.01'. Errors: InputError, naming the option."""
+    """Return the positive numbers in '0.003,0.01'. Errors: InputError, naming the option."""
     try:
-        return [float(part) for part in text.split(",")]
+        found = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"{option} {text!r} is no number or list of numbers (0.003,0.01)") from None
+        raise InputError(f"{option} {shortened(text)} is no number or list of numbers (0.003,0.01)") from None
+    if wrong := [number for number in found if not 0 < number < math.inf]:
+        raise InputError(f"{option} has {wrong[0]}; its numbers must be positive and finite")
+    return found
 
 
 @overload

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -344,11 +345,35 @@ def test_cache_command(folder, monkeypatch, capsys):
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(own)
 
 
+def test_clearing_leaves_what_the_package_did_not_write(tmp_path, monkeypatch):
+    """Empty folders of the user's, files of other names, and files that look like traces in folders of other names."""
+    monkeypatch.setenv("COSTMODEL_CACHE", str(tmp_path))
+    cache.keep(traced(SMALLEST, 65), SMALLEST, 65, None)
+    own = [tmp_path / "photos" / "empty", tmp_path / "empty", tmp_path / versions.environment() / "net@224.trace"]
+    for folder in own:
+        folder.mkdir(parents=True)
+    files = [tmp_path / "photos" / "timm=net@224.trace", tmp_path / "net@224.trace"]
+    for path in files:
+        path.touch()
+    assert cache.clear() == 1
+    assert all(path.exists() for path in (*own, *files)) and not list(tmp_path.glob("*/*mcunet*"))
+
+
+def test_a_fifo_in_the_cache_is_as_good_as_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("COSTMODEL_CACHE", str(tmp_path))
+    cache.keep(traced(SMALLEST, 65), SMALLEST, 65, None)
+    (path,) = tmp_path.glob("*/*.trace")
+    path.unlink()
+    os.mkfifo(path)
+    assert cache.find(SMALLEST, 65, None) is None and trace(SMALLEST, 65).resolution == 65
+
+
 @pytest.mark.parametrize("command", ["footprint", "layers", "compare"])
-def test_fresh_on_the_command_line(command, monkeypatch, refuse_to_trace):
+def test_fresh_on_the_command_line(command, monkeypatch, refuse_to_trace, capsys):
     cache.keep(traced(SMALLEST, 65), SMALLEST, 65, None)
     options = [SMALLEST, "--resolution", "65", *(["--method", "full"] if command == "compare" else [])]
     run(monkeypatch, command, *options)
     monkeypatch.setattr(sys, "argv", ["costmodel", command, *options, "--fresh"])
-    with pytest.raises(AssertionError, match="traced again"):
+    with pytest.raises(SystemExit) as left:
         costmodel.interface.cli.main()
+    assert left.value.code == 1 and "traced again" in capsys.readouterr().err

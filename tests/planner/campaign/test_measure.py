@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -41,7 +44,7 @@ from planner.choosing.candidates import price_all
 from planner.choosing.objectives import keeps
 from planner.choosing.recommend import choose
 from planner.evidence import Row, load
-from planner.evidence.database import StorageError, data_set_names, shown, url_of
+from planner.evidence.database import StorageError, data_set_names, url_of
 from planner.interface import cli
 from planner.interface.measure_view import tables
 
@@ -214,11 +217,6 @@ def test_evidence_that_is_none_is_one_line(tmp_path):
         load("mysql://host/runs")
 
 
-def test_password_is_not_shown():
-    assert shown("postgresql://me:secret@host/runs") == "postgresql://me:***@host/runs"
-    assert shown("sqlite:///runs.db") == "runs.db"
-
-
 def test_recipes_do_not_go_by_one_name():
     alike = [SETTINGS, SETTINGS | {"model": "other", "weights": "v"}]
     assert data_set_names(alike) == ["data", "data"]  # another network has other weights
@@ -291,6 +289,79 @@ def test_worker_that_died_before_its_first_sign_of_life(tmp_path, monkeypatch):
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now + 61)
     assert one.trials() == []
+
+
+def test_a_sign_of_life_in_the_future_grows_old(tmp_path, monkeypatch):
+    """The clock was set back after the worker died: by the clock its last sign of life lies ahead for a year."""
+    place = tmp_path / "runs.db"
+    one = store(place)
+    claim(one)
+    with sqlalchemy.create_engine(url_of(str(place))).begin() as connection:
+        connection.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '+1 year')"))
+    assert len(one.trials()) == 1
+    now = time.monotonic()
+    monkeypatch.setattr("time.monotonic", lambda: now + 59)
+    assert len(one.trials()) == 1
+    monkeypatch.setattr("time.monotonic", lambda: now + 61)
+    assert one.trials() == []
+
+
+def test_a_worker_whose_clock_was_set_back_keeps_its_run(tmp_path, monkeypatch):
+    """Its claim lies an hour ahead of the clock; it gives signs of life, and nobody takes its run."""
+    one = store(tmp_path / "runs.db")
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 3600)
+    taken = claim(one)
+    monkeypatch.setattr("time.time", lambda: now)
+    assert len(one.trials()) == 1
+    assert taken.complete(60.0, False, RESULTS) and len(load(tmp_path / "runs.db")) == 1
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETE"])
+def test_trials_of_plain_optuna_are_none_of_the_campaign(tmp_path, state):
+    """Somebody opens the study with Optuna and leaves a trial in it."""
+    place = tmp_path / "runs.db"
+    one = store(place)
+    assert claim(one).complete(60.0, False, RESULTS)
+    other = optuna.load_study(study_name=one.name, storage=f"sqlite:///{place}")
+    trial = other.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+    if state == "COMPLETE":
+        other.tell(trial, 99.0)
+    assert [key_of(trial) for trial in one.trials()] == [(Way("blocks", 2), 0)]
+    assert claim(one, (Way("last"), 0)).complete(50.0, False, RESULTS)
+    assert [row.top1_percent for row in load(place)] == [60.0, 50.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("UPDATE trial_values SET value = 250", "top1_percent is 250.0: Input should be less than or equal to 100"),
+        ("UPDATE trial_user_attributes SET value_json = '1e400' WHERE key = 'test_images'", "test_images is inf"),
+        ("UPDATE trial_user_attributes SET value_json = '\"ff\"' WHERE key = 'test_images'", "test_images is 'ff'"),
+        ("UPDATE trial_user_attributes SET value_json = '[' WHERE key = 'campaign'", "is damaged: Expecting value"),
+        ("UPDATE trials SET datetime_complete = '2026-11-21 -1:30:31.5'", "is damaged: Invalid isoformat"),
+        ("DELETE FROM trial_params WHERE param_name = 'seed'", "trial 0 is none of planner measure: 'seed'"),
+    ],
+)
+def test_a_database_that_was_changed_is_one_line(tmp_path, change, said):
+    place = tmp_path / "runs.db"
+    claim(store(place)).complete(60.0, False, RESULTS)
+    with sqlalchemy.create_engine(url_of(str(place))).begin() as connection:
+        connection.execute(sqlalchemy.text(change))
+    with pytest.raises(InputError, match=said) as error:
+        load(place)
+    assert "\n" not in str(error.value) and str(place) in str(error.value)
+
+
+def test_a_database_that_is_no_file_is_one_line(tmp_path):
+    os.mkfifo(tmp_path / "fifo.db")
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "loop.db").symlink_to(tmp_path / "loop.db")
+    for name in ("fifo.db", "folder.db", "loop.db", "a\0b.db"):
+        for do in (load, store):
+            with pytest.raises(InputError) as error:
+                do(tmp_path / name)
+            assert "\n" not in str(error.value)
 
 
 def test_hopeless_run_is_stopped(tmp_path):
@@ -385,7 +456,7 @@ def test_class_with_one_image_is_named(pictures):
     (pictures / "rare").mkdir()
     shutil.copy(pictures / "red" / "0.png", pictures / "rare")
     images = read_folder(list_folder(pictures), 16)
-    assert images.notes == ("class 'rare' has 1 images to train and 0 to test with",)
+    assert images.notes[0] == "class 'rare' has 1 images to train and 0 to test with"
     assert images.train.labels.count(2) == 1 and 2 not in images.test.labels
     with pytest.raises(InputError, match="class 'rare' has 1"):
         read_folder(list_folder(pictures), 16, strict=True)
@@ -543,6 +614,114 @@ def test_interrupted_campaign_goes_on(pictures, tmp_path, monkeypatch, command):
     assert code == 130 and "the same command goes on" in said
 
 
+PARTS = {
+    "data": "the images", "weights": "the weights", "graph": "the network's layers", "versions": "what is installed",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_differs_is_another_study_and_said(tmp_path, part):
+    place = tmp_path / "runs.db"
+    whole = SETTINGS | {"graph": "g", "versions": "torch 2"}
+    first = Store(str(place), whole, {"last", "blocks"}, 5, **FAST)
+    assert first.note is None and claim(first).complete(60.0, False, RESULTS)
+    same = Store(str(place), whole, {"last", "blocks"}, 5, **FAST)
+    assert same.note is None and len(same.trials()) == 1
+    other = Store(str(place), whole | {part: "other"}, {"last", "blocks"}, 5, **FAST)
+    assert other.trials() == [] and f"{PARTS[part]}: other, before {whole[part]}" in other.note
+    assert claim(other).complete(70.0, False, RESULTS)
+    names = {row.dataset for row in load(place)}
+    assert names == {f"data ({part} other)", f"data ({part} {whole[part]})"}
+    assert len({row.identity for row in load(place)}) == 2 and {row.graph for row in load(place)} <= {"g", "other"}
+
+
+def test_runs_of_before_are_read_and_their_identity_is_unknown(tmp_path):
+    place = tmp_path / "runs.db"
+    claim(store(place)).complete(60.0, False, RESULTS)  # SETTINGS has no graph and no versions
+    (row,) = load(place)
+    assert row.identity == "unknown" and row.source.endswith("identity unknown") and row.graph == ""
+    new = Store(str(place), SETTINGS | {"graph": "g", "versions": "v"}, {"last", "blocks"}, 5, **FAST)
+    assert "the network's layers: g, before unknown; what is installed: v, before unknown" in new.note
+    assert claim(new).complete(70.0, False, RESULTS)
+    assert {row.dataset for row in load(place)} == {
+        "data (versions unknown, graph unknown)",
+        "data (versions v, graph g)",
+    }
+
+
+def study_names(place):
+    return set(optuna.get_all_study_names(url_of(str(place))))
+
+
+def test_other_images_of_the_same_names_and_sizes_are_another_study(pictures, tmp_path):
+    """All images are BMP files of one size; one gets another content."""
+    for path in list(pictures.rglob("*.png")):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".bmp"))
+        path.unlink()
+    place = tmp_path / "runs.db"
+    campaign(pictures, place, trials=1, trainer=quick)
+    campaign(pictures, place, trials=1, trainer=quick)
+    assert len(study_names(place)) == 1
+    Image.new("RGB", (16, 16), "white").save(pictures / "red" / "0.bmp")
+    outcome = campaign(pictures, place, trials=1, trainer=quick)
+    assert len(study_names(place)) == 2 and any("the images: " in note for note in outcome.notes)
+
+
+OWN_NETWORK = """
+import torch
+from torch import nn
+
+def make(num_classes=3):
+    torch.manual_seed({seed})
+    body = nn.Conv2d(3, 4, 3, {stride}), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*body, nn.Linear(4, num_classes))
+"""
+
+
+def test_a_builder_that_changes_is_another_study_and_its_runs_are_named(pictures, tmp_path, command):
+    path, place = tmp_path / "own.py", tmp_path / "runs.db"
+
+    def run():
+        return measure(
+            f"{path}:make", pictures, ROOMY, recipe=RECIPE, trials=2, storage=str(place), trainer=quick, **FAST
+        )
+
+    def notes(*more):
+        options = ["--ram", "1GB", "--resolution", "16", "--classes", "3", "--evidence", str(place), "--json", *more]
+        code, out, err = command("recommend", f"{path}:make", *options, main=cli.main)
+        assert code == 0, err
+        return " ".join(json.loads(out)["notes"])
+
+    path.write_text(OWN_NETWORK.format(seed=0, stride=1))
+    run()
+    assert "have changed since" not in notes()
+    path.write_text(OWN_NETWORK.format(seed=1, stride=1))
+    assert any("the weights: own.py" not in note and "the weights: " in note for note in run().notes)
+    assert len(study_names(place)) == 2
+    path.write_text(OWN_NETWORK.format(seed=1, stride=2))
+    name = next(row.dataset for row in load(place))
+    said = notes("--dataset", name)
+    assert "4 of 4 rows of your evidence" in said and "its layers have changed since, so measure again" in said
+
+
+def test_a_builder_without_a_seed_is_refused(pictures, tmp_path):
+    path = tmp_path / "own.py"
+    more = "import numpy as np\ndef other(num_classes=3):\n    network = make(num_classes)\n    with torch.no_grad():\n"
+    more += "        network[0].weight += float(np.random.default_rng().normal())\n    return network\n"
+    path.write_text(OWN_NETWORK.format(seed=0, stride=1) + more)
+    with pytest.raises(InputError, match="has other weights each time it is built"):
+        measure(f"{path}:other", pictures, ROOMY, recipe=RECIPE, trials=1, storage=str(tmp_path / "runs.db"))
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf"), 1e10])
+def test_rates_that_cannot_be_are_refused(pictures, tmp_path, rate):
+    for rates in ((rate,), (0.1, rate)):
+        with pytest.raises(InputError, match="a learning rate must be above 0 and at most 1e"):
+            campaign(pictures, tmp_path / "runs.db", rates=rates)
+    assert not (tmp_path / "runs.db").exists()
+
+
 def test_hopeless_run_is_stopped_and_not_recommended(pictures, tmp_path):
     """It promises much and is far below the rest after one epoch of two: 1000 test images make that sure."""
 
@@ -614,6 +793,60 @@ def test_full_disk_is_one_line_and_the_rerun_completes(pictures, tmp_path, monke
     campaign(pictures, place, trials=len(kept) + 2)
     keys, _ = counted(place)
     assert keys[: len(kept)] == kept and len(keys) == len(set(keys)) == len(kept) + 2
+
+
+@pytest.mark.parametrize("how", ["read-only", "deleted"])
+def test_a_database_that_is_lost_in_mid_campaign_is_one_line(pictures, tmp_path, monkeypatch, how):
+    """What is stored stays, what could not be stored is said, and the same command goes on."""
+    monkeypatch.setattr("random.random", lambda: 0.0)  # Optuna's waits between attempts
+    place = tmp_path / "runs.db"
+
+    def refuse(connection, cursor, statement, *_):
+        if statement.startswith(("INSERT", "UPDATE")):
+            raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    def lose():
+        if how == "deleted":
+            place.rename(tmp_path / "away.db")
+        else:
+            sqlalchemy.event.listen(sqlalchemy.engine.Engine, "before_cursor_execute", refuse)
+
+    try:
+        with pytest.raises(StorageError, match="run the same command again to go on") as error:
+            campaign(pictures, place, watch=Interrupt(2, lose), trainer=quick)
+    finally:
+        if how == "read-only":
+            sqlalchemy.event.remove(sqlalchemy.engine.Engine, "before_cursor_execute", refuse)
+    assert "\n" not in str(error.value) and "accuracy" in str(error.value)
+    if how == "deleted":
+        (tmp_path / "away.db").rename(place)
+    assert len(counted(place)[0]) == 1
+    age(place)
+    campaign(pictures, place, trainer=quick)
+    keys, _ = counted(place)
+    assert len(keys) == len(set(keys)) == 4
+
+
+@pytest.mark.parametrize("which", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_campaign_that_is_asked_to_stop_gives_its_run_back(pictures, tmp_path, which):
+    place = tmp_path / "runs.db"
+    program = [sys.executable, "-c", "from planner.interface.cli import main; main()", "measure", TINY, "--ram", "1GB"]
+    program += ["--data", str(pictures), "--resolution", "16", "--lr", "0.1", "--epochs", "100000"]
+    program += ["--storage", str(place), "--trials", "2"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    worker = subprocess.Popen(program, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with contextlib.suppress(Exception):
+            if counted(place)[1][0].intermediate_values:
+                break
+        time.sleep(0.2)
+    worker.send_signal(getattr(signal, which))
+    _, said = worker.communicate(timeout=60)
+    assert worker.returncode == 130
+    assert "finished runs are kept in" in said and "Traceback" not in said
+    (trial,) = counted(place)[1]
+    assert trial.state.name == "FAIL" and trial.user_attrs["failed"] == "interrupted"
 
 
 def work(pictures, storage, trials, start=None, watch=None):
@@ -726,6 +959,53 @@ def test_postgresql(pictures, server):
     campaign(pictures, server.url, trials=8)
     keys, _ = counted(server.url)
     assert len(keys) == len(set(keys)) == 8
+
+
+PASSWORD = "s3cretPW"
+
+
+def test_no_password_anywhere(pictures, server, command, monkeypatch, tmp_path):
+    """However it is given: in no output, no traceback, and in no byte of the server's files."""
+    monkeypatch.chdir(tmp_path)
+    locations = [
+        f"postgresql://me:{PASSWORD}@/postgres?host={server.folder}",
+        f"postgresql://me@/postgres?host={server.folder}&password={PASSWORD}",
+        f"postgresql://me@/postgres?host={server.folder}",
+    ]
+    common = [TINY, "--ram", "1GB", "--resolution", "16"]
+    said = []
+    for number, location in enumerate(locations):
+        monkeypatch.setenv("PGPASSWORD", PASSWORD if number == 2 else "")
+        measuring = ["measure", *common, "--data", str(pictures), "--epochs", "1", "--lr", "0.1", "--trials", "1"]
+        for storage in ([f"--storage={location}"], ["--storage", location]):
+            code, out, err = command(*measuring, *storage, "--json", main=cli.main)
+            assert code == 0, err
+            said += [out, err]
+        for evidence in ([f"--evidence={location}"], ["--evidence", location]):
+            for more in (
+                ["recommend", *common, "--json"],
+                ["recommend", *common],
+                ["candidates", *common[:1], "--csv"],
+            ):
+                code, out, err = command(*more, *evidence, main=cli.main)
+                assert code == 0, err
+                said += [out, err]
+        for wrong in (
+            location.replace("postgres?", "none?"),
+            location.replace("@/", "@h:x/"),
+            location + "&a=b",
+            "x" + location,
+        ):
+            for debug in ([], ["--debug"]):
+                code, out, err = command("recommend", *common, "--evidence", wrong, *debug, main=cli.main)
+                assert code == 2 and err
+                said += [out, err]
+    assert len(said) > 60 and not [text for text in said if PASSWORD in text]
+    server.stop()
+    kept = [path for path in server.folder.rglob("*") if path.is_file() and path.name != "log"]
+    assert len(kept) > 100 and not [path for path in kept if PASSWORD.encode() in path.read_bytes()]
+    assert any(b"--storage=postgresql://me:***@/postgres" in path.read_bytes() for path in kept)
+    server.start()
 
 
 # --- learning rates, chance and divergence ----------------------------------------------------------------------------

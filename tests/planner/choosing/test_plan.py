@@ -70,6 +70,13 @@ def test_a_method_that_only_has_a_price_is_refused(plan):
         ({"batch": 0}, "batch: Input should be greater than 0"),
         ({"extra": 1}, "extra: Extra inputs are not permitted"),
         ({"method": None}, "method: Input should be a valid string"),
+        ({"optimizer": "magic"}, "unknown optimizer 'magic'"),
+        ({"accounting": "fat"}, "unknown accounting 'fat'"),
+        ({"frozen_dtype": "int2"}, "int2"),
+        ({"micro_batch": 3}, "micro_batch must divide batch, but 3 does not divide 8"),
+        ({"saved_bytes": 10**12}, "saved_bytes 1,000,000,000,000 are more than peak_bytes"),
+        ({"peak_bytes": 2**63}, "peak_bytes: Input should be less than"),
+        ({"resolution": 10**6}, "resolution must be at most 4,096"),
     ],
 )
 def test_a_bad_file_is_one_line(plan, tmp_path, change, said):
@@ -78,6 +85,26 @@ def test_a_bad_file_is_one_line(plan, tmp_path, change, said):
     with pytest.raises(InputError, match=said) as refused:
         Plan.load(path)
     assert "\n" not in str(refused.value) and str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("recovery", "NaN"), ("recovery_low", "-Infinity"), ("accuracy_percent", "101"),
+                        ("accuracy_low_percent", "-1"), ("accuracy_high_percent", "NaN")],
+)  # fmt: skip
+def test_expectations_that_cannot_be_are_refused(plan, tmp_path, name, value):
+    path = tmp_path / "plan.json"
+    written = plan.model_dump()
+    written["expected"][name] = "HERE"
+    path.write_text(json.dumps(written).replace('"HERE"', value))
+    with pytest.raises(InputError, match=rf"expected\.{name}: Input should be"):
+        Plan.load(path)
+
+
+def test_a_plan_that_cannot_be_applied_is_not_saved(tmp_path):
+    only_priced = recommend(MODEL, 64_000_000, resolution=64, methods="sparse-update").plan
+    with pytest.raises(InputError, match="'sparse-update' is priced only, so that its plan could not be applied"):
+        only_priced.save(tmp_path / "plan.json")
+    assert not (tmp_path / "plan.json").exists()
 
 
 @given(st.binary(max_size=60))

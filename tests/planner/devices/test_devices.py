@@ -189,7 +189,14 @@ def test_file_that_cannot_be_read(given_as):
 def test_file_that_is_no_text(tmp_path):
     path = tmp_path / "board.toml"
     path.write_bytes(b"name = \xff")
-    with pytest.raises(InputError, match=r"cannot read the device file .*utf-8"):
+    with pytest.raises(InputError, match=r"device file .*utf-8"):
+        device(path)
+
+
+def test_a_number_of_thousands_of_digits_is_one_line(tmp_path):
+    path = tmp_path / "board.toml"
+    path.write_text(f"name = 1{'0' * 5000}")
+    with pytest.raises(InputError, match=r"device file .*: not a TOML file: Exceeds the limit"):
         device(path)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel import METHODS, InputError
+from planner.choosing.recommend import recommend
 from planner.evidence import load, load_all
 from planner.evidence.rows import (
     COLUMNS,
@@ -81,6 +82,9 @@ def _row(**changes: str) -> str:
         (_row(model=""), ["column model", "''"]),
         (_row(seed="a"), ["column seed", "'a'"]),
         (_row(test_images="0"), ["column test_images", "'0'"]),
+        (_row(test_images="1" + 400 * "0"), ["column test_images", "'1000000"]),
+        (_row(seed="9" * 30), ["column seed", "'999999"]),
+        (_row(dataset="ca\x1brs"), ["column dataset", "it has a control character"]),
         (_row(method="nrom"), ["column method", "unknown method 'nrom'; did you mean 'norm'"]),
         (_row(method="blocks"), ["column trained_blocks", "''", "needs its number of trained blocks"]),
         (_row(method="blocks", trained_blocks="0"), ["column trained_blocks", "0", "needs its number"]),
@@ -136,6 +140,24 @@ def test_what_does_not_fit_the_accuracy_is_named(tmp_path, cells, said):
         load(path)
 
 
+def test_fractions_are_not_taken_for_percent(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("model,method,dataset,top1_percent\nnet,last,mine,0.71\nnet,full,mine,0.81\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"own.csv, line 2, column top1_percent: .*write percent, 71"):
+        load(path)
+
+
+def test_rows_that_do_not_apply_are_named(tmp_path):
+    """Another resolution, another network and a misspelt one: none is dropped without a word."""
+    path = tmp_path / "own.csv"
+    rows = ["torchvision:mobilenet_v3_small,last,mine,60,96", "timm:tinynet_e,last,mine,61,224"]
+    rows += ["torchvision:mobilenet_v3_smal,last,mine,62,224"]
+    path.write_text("\n".join(["model,method,dataset,top1_percent,resolution", *rows]), encoding="utf-8")
+    notes = " ".join(recommend("torchvision:mobilenet_v3_small", 10**9, evidence=load(path)).notes)
+    assert "of the network 'timm:tinynet_e'" in notes and "at 96 pixels" in notes
+    assert "(is torchvision:mobilenet_v3_small meant?)" in notes
+
+
 def test_a_run_in_two_files_is_refused(tmp_path):
     paths = [tmp_path / "one.csv", tmp_path / "two.csv"]
     for path in paths:
@@ -147,7 +169,7 @@ def test_a_run_in_two_files_is_refused(tmp_path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"cannot read .*none\.csv: No such file"):
+    with pytest.raises(InputError, match=r"cannot read the evidence .*none\.csv': No such file"):
         load(tmp_path / "none.csv")
 
 

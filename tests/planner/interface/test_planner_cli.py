@@ -115,13 +115,13 @@ def test_limits_are_kept(planner):
         (["--ram", "1GB", "--objective", "beauty"], 2, "unknown objective 'beauty'"),
         (["--ram", "1GB", "--batch", "8", "--micro-batch", "3"], 2, "no micro-batch of 3 divides a batch of 8"),
         (["--ram", "1GB", "--method", "magic"], 2, "unknown method 'magic'"),
-        (["--ram", "1GB", "--blocks", "99"], 2, "no network has blocks"),
+        (["--ram", "1GB", "--blocks", "99"], 2, "no network has 99 blocks"),
         (["--ram", "1GB", "--frozen-dtype", "int4"], 2, "int4"),
         (["--ram", "1GB", "--min-accuracy", "80"], 3, "is not known of any candidate"),
         (["--ram", "1GB", "--max-flops", "1"], 3, "the nearest is last"),
         (["--ram", "1GB", "--max-flops", "30e6", "--min-recovery", "0.999"], 3, "at once, though each one alone"),
         (["--ram", "9MB"], 3, "the smallest footprint is last"),
-        (["--ram", "1GB", "--evidence", "none.csv"], 2, "cannot read none.csv"),
+        (["--ram", "1GB", "--evidence", "none.csv"], 2, "cannot read the evidence 'none.csv'"),
     ],
 )
 def test_what_cannot_be_is_one_line(planner, arguments, code, said):
