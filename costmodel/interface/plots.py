@@ -148,15 +148,15 @@ def draw_frontier(found: Sequence[Scheduled], plain: Footprint, path: str | Path
     axes.annotate(f"plain: {format_bytes(plain.peak_bytes)}", (1, plain.peak_bytes / 1e6), (8, -3),
                   textcoords="offset points", fontsize=9, color=BLACK)  # fmt: skip
     for times, away, side in ((1.0, (8, 5), "left"), (1.1, (0, 11), "center"), (1.33, (4, -16), "right")):
-        within = data[data["times_flops"] <= times + 1e-9]
-        if len(within):
-            best = within.loc[within["peak_bytes"].idxmin()]
-            at = best["times_flops"], best["peak_bytes"] / 1e6
+        within = [each for each in found if each.total_flops <= times * plain.total_flops]
+        if within:
+            best = min(within, key=lambda each: each.peak_bytes)
+            at = best.total_flops / plain.total_flops, best.peak_bytes / 1e6
             axes.plot(*at, "D", color=VERMILLION, markersize=6)
-            axes.annotate(f"{format_bytes(int(best['peak_bytes']))} within x{times:g}", at, away,
+            axes.annotate(f"{format_bytes(best.peak_bytes)} within x{times:g}", at, away,
                           textcoords="offset points", ha=side, fontsize=9, color=VERMILLION)  # fmt: skip
     axes.set(xlabel="FLOPs of a step, times those of the plain one", ylabel="peak memory of a step, MB")
-    axes.set_ylim(0, 1.08 * max(plain.peak_bytes, data["peak_bytes"].max()) / 1e6)
+    axes.set_ylim(0, 1.08e-6 * max(plain.peak_bytes, *(each.peak_bytes for each in found)))
     axes.margins(x=0.12)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)

@@ -274,5 +274,6 @@ def test_the_best_schedule_on_the_command_line(command):
 
 def test_the_frontier_is_drawn(command, tmp_path):
     out = tmp_path / "frontier.png"
-    code, text, _ = command("plot", "frontier", "torchvision:mobilenet_v3_small", "--resolution", "96", "--out", str(out))
+    small = "torchvision:mobilenet_v3_small"
+    code, text, _ = command("plot", "frontier", small, "--resolution", "96", "--out", str(out))
     assert code == 0 and "wrote" in text and out.stat().st_size > 10_000
