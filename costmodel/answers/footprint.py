@@ -20,9 +20,10 @@ from ..rules.facts import Facts
 from ..step.optimizers import OPTIMIZERS
 from ..step.regions import again, recomputed_flops, saved_bytes
 from ..step.schedule import Schedule
+from ..step.simulation import CATEGORIES, Moment
 from ..step.sizes import trained_bytes
 from ..step.step import Step, step_of
-from ..step.timeline import CATEGORIES, Moment, moments
+from ..step.timeline import moments
 from ..step.traffic import pass_bytes, update_bytes
 from ..units import format_bytes, format_count
 

@@ -28,8 +28,9 @@ from ..step.optimizers import OPTIMIZERS, STATELESS, Optimizer
 from ..step.precision import Precision
 from ..step.regions import again, recomputed_flops, saved_bytes
 from ..step.schedule import PLAIN, Schedule
+from ..step.simulation import CATEGORIES, update_working
 from ..step.sizes import trained_bytes
-from ..step.timeline import CATEGORIES, Carried, simulate, update_working
+from ..step.timeline import Carried, simulate
 from ..step.traffic import pass_bytes, update_bytes
 from ..units import Counts
 

@@ -20,8 +20,8 @@ from ..methods.way import Options, Way
 from ..step.precision import Precision
 from ..step.regions import RANDOM, regions
 from ..step.schedule import PLAIN, Schedule
+from ..step.simulation import CATEGORIES
 from ..step.step import Step
-from ..step.timeline import CATEGORIES
 from ..tracing.models import build
 from ..tracing.tracer import trace
 from ..training.applied import apply

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..accounting.table import whole_step
-from ..step.timeline import CATEGORIES
+from ..step.simulation import CATEGORIES
 from ..units import format_bytes
 from .drawing import BLACK, BLUE, GREEN, GREY, LIGHT_SKY, ORANGE, PURPLE, VERMILLION, literal, plot_path, save
 

@@ -20,7 +20,7 @@ from costmodel import (
     footprint,
     parts,
 )
-from costmodel.step.timeline import CATEGORIES
+from costmodel.step.simulation import CATEGORIES
 
 # What the program promised to print, and what it prints beside.
 KEYS = {

@@ -27,7 +27,7 @@ from costmodel import (
 )
 from costmodel.answers.price import price
 from costmodel.methods.table import as_way
-from costmodel.step.timeline import CATEGORIES
+from costmodel.step.simulation import CATEGORIES
 from planner.choosing.axes import axes
 
 BATCHES = [(1, 1), (2, 2), (7, 7), (8, 8), (9, 9), (24, 3), (32, 16), (1000, 1000), (1001, 143)]

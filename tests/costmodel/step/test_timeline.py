@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from costmodel import METHODS, OPTIMIZERS, block_count, footprint, trace
 from costmodel.checking.measuring import peak_bytes, prepare
-from costmodel.step.timeline import CATEGORIES
+from costmodel.step.simulation import CATEGORIES
 
 MIB = 2**20
 

@@ -16,7 +16,7 @@ import planner.interface.cli as planner_cli
 from costmodel import METHODS, InputError, block_count, footprint
 from costmodel.interface.drawing import plot_path
 from costmodel.interface.plots import breakdown_data, phase_spans, timeline_data
-from costmodel.step.timeline import CATEGORIES
+from costmodel.step.simulation import CATEGORIES
 from planner.choosing.candidates import candidates
 from planner.estimates.estimated import Kind
 from planner.interface.plots import FILLS, draw_pareto, label_offsets, pareto_data, style
