@@ -85,6 +85,8 @@ def errors(location: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise needs("psycopg", shown(location)) from error
+    except UnicodeDecodeError as error:
+        raise StorageError(f"the database {shown(location)} is damaged: it holds text that is not UTF-8") from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:  # or of another version
         if isinstance(error, NoSuchModuleError):
             raise StorageError(f"{shown(location)} is no database that can be used here: {error}") from error

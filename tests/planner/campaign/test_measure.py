@@ -1070,3 +1070,14 @@ def test_a_run_that_diverges_is_said():
     assert run.diverged
     calm = fine_tune(network, images, images, Way("full"), Recipe(2, 1e-3, 8, 8), check_memory=False)
     assert not calm.diverged
+
+
+def test_a_database_whose_text_is_damaged_is_one_line(pictures, tmp_path):
+    import sqlite3
+
+    place = tmp_path / "runs.db"
+    campaign(pictures, place, trials=1)
+    with sqlite3.connect(place) as database:
+        database.execute("update studies set study_name = cast(x'ff6e6f' as text)")
+    with pytest.raises(StorageError, match="UTF-8"):
+        load(place)
