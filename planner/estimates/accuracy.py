@@ -36,6 +36,7 @@ from ..evidence.rows import Row, named_way
 from .anchored import FULL, LAST, Expected, Level, expect
 from .backbones import shift
 from .estimated import Believed, Estimate, Kind
+from .intervals import Z95
 from .logits import logit, per_point, percent
 from .model import Model, Place, family_of, model_of, model_with, published_model
 from .observations import gaps, sampling_points, seed_points
@@ -45,7 +46,6 @@ from .terms import Terms, terms
 
 __all__ = ["Estimate", "Setting", "data_set", "estimate", "estimates"]
 
-_Z90 = 1.645  # Source: the normal distribution, 95th percentile
 # Standard deviation, in logits, for each doubling of the resolution by which a run of the user's own is away. Source:
 # Cars by TinyTL, last and full at 96 to 320 pixels (Figure 3, Table 2): 0.7 to 0.9 logits for each doubling.
 RESOLUTION_LOGITS = 0.8
@@ -199,7 +199,7 @@ class _Question:
                 guess, value=mean, low=mean, high=mean, kind="definition", rests_on=rests_on,
                 interval="exact, by definition",
             )  # fmt: skip
-        half = _Z90 * math.hypot(deviation, self.additive / typical.gap)
+        half = Z95 * math.hypot(deviation, self.additive / typical.gap)
         value, low, high = (self._share(each) for each in (mean, mean - half, mean + half))
         return replace(
             guess, value=value, low=low, high=high, kind="prior", source=self._source(known),

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .intervals import Z95
 from .logits import logit, per_point, percent
 from .model import Belief
+from .observations import PAIRED_SHARE
 from .runs import Measured
 
 _STEPS = 6  # the state has settled by then: the tests hold it
-_Z90 = 1.645  # Source: the normal distribution, 95th percentile
 LAST, FULL = -2, -1  # in place of the number of a way: they stand behind all others
 _NARROW_LOGITS = 1e-6
 
@@ -58,7 +59,7 @@ class Expected:
         """
         middle = self.logits[number]
         own = further_points * float(per_point(percent(middle)))
-        half = _Z90 * float(np.sqrt(self.covariance[number, number] + own**2))
+        half = Z95 * float(np.sqrt(self.covariance[number, number] + own**2))
         value, low, high = percent(middle + np.array([0.0, -half, half])).tolist()
         return value, low, high
 
@@ -76,7 +77,7 @@ class Expected:
     @property
     def training_more_helps(self) -> bool:
         """Whether full is above last by more than the 90 % interval of that."""
-        return self.gap[0] > _Z90 * self.gap[1]
+        return self.gap[0] > Z95 * self.gap[1]
 
 
 def expect(
@@ -138,7 +139,7 @@ def _noise(runs: Sequence[Measured], scatter_points: float) -> np.ndarray:
         each.scatter if each.deviation is not None else scatter_points / np.sqrt(each.runs) for each in runs
     ])  # fmt: skip
     sampling = np.array([each.sampling for each in runs])
-    points = np.diag(scatter**2) + 0.5 * (np.diag(sampling**2) + np.outer(sampling, sampling))
+    points = np.diag(scatter**2 + PAIRED_SHARE * sampling**2) + (1 - PAIRED_SHARE) * np.outer(sampling, sampling)
     outcomes = [each.correct for each in runs]
     if all(each is not None for each in outcomes) and len({len(each) for each in outcomes if each is not None}) == 1:
         table = 100 * np.array(outcomes)

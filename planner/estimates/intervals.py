@@ -44,13 +44,6 @@ class Difference:
     half: float
 
     @property
-    def is_tie(self) -> bool:
-        """Whether it is within its standard error. Source: the one-standard-error rule of Breiman, Friedman, Olshen
-        and Stone, Classification and Regression Trees, 1984, section 3.4.3.
-        """
-        return abs(self.value) <= self.standard_error
-
-    @property
     def is_open(self) -> bool:
         """Whether the 90 % interval holds 0: which of the two is higher is not known."""
         return abs(self.value) <= self.half
