@@ -46,17 +46,20 @@ if TYPE_CHECKING:
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
-    from .training.optimizers import make_optimizer
+    from .training.cache import cached_prefix
+    from .training.optimizers import make_optimizer, update_in_place
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
+    "cached_prefix": "training.cache",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
     "trace": "traces.stored",
+    "update_in_place": "training.optimizers",
     "verify": "checking.verification",
 }
 
@@ -105,6 +108,7 @@ __all__ = [
     "block_count",
     "body_digest",
     "build",
+    "cached_prefix",
     "convolutions",
     "footprint",
     "make_optimizer",
@@ -119,6 +123,7 @@ __all__ = [
     "schedule_from",
     "schedule_frontier",
     "trace",
+    "update_in_place",
     "values_per_norm",
     "verify",
     "way",
