@@ -38,7 +38,7 @@ from .rules.table import RULES
 from .schedules.best import LEVERS, MOST_FLOPS, ON_DEMAND, Scheduled, best_schedule, nearest_schedule, schedule_frontier
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
-from .step.schedule import Schedule, schedule_from
+from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ __all__ = [
     "MOST_FLOPS",
     "ON_DEMAND",
     "OPTIMIZERS",
+    "PLAIN",
     "RULES",
     "Assignment",
     "CostModelError",
