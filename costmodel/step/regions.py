@@ -71,6 +71,12 @@ class Segment:
         """The layers that run again together."""
         return range(self.first, self.runs_to if self.runs_again else self.first)
 
+    @cached_property
+    def again(self) -> tuple[int, ...]:
+        """The layers that run again in backward, as often as they do."""
+        asked = (demand for each in self.demands.values() for demand in each)
+        return (*self.rerun, *(index for demand in asked for index in demand.layers))
+
     @property
     def release(self) -> int:
         """The layer whose backward is the last to need the segment's input."""
@@ -325,11 +331,7 @@ def skipped(required: Requirements, schedule: Schedule) -> int:
 
 def again(required: Requirements, schedule: Schedule) -> tuple[int, ...]:
     """Return the layers that run again in backward, as often as they do."""
-    found: list[int] = []
-    for one in regions(required, schedule).segments:
-        found += one.rerun
-        found += [index for each in one.demands.values() for demand in each for index in demand.layers]
-    return tuple(found)
+    return tuple(index for one in regions(required, schedule).segments for index in one.again)
 
 
 def saved_bytes(required: Requirements, schedule: Schedule, micro_batch: Count, float_bytes: int) -> Count:

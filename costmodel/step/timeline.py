@@ -13,7 +13,6 @@ from ..accounting.requirements import Requirements
 from ..accounting.table import ACCOUNTINGS
 from ..errors import InputError
 from ..graph.passages import passages
-from ..kept import kept
 from ..units import Count
 from .optimizers import OPTIMIZERS, Optimizer
 from .precision import Precision
@@ -94,7 +93,6 @@ class Alone:
     gradients: int
 
 
-@kept
 def alone(
     required: Requirements, carried: Carried[int], part: range, segment: Segment | None, given_is_kept: bool
 ) -> Alone:
