@@ -35,7 +35,7 @@ from .methods.method import Method
 from .methods.table import METHODS, anchor, register_method, values_per_norm, way, way_from
 from .methods.way import Way, read_options
 from .rules.table import RULES
-from .schedules.best import Scheduled, best_schedule, schedule_frontier
+from .schedules.best import Frontier, Scheduled, best_schedule, schedule_frontier
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
 from .step.schedule import Schedule, schedule_from
@@ -85,6 +85,7 @@ __all__ = [
     "Assignment",
     "CostModelError",
     "Footprint",
+    "Frontier",
     "InfeasibleError",
     "InputError",
     "Kernels",

@@ -173,7 +173,9 @@ def schedule_frontier(
     least = np.minimum.accumulate(peak[order])
     on = order[np.diff(least, prepend=least[0] + 1) < 0]
     origins = (*(each.schedule for each in free), *chains)
-    return Frontier(step, peak[on], flops[on], [(origins[one], int(n)) for one, n in zip(origin[on], number[on], strict=True)])
+    return Frontier(
+        step, peak[on], flops[on], [(origins[one], int(n)) for one, n in zip(origin[on], number[on], strict=True)]
+    )
 
 
 def _step(

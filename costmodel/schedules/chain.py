@@ -33,11 +33,11 @@ from ..graph.layer_graph import LayerGraph
 from ..graph.passages import passages
 from ..kept import kept
 from ..step.optimizers import OPTIMIZERS
-from ..step.regions import CHEAP, can_be_cut, prefix_end, segment
+from ..step.regions import CHEAP, Segment, can_be_cut, prefix_end, segment
 from ..step.schedule import Schedule
 from ..step.sizes import trained_bytes
 from ..step.step import Step
-from ..step.timeline import Alone, Carried, alone
+from ..step.timeline import Alone, Carried, alone, alone_at_least
 from ..units import Counts
 
 _LONGEST = 5  # links that run again together
@@ -47,7 +47,8 @@ _LONGEST = 5  # links that run again together
 class Option:
     """A run of links in one mode: how many there are, what it takes, and what is done again.
 
-    flops, elementwise: of one image. mode: one of `MODES`, or empty: everything is kept.
+    flops, elementwise: of one image. mode: one of `MODES`, or empty: everything is kept. is_exact: else `alone` is a
+    lower bound.
     """
 
     count: int
@@ -55,6 +56,7 @@ class Option:
     alone: Alone
     flops: int
     elementwise: int
+    is_exact: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +90,14 @@ class Steps:
         return cheaper.cut(np.flatnonzero(np.diff(cheaper.spare, append=cheaper.spare[-1] + 1) > 0))
 
 
+_NOTHING = Alone(0, 0, 0, 0)
 _ZERO = np.zeros(1, np.int64)
 _END = Steps(_ZERO, _ZERO, _ZERO, _ZERO, _ZERO)
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A place of the chain: what can come next, and what it takes to get to the end.
+    """A place of the chain: what can come next (exact, if it is on the front), and what it takes to get to the end.
 
     gradients: bytes of the gradients of all parameters behind it.
     """
@@ -210,19 +213,27 @@ class Chain:
         return places
 
     def _place(self, first: int, behind: list[Place]) -> Place:
-        """Work out a place; behind: the places after it."""
-        options = tuple(self._options(first))
-        gradients = options[0].alone.gradients + (behind[0].gradients if behind else 0)
+        """Work out a place; behind: the places after it.
+
+        An option that by the least that it takes is on no step of the front need not be simulated.
+        """
+        options = list(self._options(first))
         every = [self._continued(number, each, behind) for number, each in enumerate(options)]
-        joined = Steps(*(np.concatenate(columns) for columns in zip(*every, strict=True)))
-        return Place(options, gradients, joined.front)
+        while True:
+            front = Steps(*(np.concatenate(columns) for columns in zip(*every, strict=True))).front
+            rough = [number for number in sorted(set(front.option.tolist())) if not options[number].is_exact]
+            for number in rough:
+                options[number] = self.exact(first, options[number])
+                every[number] = self._continued(number, options[number], behind)
+            if not rough:
+                gradients = options[0].alone.gradients + (behind[0].gradients if behind else 0)
+                return Place(tuple(options), gradients, front)
 
     def _continued(self, number: int, option: Option, behind: list[Place]) -> tuple[Counts, ...]:
         """Return the steps at a place if an option comes first; those that need no fewer bytes than dearer ones go."""
         place = behind[option.count - 1] if option.count <= len(behind) else None
         rest = place.steps if place else _END
-        later = place.gradients if place and self.step.passes == 1 and not self.step.schedule.inplace_update else 0
-        own = max(option.alone.forward, option.alone.backward + later)
+        own = max(option.alone.forward, option.alone.backward + self._later(place))
         from_ = max(int(np.searchsorted(rest.spare, own - option.alone.kept, side="right")) - 1, 0)
         spare = np.maximum(own, option.alone.kept + rest.spare[from_:])
         return (
@@ -230,28 +241,57 @@ class Chain:
             np.full(spare.size, number), np.arange(from_, rest.spare.size),
         )  # fmt: skip
 
+    def _later(self, behind: Place | None) -> int:
+        """Return the bytes of gradients of parameters behind a place that stay until the update."""
+        one_pass_kept = self.step.passes == 1 and not self.step.schedule.inplace_update
+        return behind.gradients if behind and one_pass_kept else 0
+
     def _options(self, first: int) -> Iterator[Option]:
-        required, place = self.required, self.starts[first]
-        before = passages(required.graph)[place]
-        counted = (self.step.schedule.cache is not None and not first) or any(
-            min(saved.uses) < place for saved in required.books.saved.values() if saved.storage is before.storage
-        )
-        for last in range(first, min(first + _LONGEST, len(self.starts))):
-            part = range(place, self.ends[last])
-            if last == first:
-                yield Option(last - first + 1, "", alone(required, self.carried, part, None, counted), 0, 0)
+        """Yield what can come first at a place; runs of several links with the least that they take."""
+        for count in range(1, min(_LONGEST, len(self.starts) - first) + 1):
+            if count == 1:
+                yield self.exact(first, Option(1, "", _NOTHING, 0, 0))
             for mode in self.modes:
-                if mode == "cheap" and last > first:
+                own = self._segment(first, count, mode) if mode != "cheap" or count == 1 else None
+                if own is None:
                     continue
-                try:
-                    own = segment(required, part.start, part.stop - 1, mode)
-                except InputError:  # nothing to gain
-                    continue
-                again = [required.facts[index] for index in own.again]
-                yield Option(
-                    last - first + 1, mode, alone(required, self.carried, part, own, counted),
-                    sum(each.forward_flops for each in again), sum(each.forward_elementwise for each in again),
-                )  # fmt: skip
+                again = [self.required.facts[index] for index in own.again]
+                flops, elementwise = (sum(f.forward_flops for f in again), sum(f.forward_elementwise for f in again))
+                least = alone_at_least(self.required, self.carried, own, self._is_counted(first))
+                option = Option(count, mode, least, flops, elementwise, is_exact=False)
+                yield self.exact(first, option) if count == 1 else option
+
+    def exact(self, first: int, option: Option) -> Option:
+        """Return an option with what the simulation of its layers says that it takes."""
+        part = range(self.starts[first], self.ends[first + option.count - 1])
+        own = self._segment(first, option.count, option.mode) if option.mode else None
+        found = alone(self.required, self.carried, part, own, self._is_counted(first))
+        return replace(option, alone=found, is_exact=True)
+
+    def every_option(self, first: int) -> list[Option]:
+        """Return what can come first at a place, all of it simulated: to check the front against."""
+        return [each if each.is_exact else self.exact(first, each) for each in self.places[first].options]
+
+    def own_bytes(self, first: int, option: Option) -> int:
+        """Return the most that an option at a place takes while it works, with the gradients that stay."""
+        behind = first + option.count
+        later = self._later(self.places[behind] if behind < len(self.places) else None)
+        return max(option.alone.forward, option.alone.backward + later)
+
+    def _segment(self, first: int, count: int, mode: str) -> Segment | None:
+        """Return the segment of some links; None if there is nothing to gain."""
+        try:
+            return segment(self.required, self.starts[first], self.ends[first + count - 1] - 1, mode)
+        except InputError:
+            return None
+
+    def _is_counted(self, first: int) -> bool:
+        """Whether what a link reads is kept by what comes before."""
+        place, books = self.starts[first], self.required.books
+        before = passages(self.required.graph)[place]
+        return (self.step.schedule.cache is not None and not first) or any(
+            min(saved.uses) < place for saved in books.saved.values() if saved.storage is before.storage
+        )
 
     @property
     def peak_bytes(self) -> Counts:
