@@ -156,7 +156,7 @@ class Lever:
 
 
 def levers(step: Step) -> list[Lever]:
-    """Return what each lever of a step's schedule brings, applied one after the other, the one that saves most first."""
+    """Return what each lever of a step's schedule brings, applied one after the other, best first."""
     schedule, found = step.schedule, []
     cheap = tuple(each for each in schedule.segments if each[2] == "cheap")
     others = tuple(each for each in schedule.segments if each[2] != "cheap")
