@@ -7,6 +7,7 @@ standard error; `--debug` anywhere on the line shows its traceback.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from contextlib import suppress
@@ -33,12 +34,12 @@ _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 def terminal(width: int | None = None, stderr: bool = False) -> Console:
     """Return the terminal, which shows every text as it is: a name may look like rich's markup.
 
-    width: columns of a pipe or file, which has none of its own.
+    width: columns of a pipe or file, which has none of its own, unless COLUMNS says how many.
     """
     from rich.console import Console
 
     found = Console(markup=False, emoji=False, stderr=stderr)
-    if width and not found.is_terminal:
+    if width and not found.is_terminal and "COLUMNS" not in os.environ:
         found.width = width
     return found
 
