@@ -54,8 +54,8 @@ def _with_links(text: str, source: str) -> str:
 def _commands() -> str:
     """Return the page of both command lines: every command with its options, from typer."""
     parts = [
-        "# Commands\n\nExit codes: 0 done; 1 a check failed, or an error nobody foresaw; 2 an input that cannot be used; "
-        "3 nothing satisfies what was asked; 130 interrupted. `--debug` shows the traceback of an error.\n"
+        "# Commands\n\nExit codes: 0 done; 1 a check failed, or an error nobody foresaw; 2 an input that cannot be "
+        "used; 3 nothing satisfies what was asked; 130 interrupted. `--debug` shows the traceback of an error.\n"
     ]
     for name in ("costmodel", "planner"):
         group = typer.main.get_command(import_module(f"{name}.interface.cli").app)

@@ -4,10 +4,11 @@
 
 On a page (README.md, and every page in mkdocs.yml):
 
-- ```` ```console ````: lines after `$ ` are commands, the lines below what they print, at 80 columns. A line `...` stands
-  for any number of lines.
+- ```` ```console ````: lines after `$ ` are commands, the lines below what they print, at 80 columns. A line `...`
+  stands for any number of lines.
 - ```` ```bash ````: commands that are run, too, but print what nobody compares.
-- ```` ```python ````: the blocks of a page run one after another; a ```` ```text ```` block right below is what one prints.
+- ```` ```python ````: the blocks of a page run one after another; a ```` ```text ```` block right below is what one
+  prints.
 - ```` ```KIND title="NAME" ````: a file of that name, for what comes after.
 - `<!-- output of: COMMAND -->`, up to `<!-- end -->`: what a command prints, as part of the page.
 - `<!-- runs in PATH -->` above a block: it takes too long, and runs in that test, benchmark or notebook instead.
@@ -28,8 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from registering import as_before
+from repository import ROOT
 
-ROOT = Path(__file__).parents[2]
+from costmodel import METHODS, RULES
+from costmodel.accounting.eager import KEEPS
+
 WIDTH = 80
 # The commands of a page that run; others (pip, ssh ...) are for the reader's machine.
 PROGRAMS = ("costmodel", "planner", "python")
@@ -120,6 +125,11 @@ def _console(body: str, offset: int) -> Iterator[tuple[str, Said]]:
 
 def run_page(text: str) -> Iterator[tuple[Said, str]]:
     """Run a page's examples in the present folder; yield what the page says that each prints, and what it prints."""
+    with as_before(RULES, KEEPS, METHODS):
+        yield from _run_blocks(text)
+
+
+def _run_blocks(text: str) -> Iterator[tuple[Said, str]]:
     names: dict = {"__name__": "__page__"}
     for block in _BLOCK.finditer(text):
         if place := block["place"]:
