@@ -43,6 +43,7 @@ from .step.step import Step
 
 if TYPE_CHECKING:
     from .checking.verification import Verification, verify
+    from .interface.summary import Summary, summary
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
@@ -50,12 +51,14 @@ if TYPE_CHECKING:
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
+    "Summary": "interface.summary",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
+    "summary": "interface.summary",
     "trace": "traces.stored",
     "verify": "checking.verification",
 }
@@ -95,6 +98,7 @@ __all__ = [
     "Schedule",
     "Scheduled",
     "Step",
+    "Summary",
     "Tensor",
     "UnknownOperationError",
     "Verification",
@@ -118,6 +122,7 @@ __all__ = [
     "restore",
     "schedule_from",
     "schedule_frontier",
+    "summary",
     "trace",
     "values_per_norm",
     "verify",
