@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..checking.reproduction import Reproduction, Variant
     from ..checking.verification import Verification
 
-WIDTH = 120  # of a pipe or file, which has none of its own
+WIDTH = 160  # of a pipe or file, which has none of its own
 _LONG = 28  # a column with a longer text may break it
 # Columns that are left out of a narrow terminal, the first of these first; --json and --csv have all.
 _OPTIONAL = ("input", "bits", "part", "output", "first_layer", "in_place", "layers", "trained_parameters", "source")

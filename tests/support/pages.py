@@ -10,7 +10,8 @@ On a page (README.md, and every page in mkdocs.yml):
 - ```` ```python ````: the blocks of a page run one after another; a ```` ```text ```` block right below is what one
   prints.
 - ```` ```KIND title="NAME" ````: a file of that name, for what comes after.
-- `<!-- output of: COMMAND -->`, up to `<!-- end -->`: what a command prints, as part of the page.
+- `<!-- output of COMMAND, compared in PATH -->`, up to `<!-- end -->`: what a command prints, as part of the page; that
+  test compares it.
 - `<!-- runs in PATH -->` above a block: it takes too long, and runs in that test, benchmark or notebook instead.
 """
 
@@ -41,7 +42,7 @@ PROGRAMS = ("costmodel", "planner", "python")
 _BLOCK = re.compile(
     r"(?P<elsewhere><!-- runs in (?P<place>\S+) -->\n)?"
     r"```(?P<kind>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^```$(?:\n\n```text\n(?P<printed>.*?)^```$)?"
-    r"|<!-- output of: (?P<command>[^\n]*) -->\n\n(?P<output>.*?)\n<!-- end -->",
+    r"|<!-- output of (?P<command>[^\n]*), compared in (?P<test>\S+) -->\n\n(?P<output>.*?)\n<!-- end -->",
     re.DOTALL | re.MULTILINE,
 )
 
@@ -123,20 +124,31 @@ def _console(body: str, offset: int) -> Iterator[tuple[str, Said]]:
         yield part[1].replace("\\\n", " "), said
 
 
-def run_page(text: str) -> Iterator[tuple[Said, str]]:
-    """Run a page's examples in the present folder; yield what the page says that each prints, and what it prints."""
+def run_page(text: str, everything: bool = False) -> Iterator[tuple[Said, str]]:
+    """Run a page's examples in the present folder; yield what the page says that each prints, and what it prints.
+
+    everything: also the outputs that other tests compare.
+    """
     with as_before(RULES, KEEPS, METHODS):
-        yield from _run_blocks(text)
+        yield from _run_blocks(text, everything)
 
 
-def _run_blocks(text: str) -> Iterator[tuple[Said, str]]:
+def output_on(page: str) -> str:
+    """Return the output on a page of docs/ that a test compares by itself."""
+    found = [block["output"] for block in _BLOCK.finditer((ROOT / "docs" / page).read_text(encoding="utf-8"))]
+    return next(filter(None, found))
+
+
+def _run_blocks(text: str, everything: bool) -> Iterator[tuple[Said, str]]:
     names: dict = {"__name__": "__page__"}
     for block in _BLOCK.finditer(text):
-        if place := block["place"]:
+        if place := block["place"] or block["test"]:
             assert (ROOT / place).is_file(), f"{place} does not exist"
-        elif block["title"]:
+        if block["place"]:
+            continue
+        if block["title"]:
             Path(block["title"]).write_text(block["body"], encoding="utf-8")
-        elif block["command"]:
+        elif block["command"] and everything:
             yield Said(block.start("output"), block.end("output"), block["output"]), run_command(block["command"])
         elif block["kind"] == "console":
             for command, said in _console(block["body"], block.start("body")):
@@ -163,7 +175,7 @@ def same(said: str, printed: str) -> bool:
 def _write(path: Path) -> None:
     """Write a page's outputs anew."""
     text = path.read_text(encoding="utf-8")
-    found = list(run_page(text))
+    found = list(run_page(text, everything=True))
     for said, printed in reversed(found):
         if same(said.text, printed):
             continue

@@ -5,6 +5,7 @@ import sys
 from statistics import fmean
 
 import pytest
+from pages import output_on
 
 from costmodel import way
 from planner.estimates.accuracy import Setting, estimate
@@ -53,6 +54,10 @@ def test_mobiletls_curves_are_predicted_better_than_by_what_was_there_before(fou
            and one.way.method in ("blocks", "mobiletl")]  # fmt: skip
     assert len(own) == 47
     assert fmean(abs(one.points_error) for one in own) < 1.6
+
+
+def test_the_page_says_what_the_command_gives(found):
+    assert output_on("concepts/accuracy.md").strip() == markdown(found)
 
 
 @pytest.fixture
