@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
-    from .training.optimizers import make_optimizer
+    from .training.cache import cached_prefix
+    from .training.optimizers import make_optimizer, update_in_place
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
@@ -55,11 +56,13 @@ _LATER = {
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
+    "cached_prefix": "training.cache",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
     "summary": "interface.summary",
     "trace": "traces.stored",
+    "update_in_place": "training.optimizers",
     "verify": "checking.verification",
 }
 
@@ -109,6 +112,7 @@ __all__ = [
     "block_count",
     "body_digest",
     "build",
+    "cached_prefix",
     "convolutions",
     "footprint",
     "make_optimizer",
@@ -124,6 +128,7 @@ __all__ = [
     "schedule_frontier",
     "summary",
     "trace",
+    "update_in_place",
     "values_per_norm",
     "verify",
     "way",

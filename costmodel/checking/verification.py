@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -25,6 +26,7 @@ from ..step.step import Step
 from ..tracing.models import build
 from ..tracing.tracer import trace
 from ..training.applied import apply
+from ..training.cache import cached_prefix
 from ..training.optimizers import make_optimizer, update_in_place
 from .measuring import kept_bytes, loss_of, peak_bytes, prepare, saved_bytes_by_module, step_flops
 
@@ -132,6 +134,9 @@ def verify(
     progress("building the network")
     network = _network(model, graph, classes, predicted).to(device)
     images = torch.randn(batch, *graph.input.shape[1:], device=device)
+    if schedule.cache is not None:
+        progress("filling the cache")
+        images = _from_cache(network, schedule, images)
     try:
         progress("measuring saved bytes")
         by_module = {} if schedule.segments else saved_bytes_by_module(network, images)
@@ -144,7 +149,7 @@ def verify(
         raise ModelError(
             f"{graph.model} cannot be trained with batch {batch}: {' '.join(str(error).split())[:300]}"
         ) from error
-    above_start = predicted.peak_bytes - predicted.moments[0].total_bytes
+    above_start = max(m.total_bytes for m in predicted.moments if m.phase != "fill") - predicted.start.total_bytes
     tolerance = PEAK_TOLERANCE[accounting, device]
     slack = PEAK_SLACK_BYTES if device != "cpu" or torch.get_num_threads() > 1 else 0
     return Verification(
@@ -175,6 +180,14 @@ def _network(
             network, predicted.way, resolution=graph.resolution, frozen_dtype=frozen_dtype,
             schedule=predicted.step.schedule,
         ).train()  # fmt: skip
+
+
+def _from_cache(network: torch.nn.Module, schedule: Schedule, images: torch.Tensor) -> torch.Tensor:
+    """Return what a step starts from in place of images."""
+    labels = torch.zeros(len(images), dtype=torch.long)
+    with TemporaryDirectory() as folder:
+        cached = cached_prefix(network, schedule, [(images, labels)], folder)
+        return torch.stack([cached[number][0] for number in range(len(cached))]).to(images.device)
 
 
 def _measurable(predicted: Footprint) -> int:

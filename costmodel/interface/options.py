@@ -11,6 +11,7 @@ from ..accounting.table import ACCOUNTINGS
 from ..methods.table import METHODS
 from ..step.optimizers import OPTIMIZERS
 from ..step.precision import ACTIVATIONS, FROZEN
+from ..step.schedule import CACHE_DTYPES
 
 MODEL_HELP = "MODEL is torchvision:NAME, timm:NAME, zoo:NAME, path/file.py:function, or a bare NAME."
 
@@ -77,11 +78,20 @@ PrefixBatch = Annotated[
     int | None,
     typer.Option(help="Images at a time in the frozen layers below the first trained one.", rich_help_panel=MEMORY),
 ]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        help="Store what the frozen layers below the first trained one give, once for each image, and train from that: "
+        f"{', '.join(CACHE_DTYPES)}.",
+        rich_help_panel=MEMORY,
+    ),
+]
 Recompute = Annotated[
     str | None,
     typer.Option(
         help="best: keep less and compute it again in backward, as far as --ram or --most-flops ask for it; the "
-        "gradients stay the same. --micro-batch, --prefix-batch and --inplace-update are chosen too if not given.",
+        "gradients stay the same. --micro-batch, --prefix-batch, --cache and --inplace-update stay as given; if none "
+        "is given, the best are chosen, too.",
         rich_help_panel=MEMORY,
     ),
 ]
