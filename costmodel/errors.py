@@ -90,9 +90,9 @@ def shortened(value: object, most: int = 40) -> str:
 def nearest(given: str, allowed: Iterable[str], most: int = 3) -> list[str]:
     """Return the allowed names that are most like one that was given, the likeliest first.
 
-    Capitals, signs and a library's name before a colon do not count: MobileNetV3 is near torchvision:mobilenet_v3_large.
-    First come names that are the same then, those that begin with what was given, and those that have it in them; without
-    such a name, those that differ in few letters.
+    Capitals, signs and a library's name before a colon do not count: MobileNetV3 is near
+    torchvision:mobilenet_v3_large. First come names that are the same then, those that begin with what was given, and
+    those that have it in them; without such a name, those that differ in few letters.
     """
 
     def letters(name: str) -> str:
