@@ -128,15 +128,15 @@ def draw_frontier(found: Frontier, plain: Footprint, path: str | Path) -> None:
     axes.annotate(f"plain: {format_bytes(plain.peak_bytes)}", (1, plain.peak_bytes / 1e6), (8, -3),
                   textcoords="offset points", fontsize=9, color=BLACK)  # fmt: skip
     for times, away, side in ((1.0, (8, 5), "left"), (1.1, (0, 11), "center"), (1.33, (4, -16), "right")):
-        within = data[data["times_flops"] <= times]
-        if len(within):
-            best = within.loc[within["peak_bytes"].idxmin()]
+        within = data[data["times_flops"] <= times].to_dict("records")
+        if within:
+            best = min(within, key=lambda row: row["peak_bytes"])
             at = best["times_flops"], best["peak_bytes"] / 1e6
             axes.plot(*at, "D", color=VERMILLION, markersize=6)
             axes.annotate(f"{format_bytes(best['peak_bytes'])} within x{times:g}", at, away,
                           textcoords="offset points", ha=side, fontsize=9, color=VERMILLION)  # fmt: skip
     axes.set(xlabel="FLOPs of a step, times those of the plain one", ylabel="peak memory of a step, MB")
-    axes.set_ylim(0, 1.08e-6 * max(plain.peak_bytes, data["peak_bytes"].max()))
+    axes.set_ylim(0, 1.08e-6 * max(plain.peak_bytes, *data["peak_bytes"]))
     axes.margins(x=0.12)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)

@@ -131,8 +131,7 @@ def draw_pareto(
     rows = -(-len(groups) // columns)
     width, height = (7, 5.6) if len(groups) == 1 else (4.2 * columns, 1.4 + 3.6 * rows)
     figure = Figure(figsize=(width, height), layout="constrained")
-    shared = {"sharex": True, "sharey": against == "recovery"}
-    panels = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=against == "recovery").flat)
     right = 1.06 * max(data["x"])
     chosen = _chosen(priced, ram_bytes)
     for axes, (model, table) in zip(panels, groups.items(), strict=False):
