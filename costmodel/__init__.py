@@ -52,6 +52,7 @@ from .step.step import Step
 
 if TYPE_CHECKING:
     from .checking.verification import Verification, verify
+    from .interface.summary import Summary, summary
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
+    "Summary": "interface.summary",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
@@ -67,6 +69,7 @@ _LATER = {
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
+    "summary": "interface.summary",
     "trace": "traces.stored",
     "update_in_place": "training.optimizers",
     "verify": "checking.verification",
@@ -112,6 +115,7 @@ __all__ = [
     "Schedule",
     "Scheduled",
     "Step",
+    "Summary",
     "Tensor",
     "UnknownOperationError",
     "Verification",
@@ -137,6 +141,7 @@ __all__ = [
     "restore",
     "schedule_from",
     "schedule_frontier",
+    "summary",
     "trace",
     "update_in_place",
     "values_per_norm",
