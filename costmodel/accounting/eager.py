@@ -227,12 +227,12 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
     for index, roles in wanted.items():
         layer = graph.layers[index]
         name = operation(layer, index in assignment.frozen_statistics)
-        if name not in KEEPS:
+        if name not in KEEPS and not facts[index].together:
             raise UnknownOperationError(
                 f"it is not known what stock PyTorch keeps for the operation {layer.op!r} ({layer.location} of "
                 f"{graph.model}); give it with costmodel.register_rule(..., eager=...)"
             )
-        for item in KEEPS[name](layer, roles):
+        for item in KEEPS[name](layer, roles) if name in KEEPS else facts[index].kept_together(roles):
             ledger.keep(layer, " ".join(roles), item)
     return ledger.close()
 

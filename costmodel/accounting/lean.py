@@ -34,7 +34,10 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
     for index, roles in wanted.items():
         if index in recomputed:
             continue
-        for role in roles:
+        for item in facts[index].kept_together(roles) if facts[index].together else ():
+            if not _recomputable(item):
+                ledger.keep(graph.layers[index], " ".join(roles), item)
+        for role in roles if not facts[index].together else ():
             alternatives = _alternatives(graph.layers[index], role, facts[index], assignment.kept_inputs.get(index))
             if len(alternatives) != 1:
                 open_choices.append((index, role, alternatives))

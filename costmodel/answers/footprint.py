@@ -272,7 +272,7 @@ class Footprint:
                 ),
                 "saved_bytes": sum(item.bytes(self.micro_batch, each) for item in saved),
                 "forward_flops": times * facts.forward_flops,
-                "backward_flops": times * sum(facts.backward_flops.get(role, 0) for role in roles),
+                "backward_flops": times * sum(facts.backward_flops_of(roles).values()),
             })  # fmt: skip
         return rows
 

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]  # it has no other name
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ..graph.layer_graph import LayerGraph
 from ..methods.assignment import Assignment
 from ..tracing.calls import ModulePath, tensors_in
+from ..tracing.flops import corrected_flop_counter
 
 
 def prepare(model: nn.Module, graph: LayerGraph, assignment: Assignment) -> nn.Module:
@@ -102,25 +102,6 @@ def _allocations(events) -> Iterator[int]:
     for event in events:
         if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
             yield event.nbytes()
-
-
-def _convolution_backward_flops(
-    grad_shape, x_shape, w_shape, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, mask,
-    out_shape=None, **_,
-) -> int:  # fmt: skip
-    """The forward pass's FLOPs once for the input's gradient and once for the weight's.
-
-    PyTorch's own formula multiplies the weight gradient of a grouped convolution by the number of groups.
-    """
-    return (mask[0] + mask[1]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
-
-
-@contextmanager
-def corrected_flop_counter() -> Iterator[FlopCounterMode]:
-    """Count FLOPs of convolutions and matrix products, forward and backward, right for grouped convolutions."""
-    mapping = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        yield counter
 
 
 def step_flops(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:

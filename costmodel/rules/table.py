@@ -13,7 +13,7 @@ from ..graph.layer_graph import LayerGraph
 from ..graph.values import Layer
 from ..kept import kept
 from ..table import Table
-from . import activations, arithmetic, linear, norms, reductions, shapes
+from . import activations, arithmetic, learned, linear, norms, reductions, shapes
 from .facts import Facts
 
 Rule = Callable[[Layer], Facts]
@@ -102,9 +102,12 @@ def facts(graph: LayerGraph, layer: Layer, frozen_statistics: bool = False) -> F
     Errors: UnknownOperationError for an operation that has no rule.
     """
     name = operation(layer, frozen_statistics)
-    if name not in RULES:
-        raise UnknownOperationError(
-            f"no rule for the operation {layer.op!r} ({layer.location} of {graph.model}), so its cost is unknown; "
-            "give one with costmodel.register_rule"
-        )
-    return RULES[name](layer)
+    if name in RULES:
+        return RULES[name](layer)
+    if layer.learned is not None:
+        return learned.facts(layer, layer.learned)
+    raise UnknownOperationError(
+        f"no rule for the operation {layer.op!r} ({layer.location} of {graph.model}), and it could not be learned by "
+        "running it alone, so its cost is unknown; give a rule with costmodel.register_rule, or write it with other "
+        "operations"
+    )

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+
+from ..rules.table import RULES
 
 # Argument names of functions that Python cannot inspect. Source: torch.nn.functional and torch.Tensor documentation.
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -74,6 +78,26 @@ def argument_names(function: Any) -> tuple[str, ...]:
     return _DEFAULT_ARGUMENTS
 
 
+def arguments_by_name(function: Any, args: tuple, kwargs: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return a call's arguments, each with its name; a list of tensors as its members, such as `input.0`."""
+    names = argument_names(function)
+    named = [(names[i] if i < len(names) else f"argument{i}", value) for i, value in enumerate(args)]
+    found: list[tuple[str, Any]] = []
+    for name, value in (*named, *kwargs.items()):
+        if isinstance(value, (tuple, list)) and any(isinstance(item, torch.Tensor) for item in value):
+            prefix = "input" if name == "tensors" else name
+            found += [(f"{prefix}.{i}", item) for i, item in enumerate(value) if isinstance(item, torch.Tensor)]
+        else:
+            found.append((name, value))
+    return found
+
+
+def named_tensors(function: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return a call's tensor arguments by role."""
+    named = arguments_by_name(function, args, kwargs)
+    return {name: value for name, value in named if isinstance(value, torch.Tensor)}
+
+
 def tensors_in(result: Any) -> list[torch.Tensor]:
     """Return the tensors of a network's result: a tensor, or nested tuples, lists and dicts of them."""
     if isinstance(result, torch.Tensor):
@@ -83,6 +107,34 @@ def tensors_in(result: Any) -> list[torch.Tensor]:
     elif not isinstance(result, (tuple, list)):
         return []
     return [tensor for item in result for tensor in tensors_in(item)]
+
+
+# Modules of PyTorch whose Python functions are made of other calls.
+_COMPOSED = ("torch.nn.functional", "torch.functional", "torch._tensor")
+
+
+@cache
+def opened(function: Any) -> Callable | None:
+    """Return a function of PyTorch, written in Python, so that the calls that it is made of can be followed.
+
+    None where there is no looking inside, or where the operation has a rule. PyTorch's functions hand a followed call
+    on whole before they do anything; of what is returned here that test is gone.
+    """
+    if not inspect.isfunction(function) or function.__module__ not in _COMPOSED:
+        return None
+    if operation_name(function)[0] in RULES:
+        return None
+    never = dict.fromkeys((name for name in function.__globals__ if name.startswith("has_torch_function")), _never)
+    copy = FunctionType(
+        function.__code__, {**function.__globals__, **never}, function.__name__, function.__defaults__,
+        function.__closure__,
+    )  # fmt: skip
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _never(*tensors: Any) -> bool:
+    return False
 
 
 class ModulePath:
@@ -133,6 +185,14 @@ class CallTracker(TorchFunctionMode):
     def __exit__(self, *error):
         self.path.__exit__(*error)
         return super().__exit__(*error)
+
+    def follow(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run a function that `opened` gave, with the calls inside it seen."""
+        super().__enter__()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            super().__exit__(None, None, None)
 
     @property
     def place(self) -> str:

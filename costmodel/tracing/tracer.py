@@ -20,8 +20,11 @@ from torch import nn
 
 from ..errors import InputError, ModelError, require_count
 from ..graph.layer_graph import LayerGraph
+from ..graph.learned import Learned
 from ..graph.values import TRACE_BATCH, Layer, Storage, Tensor
-from .calls import CallTracker, argument_names, operation_name, tensors_in
+from ..rules.table import RULES
+from .calls import CallTracker, arguments_by_name, opened, operation_name, tensors_in
+from .learning import META_DIFFERS, Learner, laid_out_as_on_cpu
 from .models import build, replace_head, resolve, to_meta
 from .quick import QuickCalls
 
@@ -39,6 +42,7 @@ class _Recorder(CallTracker):
         super().__init__(module)
         self.calls: list[_Call] = []
         self.run = QuickCalls()
+        self.learner = Learner()
         self.known: dict[int, _Value] = {}  # id of a live torch tensor -> its current value
         self.stores: dict[int, _Store] = {}
         self.notes: list[str] = []
@@ -67,6 +71,8 @@ class _Recorder(CallTracker):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Run one call and record it."""
         kwargs = kwargs or {}
+        if inner := opened(function):
+            return self.follow(inner, args, kwargs)
         place = _, op, _ = self.locate(function)
         # What switches gradients off without this call, which the mode sees, is a torch.autograd.Function.
         unasked = self.gradients_on and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
@@ -75,19 +81,26 @@ class _Recorder(CallTracker):
                 self.refuse(_AUTOGRAD_FUNCTION)
             self.gradients_on = args[0]
         result = self.run(function, args, kwargs)
+        if op in META_DIFFERS:
+            result = laid_out_as_on_cpu(result, function, args, kwargs)
         outputs = tensors_in(result)
         if op == "setitem":
             self._setitem(args)
         if not outputs:
             return result
-        inputs, attributes = self._bind(argument_names(function), args, kwargs)
+        inputs, attributes = self._bind(function, args, kwargs)
         followed = bool(_kinds(inputs) & {"input", "activation", "parameter", "derived"})
         if followed and unasked:
             self.refuse(_AUTOGRAD_FUNCTION)
-        if followed and torch.is_grad_enabled() and op not in _FACTORIES:
+        differentiable = any(tensor.is_floating_point() for tensor in outputs)
+        if followed and differentiable and torch.is_grad_enabled() and op not in _FACTORIES:
             given = args[0] if args else kwargs.get("input")
             inplace = operation_name(function)[1] or (outputs[0] is given and bool(attributes.get("inplace")))
-            self._record(_Call(*place, inputs, attributes, inplace), given, outputs)
+            made = _Call(*place, inputs, attributes, inplace)
+            if op not in RULES:
+                roles = [role for role, value in inputs.items() if value.kind in ("activation", "parameter", "derived")]
+                made.learned = self.learner.learn(function, args, kwargs, roles)
+            self._record(made, given, outputs)
         else:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
                 if id(tensor) not in self.known:
@@ -131,19 +144,13 @@ class _Recorder(CallTracker):
                 f"{self.place} assigns to a slice of a tensor, which cannot be followed; use torch.cat or torch.where"
             )
 
-    def _bind(self, names: tuple[str, ...], args: tuple, kwargs: dict) -> tuple[dict[str, _Value], dict[str, Any]]:
+    def _bind(self, function: Any, args: tuple, kwargs: dict) -> tuple[dict[str, _Value], dict[str, Any]]:
         """Return the tensor arguments by role and the others by name."""
         inputs: dict[str, _Value] = {}
         attributes: dict[str, Any] = {}
-        named = [(names[i] if i < len(names) else f"argument{i}", value) for i, value in enumerate(args)]
-        for name, given in (*named, *kwargs.items()):
+        for name, given in arguments_by_name(function, args, kwargs):
             if isinstance(given, torch.Tensor):
                 inputs[name] = self._read(given)
-            elif isinstance(given, (tuple, list)) and any(isinstance(item, torch.Tensor) for item in given):
-                prefix = "input" if name == "tensors" else name
-                for i, item in enumerate(given):
-                    if isinstance(item, torch.Tensor):
-                        inputs[f"{prefix}.{i}"] = self._read(item)
             else:
                 attributes[name] = _plain(given)
         return inputs, attributes
@@ -218,6 +225,7 @@ class _Call:
     attributes: dict[str, Any]
     inplace: bool
     outputs: list[_Value] | None = None
+    learned: Learned | None = None
 
 
 def _kinds(inputs: dict[str, _Value]) -> set[str]:
@@ -332,8 +340,11 @@ class _Freeze:
             inputs = {role: self.tensor(value) for role, value in call.inputs.items()}
             outputs = tuple(self.tensor(value, name) for value in call.outputs)
             layers.append(
-                Layer(index, name, call.module, call.ordinal, call.op, inputs, outputs, call.attributes, call.inplace)
-            )
+                Layer(
+                    index, name, call.module, call.ordinal, call.op, inputs, outputs, call.attributes, call.inplace,
+                    learned=call.learned,
+                )
+            )  # fmt: skip
         outputs = tuple(value.result for value in self.finished)
         classes = outputs[0].shape[-1] if len(outputs[0].shape) > 1 else outputs[0].elements
         notes = tuple(dict.fromkeys(self.recorder.notes))

@@ -1,0 +1,263 @@
+"""What a call does that has no rule: seen by running it, small, once for each pattern of wanted gradients.
+
+The call runs on tensors of its own, laid out as the traced ones, at two batches: on a CPU, or on the meta device where
+they would be large. Saved-tensor hooks tell what autograd keeps, the FLOP counter what it computes. A size that is the
+same at both batches is absolute, one in proportion to them is per image; any other is refused.
+
+Source of the second opinion: `derivatives.yaml`, which comes with PyTorch (tests/costmodel/tracing/test_learning.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from ..graph.learned import Held, Learned, Pattern
+from ..graph.values import TRACE_BATCH
+from .calls import named_tensors, operation_name, tensors_in
+from .flops import corrected_flop_counter
+
+BATCHES = (2, 3)
+# Assumption: arguments of more bytes take too long to compute with; their call runs on the meta device, where PyTorch
+# takes the same path but in a few functions (attention).
+MOST_BYTES = 2**28
+_FEW = 2**16  # elements that are drawn at random; more are all the same number
+META_DIFFERS = frozenset({"scaled_dot_product_attention"})  # it takes another kernel on the meta device
+MOST_ROLES = 4  # whose gradients are wanted in every combination; of more, each alone and all together
+
+
+class Unlearnable(Exception):
+    """The call cannot be run alone, or what it keeps does not follow from the batch; the text says which."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One run: elements of its first result; what is kept, by (of, name), as (elements, bits); FLOPs; whose gradient
+    was handed on."""
+
+    elements: int
+    kept: dict[tuple[str, str], tuple[int, int]]
+    forward_flops: int
+    backward_flops: int
+    counts_flops: bool
+    passes: tuple[str, ...]
+    is_differentiable: bool
+
+
+class Learner:
+    """Learns the calls of one trace; calls that are alike are learned once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Learned | None] = {}
+
+    def learn(self, function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]) -> Learned | None:
+        """Return what a call does; None if that cannot be told. roles: of the arguments that may want a gradient."""
+        key = _key(function, args, kwargs, roles)
+        if key not in self._known:
+            try:
+                self._known[key] = _learn(function, args, kwargs, roles)
+            except (Unlearnable, RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
+                self._known[key] = None
+        return self._known[key]
+
+
+def laid_out_as_on_cpu(
+    result: torch.Tensor, function: Callable, args: tuple, kwargs: dict[str, Any]
+) -> torch.Tensor:
+    """Return a call's result in the memory order that it has on a CPU, where that can be told."""
+    orders = []
+    for batch in BATCHES:
+        run = _Run(args, kwargs, batch)
+        if run.device == "meta":
+            return result
+        with torch.no_grad():
+            orders.append(function(*run.args, **run.kwargs).stride())
+    strides = [few + (more - few) * (TRACE_BATCH - BATCHES[0]) for few, more in zip(*orders, strict=True)]
+    return torch.empty_strided(result.shape, strides, dtype=result.dtype, device=result.device)
+
+
+class _Run:
+    """The arguments of a call at another batch, on tensors of their own."""
+
+    def __init__(self, args: tuple, kwargs: dict[str, Any], batch: int):
+        self.batch = batch
+        self.made: dict[int, torch.Tensor] = {}  # by the traced tensor
+        traced = [value for value in _leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        total = sum(self._extent(tensor) * tensor.element_size() for tensor in traced)
+        self.device = "cpu" if total <= MOST_BYTES else "meta"
+        self.args, self.kwargs = tree_map(self._other, (args, kwargs))
+
+    def _size(self, value: int) -> int:
+        return value // TRACE_BATCH * self.batch if value % TRACE_BATCH == 0 else value
+
+    def _extent(self, tensor: torch.Tensor) -> int:
+        pairs = zip(tensor.shape, tensor.stride(), strict=True)
+        return 1 + sum((self._size(size) - 1) * self._size(stride) for size, stride in pairs if size)
+
+    def _other(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if id(value) not in self.made:
+                self.made[id(value)] = self._tensor(value)
+            return self.made[id(value)]
+        if isinstance(value, torch.Size):
+            return torch.Size(map(self._size, value))
+        return self._size(value) if type(value) is int else value
+
+    def _tensor(self, traced: torch.Tensor) -> torch.Tensor:
+        extent = self._extent(traced)
+        if not traced.dtype.is_floating_point or self.device == "meta":
+            memory = torch.zeros(extent, dtype=traced.dtype, device=self.device)
+        elif extent > _FEW:
+            memory = torch.full((extent,), 0.5, dtype=traced.dtype)
+        else:
+            memory = torch.rand(extent, generator=torch.Generator().manual_seed(0), dtype=traced.dtype)
+        return memory.as_strided([*map(self._size, traced.shape)], [*map(self._size, traced.stride())])
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return torch.utils._pytree.tree_leaves(tree)
+
+
+def _key(function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]) -> Any:
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return tuple(value.shape), value.stride(), value.dtype
+        return type(value), repr(value)
+
+    leaves, structure = torch.utils._pytree.tree_flatten((args, kwargs))
+    numbers = {id(leaf): number for number, leaf in enumerate(leaves)}
+    same = tuple(numbers[id(leaf)] for leaf in leaves)  # which arguments are one tensor
+    return function, structure, same, tuple(map(plain, leaves)), tuple(roles)
+
+
+def _learn(function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]) -> Learned:
+    seen = {(): [_observe(function, args, kwargs, (), batch) for batch in BATCHES]}
+    roles = [role for role in roles if _observe(function, args, kwargs, (role,), BATCHES[0]).is_differentiable]
+    if not roles:
+        raise Unlearnable("it has no derivative")
+    sizes = range(1, len(roles) + 1) if len(roles) <= MOST_ROLES else (1, len(roles))
+    patterns = []
+    for wanted in itertools.chain.from_iterable(itertools.combinations(roles, size) for size in sizes):
+        few, more = seen[wanted] = [_observe(function, args, kwargs, wanted, batch) for batch in BATCHES]
+        if few.kept.keys() != more.kept.keys() or few.passes != more.passes:
+            raise Unlearnable("what it keeps depends on the batch")
+        patterns.append(Pattern(wanted, tuple(_held(few, more)), _per_image(few, more, "backward_flops"), few.passes))
+    if len(roles) > MOST_ROLES and not _adds_up(patterns):
+        raise Unlearnable(f"it has {len(roles)} arguments, of which what it keeps cannot be told one by one")
+    few, more = seen[()]
+    counts = any(run.counts_flops for pair in seen.values() for run in pair)
+    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts)
+
+
+def _adds_up(patterns: list[Pattern]) -> bool:
+    """Whether what is kept and computed for all roles together, the last pattern, is that for each alone."""
+    *alone, together = patterns
+    kept = {held for pattern in alone for held in pattern.kept}
+    return kept == {*together.kept} and sum(each.backward_flops for each in alone) == together.backward_flops
+
+
+def _held(few: _Seen, more: _Seen):
+    for (of, name), (elements, bits) in few.kept.items():
+        if of != "own":
+            yield Held(of, name)  # pyright: ignore[reportArgumentType]  # as `_observe` names them
+            continue
+        each, batched = _over_batch(elements, more.kept[of, name][0])
+        yield Held("own", name, each, bits, batched)
+
+
+def _over_batch(few: int, more: int) -> tuple[int, bool]:
+    """Return a count per image and True, or an absolute one and False."""
+    if few == more:
+        return few, False
+    if few * BATCHES[1] == more * BATCHES[0]:
+        return few // BATCHES[0], True
+    raise Unlearnable("a size is neither the same at every batch nor in proportion to it")
+
+
+def _per_image(few: _Seen, more: _Seen, count: str) -> int:
+    """Return FLOPs per image if the result grows with the batch, else the absolute ones."""
+    each, batched = _over_batch(getattr(few, count), getattr(more, count))
+    if each and batched != (few.elements != more.elements):
+        raise Unlearnable("its FLOPs do not grow as its result does")
+    return each
+
+
+class _Token:
+    """Stands for a saved tensor as long as its backward could ask for it."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+
+def _observe(function: Callable, args: tuple, kwargs: dict[str, Any], wanted: tuple[str, ...], batch: int) -> _Seen:
+    """Run a call at a batch, with the gradients of some arguments wanted, and its backward."""
+    run = _Run(args, kwargs, batch)
+    traced = named_tensors(function, args, kwargs)
+    given = {role: run.made[id(tensor)] for role, tensor in traced.items()}
+    leaves = {role: given[role].requires_grad_() for role in wanted}
+    writes = operation_name(function)[1] or bool(kwargs.get("inplace"))
+    if writes:  # a leaf must not be written
+        copies = {id(tensor): tensor.clone() for tensor in run.made.values()}
+        run.args, run.kwargs = tree_map(lambda value: copies.get(id(value), value), (run.args, run.kwargs))
+        given = {role: copies[id(tensor)] for role, tensor in given.items()}
+    tokens: list[weakref.ref[_Token]] = []
+    held: list[torch.Tensor] = []  # storages stay, so that no address is used again
+
+    def pack(tensor: torch.Tensor) -> _Token:
+        token = _Token(tensor.detach())
+        held.append(token.tensor)
+        tokens.append(weakref.ref(token))
+        return token
+
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), corrected_flop_counter() as counter:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor):
+            results = tensors_in(function(*run.args, **run.kwargs))
+        forward = counter.get_total_flops()
+        kept = _kept([token.tensor for token in (each() for each in tokens) if token is not None], given, results, writes)
+        passes = _passes(results, leaves)
+        return _Seen(results[0].numel(), kept, forward, counter.get_total_flops() - forward, bool(counter.get_total_flops()), passes,
+                     any(result.requires_grad for result in results))  # fmt: skip
+
+
+def _kept(saved: list[torch.Tensor], given: dict[str, torch.Tensor], results: list[torch.Tensor], writes: bool):
+    """Return what is kept, each storage once: an argument, a result, or memory of the call's own.
+
+    writes: whether the call works in place, so that what was the argument is the result.
+    """
+    owners: dict[int, tuple[str, str]] = {}
+    for role, tensor in given.items():
+        owners.setdefault(_address(tensor), ("input", role))
+    for number, tensor in enumerate(results):
+        if writes or _address(tensor) not in owners:  # of a view, what it is a view of
+            owners[_address(tensor)] = ("output", str(number))
+    kept: dict[tuple[str, str], tuple[int, int]] = {}
+    for tensor in saved:
+        number = sum(of == "own" for of, _ in kept)
+        owner = owners.setdefault(_address(tensor), ("own", f"own {number}"))
+        kept[owner] = tensor.untyped_storage().nbytes() // tensor.element_size(), 8 * tensor.element_size()
+    return kept
+
+
+def _passes(results: list[torch.Tensor], leaves: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    """Run the backward; return the roles whose gradient lives in the memory of a result's."""
+    results = [result for result in results if result.requires_grad]
+    if not results or not leaves:
+        return ()
+    given = [torch.ones_like(result) for result in results]
+    made = torch.autograd.grad(results, [*leaves.values()], given, allow_unused=True)
+    there = {_address(tensor) for tensor in given}
+    return tuple(
+        role for role, tensor in zip(leaves, made, strict=True) if tensor is not None and _address(tensor) in there
+    )
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
