@@ -13,7 +13,7 @@ from ..graph.layer_graph import LayerGraph
 from ..graph.values import Layer
 from ..kept import kept
 from ..table import Table
-from . import activations, arithmetic, learned, linear, norms, reductions, shapes
+from . import activations, arithmetic, attention, learned, linear, norms, reductions, shapes
 from .facts import Facts
 
 Rule = Callable[[Layer], Facts]
@@ -28,6 +28,7 @@ RULES: Table[Rule] = Table(
         "linear": linear.linear,
         "matmul": linear.matmul,
         "bmm": linear.matmul,
+        "scaled_dot_product_attention": attention.scaled_dot_product,
         "batch_norm": norms.batch_norm,
         "frozen_batch_norm": norms.frozen_batch_norm,
         "group_norm": norms.group_norm,

@@ -41,7 +41,7 @@ _ARGUMENTS = {
     "norm": ("input", "p", "dim", "keepdim"),
     "addcmul": ("input", "tensor1", "tensor2"),
     "bmm": ("input", "other"),
-    "scaled_dot_product_attention": ("query", "key", "value"),
+    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p", "is_causal"),
 }  # fmt: skip
 _DEFAULT_ARGUMENTS = ("input", "other")
 
@@ -177,6 +177,7 @@ class CallTracker(TorchFunctionMode):
         self.path = ModulePath(module)
         self.running = ""
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._followed: list[Any] = []
 
     def __enter__(self):
         self.path.__enter__()
@@ -186,13 +187,19 @@ class CallTracker(TorchFunctionMode):
         self.path.__exit__(*error)
         return super().__exit__(*error)
 
-    def follow(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Run a function that `opened` gave, with the calls inside it seen."""
+    def opened(self, function: Any) -> Callable | None:
+        """Return a function that is made of other calls so that `follow` sees these; None where it is one call."""
+        return None if function in self._followed else opened(function)
+
+    def follow(self, function: Callable, inner: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run a function as it was `opened`, with the calls inside it seen."""
+        self._followed.append(function)
         super().__enter__()
         try:
-            return function(*args, **kwargs)
+            return inner(*args, **kwargs)
         finally:
             super().__exit__(None, None, None)
+            self._followed.pop()
 
     @property
     def place(self) -> str:

@@ -24,11 +24,11 @@ from .calls import named_tensors, operation_name, tensors_in
 from .flops import corrected_flop_counter
 
 BATCHES = (2, 3)
-# Assumption: arguments of more bytes take too long to compute with; their call runs on the meta device, where PyTorch
-# takes the same path but in a few functions (attention).
-MOST_BYTES = 2**28
+# Assumption: arguments of more bytes per image take too long to compute with; their call runs on the meta device,
+# where PyTorch takes the same path but for attention.
+MOST_BYTES = 2**24
 _FEW = 2**16  # elements that are drawn at random; more are all the same number
-META_DIFFERS = frozenset({"scaled_dot_product_attention"})  # it takes another kernel on the meta device
+ON_META = frozenset({"scaled_dot_product_attention"})  # there it is not computed by the flash kernel
 MOST_ROLES = 4  # whose gradients are wanted in every combination; of more, each alone and all together
 
 
@@ -54,51 +54,58 @@ class Learner:
     """Learns the calls of one trace; calls that are alike are learned once."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, Learned | None] = {}
+        self._known: dict[Any, Learned | Unlearnable] = {}
 
-    def learn(self, function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]) -> Learned | None:
-        """Return what a call does; None if that cannot be told. roles: of the arguments that may want a gradient."""
+    def learn(self, function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]) -> Learned:
+        """Return what a call does. roles: of the arguments that may want a gradient.
+
+        Errors: Unlearnable if that cannot be told.
+        """
         key = _key(function, args, kwargs, roles)
         if key not in self._known:
-            try:
-                self._known[key] = _learn(function, args, kwargs, roles)
-            except (Unlearnable, RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
-                self._known[key] = None
-        return self._known[key]
+            self._known[key] = _learned_or_why_not(function, args, kwargs, roles)
+        known = self._known[key]
+        if isinstance(known, Unlearnable):
+            raise known
+        return known
 
 
-def laid_out_as_on_cpu(
+def _learned_or_why_not(
+    function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]
+) -> Learned | Unlearnable:
+    try:
+        return _learn(function, args, kwargs, roles)
+    except Unlearnable as reason:
+        return reason
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError) as error:
+        return Unlearnable(" ".join(str(error).split())[:200])
+
+
+def attention(
     result: torch.Tensor, function: Callable, args: tuple, kwargs: dict[str, Any]
-) -> torch.Tensor:
-    """Return a call's result in the memory order that it has on a CPU, where that can be told."""
-    orders = []
-    for batch in BATCHES:
-        run = _Run(args, kwargs, batch)
-        if run.device == "meta":
-            return result
-        with torch.no_grad():
-            orders.append(function(*run.args, **run.kwargs).stride())
-    strides = [few + (more - few) * (TRACE_BATCH - BATCHES[0]) for few, more in zip(*orders, strict=True)]
-    return torch.empty_strided(result.shape, strides, dtype=result.dtype, device=result.device)
+) -> tuple[torch.Tensor, str]:
+    """Return the result of attention as a CPU lays it out, and the kernel that computes it there: 'flash' or 'math'.
+
+    On the meta device it is always computed as products of matrices ('math'). Source: PyTorch's own choice; the flash
+    kernel's result has the memory order of the queries (aten/src/ATen/native/transformers/attention.cpp).
+    """
+    run = _Run(args, kwargs, BATCHES[0], "cpu", fill=False)
+    if torch._fused_sdp_choice(*run.args, **run.kwargs) != torch.nn.attention.SDPBackend.FLASH_ATTENTION.value:
+        return result, "math"
+    query = named_tensors(function, args, kwargs)["query"]
+    return torch.empty_like(query), "flash"
 
 
 class _Run:
     """The arguments of a call at another batch, on tensors of their own."""
 
-    def __init__(self, args: tuple, kwargs: dict[str, Any], batch: int):
-        self.batch = batch
+    def __init__(self, args: tuple, kwargs: dict[str, Any], batch: int, device: str, fill: bool = True):
+        self.batch, self.device, self.fill = batch, device, fill
         self.made: dict[int, torch.Tensor] = {}  # by the traced tensor
-        traced = [value for value in _leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
-        total = sum(self._extent(tensor) * tensor.element_size() for tensor in traced)
-        self.device = "cpu" if total <= MOST_BYTES else "meta"
         self.args, self.kwargs = tree_map(self._other, (args, kwargs))
 
     def _size(self, value: int) -> int:
         return value // TRACE_BATCH * self.batch if value % TRACE_BATCH == 0 else value
-
-    def _extent(self, tensor: torch.Tensor) -> int:
-        pairs = zip(tensor.shape, tensor.stride(), strict=True)
-        return 1 + sum((self._size(size) - 1) * self._size(stride) for size, stride in pairs if size)
 
     def _other(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -110,14 +117,24 @@ class _Run:
         return self._size(value) if type(value) is int else value
 
     def _tensor(self, traced: torch.Tensor) -> torch.Tensor:
-        extent = self._extent(traced)
-        if not traced.dtype.is_floating_point or self.device == "meta":
+        sizes, strides = [*map(self._size, traced.shape)], [*map(self._size, traced.stride())]
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True) if size)
+        if not self.fill:
+            memory = torch.empty(extent, dtype=traced.dtype, device=self.device)
+        elif not traced.dtype.is_floating_point or self.device == "meta":
             memory = torch.zeros(extent, dtype=traced.dtype, device=self.device)
         elif extent > _FEW:
             memory = torch.full((extent,), 0.5, dtype=traced.dtype)
         else:
             memory = torch.rand(extent, generator=torch.Generator().manual_seed(0), dtype=traced.dtype)
-        return memory.as_strided([*map(self._size, traced.shape)], [*map(self._size, traced.stride())])
+        return memory.as_strided(sizes, strides)
+
+
+def _device(op: str, args: tuple, kwargs: dict[str, Any]) -> str:
+    """Return where a call is observed."""
+    tensors = [value for value in _leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+    each = sum(tensor.numel() * tensor.element_size() // TRACE_BATCH for tensor in tensors)
+    return "meta" if op in ON_META or each > MOST_BYTES else "cpu"
 
 
 def _leaves(tree: Any) -> list[Any]:
@@ -139,8 +156,6 @@ def _key(function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[st
 def _learn(function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]) -> Learned:
     seen = {(): [_observe(function, args, kwargs, (), batch) for batch in BATCHES]}
     roles = [role for role in roles if _observe(function, args, kwargs, (role,), BATCHES[0]).is_differentiable]
-    if not roles:
-        raise Unlearnable("it has no derivative")
     sizes = range(1, len(roles) + 1) if len(roles) <= MOST_ROLES else (1, len(roles))
     patterns = []
     for wanted in itertools.chain.from_iterable(itertools.combinations(roles, size) for size in sizes):
@@ -199,7 +214,7 @@ class _Token:
 
 def _observe(function: Callable, args: tuple, kwargs: dict[str, Any], wanted: tuple[str, ...], batch: int) -> _Seen:
     """Run a call at a batch, with the gradients of some arguments wanted, and its backward."""
-    run = _Run(args, kwargs, batch)
+    run = _Run(args, kwargs, batch, _device(operation_name(function)[0], args, kwargs))
     traced = named_tensors(function, args, kwargs)
     given = {role: run.made[id(tensor)] for role, tensor in traced.items()}
     leaves = {role: given[role].requires_grad_() for role in wanted}

@@ -23,8 +23,8 @@ from ..graph.layer_graph import LayerGraph
 from ..graph.learned import Learned
 from ..graph.values import TRACE_BATCH, Layer, Storage, Tensor
 from ..rules.table import RULES
-from .calls import CallTracker, arguments_by_name, opened, operation_name, tensors_in
-from .learning import META_DIFFERS, Learner, laid_out_as_on_cpu
+from .calls import CallTracker, arguments_by_name, operation_name, tensors_in
+from .learning import ON_META, Learner, Unlearnable, attention
 from .models import build, replace_head, resolve, to_meta
 from .quick import QuickCalls
 
@@ -71,8 +71,8 @@ class _Recorder(CallTracker):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Run one call and record it."""
         kwargs = kwargs or {}
-        if inner := opened(function):
-            return self.follow(inner, args, kwargs)
+        if inner := self.opened(function):
+            return self.follow(function, inner, args, kwargs)
         place = _, op, _ = self.locate(function)
         # What switches gradients off without this call, which the mode sees, is a torch.autograd.Function.
         unasked = self.gradients_on and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
@@ -81,8 +81,9 @@ class _Recorder(CallTracker):
                 self.refuse(_AUTOGRAD_FUNCTION)
             self.gradients_on = args[0]
         result = self.run(function, args, kwargs)
-        if op in META_DIFFERS:
-            result = laid_out_as_on_cpu(result, function, args, kwargs)
+        kernel = ""
+        if op == "scaled_dot_product_attention":
+            result, kernel = attention(result, function, args, kwargs)
         outputs = tensors_in(result)
         if op == "setitem":
             self._setitem(args)
@@ -97,9 +98,14 @@ class _Recorder(CallTracker):
             given = args[0] if args else kwargs.get("input")
             inplace = operation_name(function)[1] or (outputs[0] is given and bool(attributes.get("inplace")))
             made = _Call(*place, inputs, attributes, inplace)
-            if op not in RULES:
+            if kernel:
+                attributes["kernel"] = kernel
+            if op not in RULES or op in ON_META:
                 roles = [role for role, value in inputs.items() if value.kind in ("activation", "parameter", "derived")]
-                made.learned = self.learner.learn(function, args, kwargs, roles)
+                try:
+                    made.learned = self.learner.learn(function, args, kwargs, roles)
+                except Unlearnable as reason:
+                    self.notes.append(f"{self.place}: {op} has no rule and could not be learned: {reason}")
             self._record(made, given, outputs)
         else:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
