@@ -70,7 +70,7 @@ def _convolution(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     yield Private("padded input", layer.input.elements // pixels * padded, FLOAT_BITS, layer.input.batched)
 
 
-def _leaky_relu(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+def _input_or_output_in_place(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     yield Dense(layer.output if layer.inplace else layer.input)
 
 
@@ -182,7 +182,7 @@ KEEPS: Table[Keeps] = Table("operation", {
     "relu": _roles("output"),
     "relu6": _input,
     "hardtanh": _input,
-    "leaky_relu": _leaky_relu,
+    "leaky_relu": _input_or_output_in_place,
     "hardsigmoid": _input,
     "hardswish": _input,
     "silu": _input,
@@ -194,6 +194,18 @@ KEEPS: Table[Keeps] = Table("operation", {
     "sqrt": _roles("output"),
     "rsqrt": _roles("output"),
     "softmax": _roles("output"),
+    "log_softmax": _roles("output"),
+    "glu": _input,
+    "elu": _input_or_output_in_place,
+    "celu": _input_or_output_in_place,
+    "selu": _input_or_output_in_place,
+    "softplus": _input,
+    "log": _input,
+    "abs": _input,
+    "clamp": _input,
+    "clamp_min": _input,
+    "prelu": _roles("input", "weight"),
+    "neg": _nothing,
     "dropout": _dropout,
     "add": _nothing,
     "sub": _nothing,
@@ -216,6 +228,8 @@ KEEPS: Table[Keeps] = Table("operation", {
         (
             "cat", "stack", "contiguous", "clone", "flatten", "permute", "reshape", "reshape_as", "squeeze", "swapaxes",
             "transpose", "unflatten", "unsqueeze", "view", "view_as", "chunk", "expand", "expand_as", "split",
+            "movedim", "T", "mT", "unbind", "narrow", "select", "flip", "roll", "repeat", "tile", "repeat_interleave",
+            "pixel_shuffle", "pixel_unshuffle",
         ),
         _nothing,
     ),

@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,7 +49,10 @@ def loss_of(outputs) -> torch.Tensor:
 class _Token:
     """Stands for a saved tensor (which would keep its own graph alive) as long as its backward could ask for it."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
 
 
 def saved_bytes_by_module(model: nn.Module, images: torch.Tensor) -> dict[str, int]:
@@ -57,6 +61,11 @@ def saved_bytes_by_module(model: nn.Module, images: torch.Tensor) -> dict[str, i
     Unique storages; parameters and buffers are left out; the network's input counts if it is kept. What is kept for a
     result that the forward pass itself drops again counts nothing.
     """
+    return _kept_by_module(model, images)[1]
+
+
+def _kept_by_module(model: nn.Module, images: torch.Tensor) -> tuple[Any, dict[str, int]]:
+    """Return a forward pass's outputs, ready for backward, and what it keeps by module."""
     counted = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     packed: list[tuple[weakref.ref[_Token], torch.UntypedStorage, str]] = []
     path = ModulePath(model)
@@ -64,19 +73,18 @@ def saved_bytes_by_module(model: nn.Module, images: torch.Tensor) -> dict[str, i
     def pack(tensor: torch.Tensor) -> _Token:
         with torch._C.DisableTorchFunction():
             storage = tensor.untyped_storage()  # held, so that its address is not used again
-        token = _Token()
+        token = _Token(tensor.detach())
         packed.append((weakref.ref(token), storage, str(path)))
         return token
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token), path:
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor), path:
         outputs = model(images)
     by_module: dict[str, int] = {}
     for token, storage, module in packed:
         if token() is not None and storage._cdata not in counted:
             counted.add(storage._cdata)
             by_module[module] = by_module.get(module, 0) + storage.nbytes()
-    del outputs
-    return by_module
+    return outputs, by_module
 
 
 def saved_bytes(model: nn.Module, images: torch.Tensor) -> int:
@@ -111,6 +119,15 @@ def step_flops(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
         forward = counter.get_total_flops()
         loss.backward()
         return forward, counter.get_total_flops() - forward
+
+
+def counted_step(model: nn.Module, images: torch.Tensor) -> tuple[int, int, int]:
+    """Return the bytes that one forward pass keeps, and the FLOPs of it and of its backward, of one run of both."""
+    with corrected_flop_counter() as counter:
+        outputs, by_module = _kept_by_module(model, images)
+        forward = counter.get_total_flops()
+        loss_of(outputs).backward()
+        return sum(by_module.values()), forward, counter.get_total_flops() - forward
 
 
 @contextmanager

@@ -18,9 +18,10 @@ from .layer_graph import LayerGraph
 from .values import Layer, Tensor
 
 CONVOLUTIONS = {"conv2d", "standardized_conv2d"}
-NORMS = {"batch_norm", "group_norm", "layer_norm"}
+NORMS = {"batch_norm", "group_norm", "layer_norm", "rms_norm", "instance_norm"}
 ACTIVATIONS = {
     "relu", "relu6", "hardtanh", "leaky_relu", "hardswish", "silu", "gelu", "mish", "sigmoid", "hardsigmoid", "tanh",
+    "elu", "celu", "selu", "softplus", "prelu",
 }  # fmt: skip
 _POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d"}
 _ENDINGS = NORMS | {"dropout", "add", "mul", "cat"}

@@ -33,15 +33,18 @@ def scaled_dot_product(layer: Layer) -> Facts:
     query, key, value = (layer.inputs[role] for role in ("query", "key", "value"))
     keys = key.shape[-2]
     product, sum_ = (FLOPS_PER_MAC * keys * tensor.elements for tensor in (query, layer.output))
-    kept = [*map(Dense, (query, key, value, layer.output)), Private("statistics", _rows(layer), FLOAT_BITS)]
+    weights = [Dense(query), Dense(key), Private("statistics", _rows(layer), FLOAT_BITS)]
     if MASK in layer.inputs:
-        kept.append(_mask(layer))
+        weights.append(_mask(layer))
+    kept = [*weights, Dense(value), Dense(layer.output)]
+    backward = 3 * product + 2 * sum_
     joint = {wanted: tuple(kept) for wanted in plain.together if MASK not in wanted}
     return replace(
         plain,
-        needs=plain.needs | {wanted[0]: (items,) for wanted, items in joint.items() if len(wanted) == 1},
+        needs=plain.needs | dict.fromkeys(("query", "key"), (tuple(kept),)) | {"value": (tuple(weights),)},
         together=plain.together | joint,
-        together_flops=plain.together_flops | dict.fromkeys(joint, 3 * product + 2 * sum_),
+        together_flops=plain.together_flops | dict.fromkeys(joint, backward),
+        backward_flops=plain.backward_flops | {wanted[0]: backward for wanted in joint if len(wanted) == 1},
     )
 
 

@@ -21,9 +21,17 @@ from ..rules.table import RULES
 
 # Argument names of functions that Python cannot inspect. Source: torch.nn.functional and torch.Tensor documentation.
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _ARGUMENTS = {
     "conv1d": _CONV, "conv2d": _CONV, "conv3d": _CONV,
+    "conv_transpose1d": _TRANSPOSED, "conv_transpose2d": _TRANSPOSED, "conv_transpose3d": _TRANSPOSED,
+    "where": ("condition", "input", "other"),
+    "masked_fill": ("input", "mask", "value"),
+    "index_select": ("input", "dim", "index"), "gather": ("input", "dim", "index"),
+    "instance_norm": ("input", "weight", "bias", "running_mean", "running_var"),
+    "prelu": ("input", "weight"),
+    "clamp": ("input", "min", "max"),
     "linear": ("input", "weight", "bias"),
     "avg_pool2d": _POOL,
     "gelu": ("input",),

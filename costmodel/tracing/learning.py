@@ -166,6 +166,7 @@ def _learn(function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[
     if len(roles) > MOST_ROLES and not _adds_up(patterns):
         raise Unlearnable(f"it has {len(roles)} arguments, of which what it keeps cannot be told one by one")
     few, more = seen[()]
+    _over_batch(few.elements, more.elements)
     counts = any(run.counts_flops for pair in seen.values() for run in pair)
     return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts)
 
@@ -234,9 +235,11 @@ def _observe(function: Callable, args: tuple, kwargs: dict[str, Any], wanted: tu
 
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), corrected_flop_counter() as counter:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor):
-            results = tensors_in(function(*run.args, **run.kwargs))
+            results = tensors_in(function(*run.args, **run.kwargs)) or [run.args[0]]  # an assignment returns nothing
         forward = counter.get_total_flops()
-        kept = _kept([token.tensor for token in (each() for each in tokens) if token is not None], given, results, writes)
+        kept = _kept(
+            [token.tensor for token in (each() for each in tokens) if token is not None], given, results, writes
+        )
         passes = _passes(results, leaves)
         return _Seen(results[0].numel(), kept, forward, counter.get_total_flops() - forward, bool(counter.get_total_flops()), passes,
                      any(result.requires_grad for result in results))  # fmt: skip

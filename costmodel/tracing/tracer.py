@@ -85,8 +85,8 @@ class _Recorder(CallTracker):
         if op == "scaled_dot_product_attention":
             result, kernel = attention(result, function, args, kwargs)
         outputs = tensors_in(result)
-        if op == "setitem":
-            self._setitem(args)
+        if op == "setitem":  # returns nothing; what it wrote is its result
+            outputs = [args[0]]
         if not outputs:
             return result
         inputs, attributes = self._bind(function, args, kwargs)
@@ -115,6 +115,8 @@ class _Recorder(CallTracker):
 
     def _record(self, call: _Call, given: torch.Tensor | None, outputs: list[torch.Tensor]) -> None:
         """Record a call, unless it hands on what it is given, as dropout at rate 0 does. given: its first argument."""
+        if call.op == "dropout" and not (call.attributes.get("p", 0.5) and call.attributes.get("training", True)):
+            return
         if call.inplace:
             self.known[id(outputs[0])].store.writes += 1
         elif all(self._unchanged(tensor, call.inputs.values()) for tensor in outputs):
@@ -143,12 +145,6 @@ class _Recorder(CallTracker):
     def _unchanged(self, tensor: torch.Tensor, inputs) -> bool:
         value = self.known.get(id(tensor))
         return value is not None and any(value is given for given in inputs)
-
-    def _setitem(self, args: tuple) -> None:
-        if id(args[0]) in self.known and self.known[id(args[0])].kind in ("input", "activation", "derived"):
-            raise ModelError(
-                f"{self.place} assigns to a slice of a tensor, which cannot be followed; use torch.cat or torch.where"
-            )
 
     def _bind(self, function: Any, args: tuple, kwargs: dict) -> tuple[dict[str, _Value], dict[str, Any]]:
         """Return the tensor arguments by role and the others by name."""
