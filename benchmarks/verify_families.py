@@ -29,7 +29,7 @@ import torch
 from verifying import RESULTS, Rows, arguments, build, family_of, versions
 
 from costmodel import CostModelError, Kernels, LayerGraph, block_count, footprint
-from costmodel.checking.measuring import counted_step, peak_bytes, prepare, loss_of
+from costmodel.checking.measuring import counted_step, loss_of, peak_bytes, prepare
 from costmodel.tracing.tracer import trace
 
 RESOLUTIONS = (64, 96, 128, 160, 192, 224, 256)
@@ -157,8 +157,8 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
     for title, found in (("Saved bytes differ", differing), ("FLOPs differ", miscounted)):
         lines += ["", f"## {title}", ""]
         lines += [
-            f"- `{row['model']}` {row['setting']} batch {row['batch']}: bytes {row['predicted_bytes']} predicted, "
-            f"{row['measured_bytes']} measured; FLOPs {row['predicted_flops']} predicted, {row['counted_flops']} counted"
+            f"- `{row['model']}` {row['setting']} batch {row['batch']}: {row['predicted_bytes']} bytes predicted, "
+            f"{row['measured_bytes']} measured; FLOPs {row['predicted_flops']}, {row['counted_flops']} counted"
             for row in found
         ] or ["None."]
     lines += ["", "## Peak off by more than 0.5 %", ""]

@@ -34,11 +34,7 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
     for index, roles in wanted.items():
         if index in recomputed:
             continue
-        for item in facts[index].kept_together(roles) if facts[index].together else ():
-            if not _recomputable(item):
-                ledger.keep(graph.layers[index], " ".join(roles), item)
-        for role in roles if not facts[index].together else ():
-            alternatives = _alternatives(graph.layers[index], role, facts[index], assignment.kept_inputs.get(index))
+        for role, alternatives in _options(graph.layers[index], roles, facts[index], assignment.kept_inputs.get(index)):
             if len(alternatives) != 1:
                 open_choices.append((index, role, alternatives))
                 continue
@@ -50,6 +46,15 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
             for item in alternative:
                 ledger.keep(graph.layers[index], role, item)
     return ledger.close(tuple(recomputed))
+
+
+def _options(
+    layer: Layer, roles: tuple[str, ...], facts: Facts, instead: KeptInput | None
+) -> list[tuple[str, tuple[Alternative, ...]]]:
+    """Return what could be kept, by role; for all roles at once where no more is known."""
+    if facts.together:
+        return [(" ".join(roles), (facts.kept_together(roles),))]
+    return [(role, _alternatives(layer, role, facts, instead)) for role in roles]
 
 
 def _alternatives(layer: Layer, role: str, facts: Facts, instead: KeptInput | None) -> tuple[Alternative, ...]:

@@ -247,6 +247,7 @@ def _read_tensor(row: Any, storages: list[Storage]) -> Tensor:
 
 def _read_layer(index: int, row: Any, tensors: list[Tensor], known: set[int]) -> Layer:
     """Return a layer; `known` are the ids of the tensors that are there before it, and after it those that it made."""
+    _require(type(row) is list and len(row) <= len(_LAYER) + 1, "its rows have the right fields")
     row, seen = row[: len(_LAYER)], row[len(_LAYER) :]
     _is_row(row, _LAYER)
     name, module, ordinal, op, inputs, outputs, attributes, inplace, in_place_of = row
@@ -261,7 +262,7 @@ def _read_layer(index: int, row: Any, tensors: list[Tensor], known: set[int]) ->
     )
     known.update(tensor.id for tensor in made)
     values = {_text(key): _value(value) for key, value in attributes}
-    learned = Learned.from_rows(*seen, read, len(made)) if seen else None
+    learned = Learned.from_rows(seen[0], read, len(made)) if seen else None
     return Layer(index, name, module, ordinal, op, read, made, values, inplace, in_place_of, learned)
 
 

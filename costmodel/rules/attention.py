@@ -1,6 +1,6 @@
 """Attention: y = softmax(s q k^T + m) v, of n image, h head, l query, t key, e and f features of a key and a value.
 
-    p[n,h,l,t] = exp(s sum_e q[l,e] k[t,e] + m[l,t] - z[l]),   y[l,f] = sum_t p[l,t] v[t,f],   z the row's log of the sum
+    p[n,h,l,t] = exp(s sum_e q[l,e] k[t,e] + m[l,t] - z[l]),   y[l,f] = sum_t p[l,t] v[t,f],   z = log sum_t exp(..)
 
 Backward makes p again, a piece at a time, from q, k, m and z; what goes through the softmax needs y too. So it needs
 q, k, v, m, y, and one number per row. That is what the flash kernel keeps; it computes the gradients of q, k and v

@@ -5,9 +5,9 @@ What is kept is known for each set of wanted gradients, without alternatives. El
 
 from __future__ import annotations
 
-from ..graph.learned import Held, Learned, Pattern
+from ..graph.learned import Held, Learned
 from ..graph.values import Layer
-from .facts import Alternative, Dense, Facts, Private
+from .facts import Dense, Facts, Private
 
 
 def facts(layer: Layer, seen: Learned) -> Facts:

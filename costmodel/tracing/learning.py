@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ..graph.learned import Held, Learned, Pattern
 from ..graph.values import TRACE_BATCH
@@ -90,7 +90,8 @@ def attention(
     kernel's result has the memory order of the queries (aten/src/ATen/native/transformers/attention.cpp).
     """
     run = _Run(args, kwargs, BATCHES[0], "cpu", fill=False)
-    if torch._fused_sdp_choice(*run.args, **run.kwargs) != torch.nn.attention.SDPBackend.FLASH_ATTENTION.value:
+    chosen = torch._fused_sdp_choice(*run.args, **run.kwargs)  # pyright: ignore[reportPrivateImportUsage]
+    if chosen != torch.nn.attention.SDPBackend.FLASH_ATTENTION.value:
         return result, "math"
     query = named_tensors(function, args, kwargs)["query"]
     return torch.empty_like(query), "flash"
@@ -132,13 +133,9 @@ class _Run:
 
 def _device(op: str, args: tuple, kwargs: dict[str, Any]) -> str:
     """Return where a call is observed."""
-    tensors = [value for value in _leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
     each = sum(tensor.numel() * tensor.element_size() // TRACE_BATCH for tensor in tensors)
     return "meta" if op in ON_META or each > MOST_BYTES else "cpu"
-
-
-def _leaves(tree: Any) -> list[Any]:
-    return torch.utils._pytree.tree_leaves(tree)
 
 
 def _key(function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]) -> Any:
@@ -147,14 +144,14 @@ def _key(function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[st
             return tuple(value.shape), value.stride(), value.dtype
         return type(value), repr(value)
 
-    leaves, structure = torch.utils._pytree.tree_flatten((args, kwargs))
+    leaves, structure = tree_flatten((args, kwargs))
     numbers = {id(leaf): number for number, leaf in enumerate(leaves)}
     same = tuple(numbers[id(leaf)] for leaf in leaves)  # which arguments are one tensor
     return function, structure, same, tuple(map(plain, leaves)), tuple(roles)
 
 
 def _learn(function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]) -> Learned:
-    seen = {(): [_observe(function, args, kwargs, (), batch) for batch in BATCHES]}
+    seen: dict[tuple[str, ...], list[_Seen]] = {(): [_observe(function, args, kwargs, (), batch) for batch in BATCHES]}
     roles = [role for role in roles if _observe(function, args, kwargs, (role,), BATCHES[0]).is_differentiable]
     sizes = range(1, len(roles) + 1) if len(roles) <= MOST_ROLES else (1, len(roles))
     patterns = []
@@ -237,12 +234,12 @@ def _observe(function: Callable, args: tuple, kwargs: dict[str, Any], wanted: tu
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor):
             results = tensors_in(function(*run.args, **run.kwargs)) or [run.args[0]]  # an assignment returns nothing
         forward = counter.get_total_flops()
-        kept = _kept(
-            [token.tensor for token in (each() for each in tokens) if token is not None], given, results, writes
-        )
+        saved = [token.tensor for token in (each() for each in tokens) if token is not None]
+        kept = _kept(saved, given, results, writes)
         passes = _passes(results, leaves)
-        return _Seen(results[0].numel(), kept, forward, counter.get_total_flops() - forward, bool(counter.get_total_flops()), passes,
-                     any(result.requires_grad for result in results))  # fmt: skip
+        total = counter.get_total_flops()
+    differentiable = any(result.requires_grad for result in results)
+    return _Seen(results[0].numel(), kept, forward, total - forward, bool(total), passes, differentiable)
 
 
 def _kept(saved: list[torch.Tensor], given: dict[str, torch.Tensor], results: list[torch.Tensor], writes: bool):

@@ -80,38 +80,44 @@ class _Recorder(CallTracker):
             if unasked:
                 self.refuse(_AUTOGRAD_FUNCTION)
             self.gradients_on = args[0]
-        result = self.run(function, args, kwargs)
-        kernel = ""
-        if op == "scaled_dot_product_attention":
-            result, kernel = attention(result, function, args, kwargs)
-        outputs = tensors_in(result)
-        if op == "setitem":  # returns nothing; what it wrote is its result
-            outputs = [args[0]]
+        result, found = self._run(function, args, kwargs)
+        outputs = [args[0]] if op == "setitem" else tensors_in(result)  # an assignment returns nothing
         if not outputs:
             return result
         inputs, attributes = self._bind(function, args, kwargs)
         followed = bool(_kinds(inputs) & {"input", "activation", "parameter", "derived"})
         if followed and unasked:
             self.refuse(_AUTOGRAD_FUNCTION)
-        differentiable = any(tensor.is_floating_point() for tensor in outputs)
-        if followed and differentiable and torch.is_grad_enabled() and op not in _FACTORIES:
+        differentiable = any(tensor.is_floating_point() for tensor in outputs) and op not in _FACTORIES
+        if followed and differentiable and torch.is_grad_enabled():
             given = args[0] if args else kwargs.get("input")
             inplace = operation_name(function)[1] or (outputs[0] is given and bool(attributes.get("inplace")))
-            made = _Call(*place, inputs, attributes, inplace)
-            if kernel:
-                attributes["kernel"] = kernel
+            made = _Call(*place, inputs, attributes | found, inplace)
             if op not in RULES or op in ON_META:
-                roles = [role for role, value in inputs.items() if value.kind in ("activation", "parameter", "derived")]
-                try:
-                    made.learned = self.learner.learn(function, args, kwargs, roles)
-                except Unlearnable as reason:
-                    self.notes.append(f"{self.place}: {op} has no rule and could not be learned: {reason}")
+                made.learned = self._learn(made, function, args, kwargs)
             self._record(made, given, outputs)
         else:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
                 if id(tensor) not in self.known:
                     self.value(tensor, "constant")
         return result
+
+    def _run(self, function, args: tuple, kwargs: dict) -> tuple[Any, dict[str, Any]]:
+        """Run a call; return its result as a CPU makes it, and what is found out about it."""
+        result = self.run(function, args, kwargs)
+        if operation_name(function)[0] != "scaled_dot_product_attention":
+            return result, {}
+        result, kernel = attention(result, function, args, kwargs)
+        return result, {"kernel": kernel}
+
+    def _learn(self, made: _Call, function, args: tuple, kwargs: dict) -> Learned | None:
+        """Return what a call without a rule does; None, with a note, if that cannot be told."""
+        roles = [role for role, value in made.inputs.items() if value.kind in ("activation", "parameter", "derived")]
+        try:
+            return self.learner.learn(function, args, kwargs, roles)
+        except Unlearnable as reason:
+            self.notes.append(f"{self.place}: {made.op} has no rule and could not be learned: {reason}")
+            return None
 
     def _record(self, call: _Call, given: torch.Tensor | None, outputs: list[torch.Tensor]) -> None:
         """Record a call, unless it hands on what it is given, as dropout at rate 0 does. given: its first argument."""
