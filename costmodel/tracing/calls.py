@@ -6,6 +6,7 @@ The tracer names layers so, and what later runs the real network (`measure`, `ap
 from __future__ import annotations
 
 import inspect
+import threading
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -86,20 +87,21 @@ def tensors_in(result: Any) -> list[torch.Tensor]:
 
 
 class ModulePath:
-    """Knows which of a network's modules is running; a context around one forward pass."""
+    """Knows which of a network's modules is running; a context around one forward pass, in its own thread only."""
 
     def __init__(self, module: nn.Module):
+        self._thread = threading.get_ident()
         self._names = {id(child): name for name, child in module.named_modules()}
         self._running: list[str] = []
         self._hooks: list = []
 
     def __enter__(self) -> ModulePath:
         def enter(child: nn.Module, _: Any) -> None:
-            if id(child) in self._names:
+            if self._follows(child):
                 self._running.append(self._names[id(child)])
 
         def leave(child: nn.Module, _: Any, __: Any) -> None:
-            if id(child) in self._names:
+            if self._follows(child):
                 self._running.pop()
 
         self._hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
@@ -108,6 +110,9 @@ class ModulePath:
     def __exit__(self, *error) -> None:
         for hook in self._hooks:
             hook.remove()
+
+    def _follows(self, child: nn.Module) -> bool:
+        return id(child) in self._names and threading.get_ident() == self._thread
 
     def __str__(self) -> str:
         """The running module's path; '' for the network itself."""

@@ -80,8 +80,13 @@ class TrainingPlan:
 
     @cached_property
     def in_eval(self) -> dict[Call, Replacement]:
-        """The replacements that change what the network computes, and so run in eval mode too."""
-        return {layer.call: self.replacements[layer.call] for layer in self.required.graph.layers if layer.in_place_of}
+        """The replacements without which the network would compute something else, or not at all: in eval mode too."""
+        casts = _WEIGHTED if self.frozen_dtype != "float32" else ()
+        return {
+            layer.call: self.replacements[layer.call]
+            for layer in self.required.graph.layers
+            if layer.in_place_of or (layer.op in casts and layer.call in self.replacements)
+        }
 
     @cached_property
     def derived_calls(self) -> frozenset[Call]:
