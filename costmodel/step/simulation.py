@@ -275,19 +275,22 @@ class Simulation(Generic[Count]):
                     now[TRANSIENT] -= live.pop(id_)
 
     def loss(self) -> dict[int, Gradient]:
-        """Cross-entropy: log-probabilities kept, then their gradient, then that of the outputs."""
+        """Cross-entropy: log-probabilities kept, then their gradient, then that of the outputs.
+
+        Nothing holds the outputs when the loss is there, as in `loss = criterion(network(images), labels)`.
+        """
         now, sizes = self.now, self.sizes
         outputs = [tensor for tensor in self.graph.outputs if tensor.kind == "activation"]
         pending = {tensor.id: Gradient(tensor.bytes(sizes.batch, sizes.float_bytes)) for tensor in outputs}
         size = sum(tensor.bytes(sizes.batch, sizes.float_bytes) for tensor in outputs)
         now[TRANSIENT] += size
         self.mark("loss", "forward")
-        now[TRANSIENT] += 2 * size
-        self.mark("loss", "backward")
-        now[TRANSIENT] -= 2 * size
         for id_ in {tensor.storage.id for tensor in self.graph.outputs}:
             if id_ not in self.kept:
                 now[TRANSIENT] -= self.live.pop(id_, 0)
+        now[TRANSIENT] += 2 * size
+        self.mark("loss", "backward")
+        now[TRANSIENT] -= 2 * size
         return pending
 
     def backward(self, pending: dict[int, Gradient], in_place: bool, part: range | None = None) -> None:

@@ -24,6 +24,7 @@ from ..graph.values import TRACE_BATCH, Layer, Storage, Tensor
 from .calls import CallTracker, argument_names, operation_name, tensors_in
 from .models import build, replace_head, resolve, to_meta
 from .quick import QuickCalls
+from .strides import has_rows, matmul_copies
 
 # What depends on its argument's shape alone.
 _FACTORIES = {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like",
@@ -87,24 +88,37 @@ class _Recorder(CallTracker):
         if followed and torch.is_grad_enabled() and op not in _FACTORIES:
             given = args[0] if args else kwargs.get("input")
             inplace = operation_name(function)[1] or (outputs[0] is given and bool(attributes.get("inplace")))
-            self._record(_Call(*place, inputs, attributes, inplace), given, outputs)
+            self._record(_Call(*place, inputs, attributes, inplace), given, outputs, tensors_in([args, kwargs]))
         else:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
                 if id(tensor) not in self.known:
                     self.value(tensor, "constant")
         return result
 
-    def _record(self, call: _Call, given: torch.Tensor | None, outputs: list[torch.Tensor]) -> None:
-        """Record a call, unless it hands on what it is given, as dropout at rate 0 does. given: its first argument."""
+    def _record(
+        self, call: _Call, given: torch.Tensor | None, outputs: list[torch.Tensor], tensors: list[torch.Tensor]
+    ) -> None:
+        """Record a call, unless it hands on what it is given, as dropout at rate 0 does.
+
+        given: its first argument. tensors: all that it is given.
+        """
         if call.inplace:
-            self.known[id(outputs[0])].store.writes += 1
+            given_value = self.known[id(outputs[0])]
+            given_value.store.writes += 1
+            if given_value.is_view:
+                call.attributes["through_view"] = True
         elif all(self._unchanged(tensor, call.inputs.values()) for tensor in outputs):
             return
-        if call.op == "linear" and given is not None and not _has_rows(given):
+        if call.op == "linear" and given is not None and not has_rows(given):
             call.attributes["copies_input"] = True
+        if call.op == "matmul" and len(tensors) == 2 and (copies := matmul_copies(*tensors)):
+            call.attributes["copies"] = copies
         self.calls.append(call)
         kind = "activation" if _kinds(call.inputs) & {"input", "activation"} else "derived"
+        there = {value.store for value in call.inputs.values()}
         call.outputs = [self.value(tensor, kind) for tensor in outputs]
+        for value in call.outputs:
+            value.is_view = value.store in there and (not call.inplace or "through_view" in call.attributes)
 
     def refuse_unseen(self, tensor: torch.Tensor) -> None:
         """Refuse a tensor that grows with the batch and that no recorded call made: its cost would be left out.
@@ -154,10 +168,10 @@ class _Recorder(CallTracker):
             self.refuse_unseen(tensor)
             value = self.value(tensor, "constant")
         if value.version < value.store.writes and value.kind in ("input", "activation"):
-            note = (
-                "a view is read after its storage was overwritten in place; the dependence between them is not followed"
+            raise ModelError(
+                f"{self.place} reads a tensor after a view of it was overwritten in place, which cannot be followed; "
+                "for the trace write the call that overwrites out of place, and use its result"
             )
-            self.notes.append(f"{self.place}: {note}")
         return value
 
 
@@ -175,15 +189,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, slice):
         return slice(*(_plain(item) for item in (value.start, value.stop, value.step)))
     return str(value)
-
-
-def _has_rows(tensor: torch.Tensor) -> bool:
-    """Whether a view of a tensor is the matrix whose rows are its last dimension (not if it was permuted, say)."""
-    try:
-        tensor.view(-1, tensor.shape[-1])
-    except RuntimeError:
-        return tensor.dim() < 3
-    return True
 
 
 @dataclass(eq=False)
@@ -205,6 +210,7 @@ class _Value:
     store: _Store
     version: int
     name: str
+    is_view: bool = False
     watch: Any = None
     result: Tensor | None = None
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..accounting.books import Books, dense_key
+from ..accounting.eager import pads_one_side
 from ..accounting.requirements import Requirements
 from ..errors import ModelError
 from ..graph.values import ADDED, Layer
@@ -196,7 +197,8 @@ def _replacements(required: Requirements, frozen_dtype: str) -> dict[Call, Repla
         if layer.in_place_of:
             replacement = _REWRITTEN[name](layer, roles)
         elif layer.index in computed or (frozen_dtype != "float32" and name in _WEIGHTED):
-            replacement = _call(_WEIGHTED[name])  # it casts the weight for as long as it computes
+            copies = {"copies_input": True} if layer.attributes.get("copies_input") else {}
+            replacement = _call(_WEIGHTED[name], **copies)  # it casts the weight for as long as it computes
         elif roles:
             replacement = _replacement(layer, name, roles, assignment, required.books)
         if replacement is not None:
@@ -254,8 +256,12 @@ def _replacement(
         return _call(LAYERS[name], inplace=layer.inplace, keep=kept)
     if name in ("sigmoid", "tanh"):
         return None if kept == "output" else _call(LAYERS[name], keep=kept)
-    if name in _WEIGHTED and name != "linear":
-        return None if "weight" in roles else _call(_WEIGHTED[name])
+    if name == "linear":
+        return _call(_WEIGHTED[name], copies_input=True) if layer.attributes.get("copies_input") else None
+    if name == "matmul":
+        return _call(LAYERS[name]) if layer.attributes.get("copies") else None
+    if name in _WEIGHTED:
+        return None if "weight" in roles and not pads_one_side(layer) else _call(_WEIGHTED[name])
     if name == "frozen_batch_norm":
         return None if "weight" in roles else _call(frozen_batch_norm)
     if name in ("batch_norm", "group_norm", "layer_norm") and roles == ("bias",):
