@@ -1,9 +1,9 @@
 """Matrix products that keep no copies.
 
-    linear   y[n,o] = sum_i x[n,i] W[o,i] + b[o]: a frozen weight may be stored in fewer bits. It is cast to the input's
-             precision for as long as it computes, in forward and again in backward; of the weight the parameter itself
-             is kept, which is there in any case, and the input, however it lies in memory, only if the weight trains
-    matmul   y = a b: da = dy b', db = a' dy, each summed over what it was spread; a and b are kept as they are
+linear   y[n,o] = sum_i x[n,i] W[o,i] + b[o]: a frozen weight may be stored in fewer bits. It is cast to the input's
+         precision for as long as it computes, in forward and again in backward; of the weight the parameter itself
+         is kept, which is there in any case, and the input, however it lies in memory, only if the weight trains
+matmul   y = a b: da = dy b', db = a' dy, each summed over what it was spread; a and b are kept as they are
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Linear(torch.autograd.Function):
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:
-    """Return torch.matmul(input, other), two batches of matrices; keeps them as they are, where PyTorch keeps copies."""
+    """Return torch.matmul(input, other) of batches of matrices; keeps them as they are, not PyTorch's copies."""
     return _Matmul.apply(input, other) if wants_gradient(input, other) else torch.matmul(input, other)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -17,10 +19,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 # Argument names of functions that Python cannot inspect. Source: torch.nn.functional and torch.Tensor documentation.
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _ARGUMENTS = {
-    "conv1d": _CONV, "conv2d": _CONV, "conv3d": _CONV,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), CONVOLUTION_ARGUMENTS),
     "linear": ("input", "weight", "bias"),
     "avg_pool2d": _POOL,
     "gelu": ("input",),
@@ -76,11 +78,13 @@ def argument_names(function: Any) -> tuple[str, ...]:
 
 
 def tensors_in(result: Any) -> list[torch.Tensor]:
-    """Return the tensors of a network's result: a tensor, or nested tuples, lists and dicts of them."""
+    """Return the tensors of a network's result: a tensor, or nested tuples, lists, dicts and dataclasses of them."""
     if isinstance(result, torch.Tensor):
         return [result]
-    if isinstance(result, dict):
+    if isinstance(result, Mapping):
         result = result.values()
+    elif is_dataclass(result) and not isinstance(result, type):
+        result = [getattr(result, field.name) for field in fields(result)]
     elif not isinstance(result, (tuple, list)):
         return []
     return [tensor for item in result for tensor in tensors_in(item)]
