@@ -23,7 +23,7 @@ class Draft:
         self.layers: list[Layer] = []
         self.parameters: dict[str, Tensor] = {}
         tensors = [tensor for layer in graph.layers for tensor in (*layer.outputs, *layer.inputs.values())]
-        tensors += [*graph.parameters.values(), *graph.buffers.values(), graph.input]
+        tensors += [*graph.parameters.values(), *graph.buffers.values(), *graph.inputs]
         self._next_tensor = 1 + max(tensor.id for tensor in tensors)
         self._next_storage = 1 + max(tensor.storage.id for tensor in tensors)
 
@@ -106,5 +106,5 @@ class Draft:
         finished = tuple(moved(tensor) for tensor in (outputs or graph.outputs))
         return LayerGraph(
             graph.model, graph.resolution, graph.classes, layers, moved(graph.input), finished, parameters, buffers,
-            graph.notes,
+            graph.notes, more_inputs=tuple(map(moved, graph.more_inputs)), ends_in_loss=graph.ends_in_loss,
         )  # fmt: skip

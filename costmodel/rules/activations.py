@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..graph.values import Layer
-from .facts import Facts, Private, dense
+from .facts import NOTHING, Facts, Private, dense
 
 MASK = "mask"
 
@@ -72,5 +72,7 @@ def prelu(layer: Layer) -> Facts:
 
 
 def dropout(layer: Layer) -> Facts:
-    """Return the facts of y = x mask / (1 - p): one bit per element."""
+    """Return the facts of y = x mask / (1 - p): one bit per element, and nothing where p is 1: all is zero."""
+    if layer.attributes.get("p") == 1:
+        return _facts(layer, NOTHING, 1, 1)
     return _facts(layer, ((Private(MASK, layer.input.elements, 1, layer.input.batched),),), 2, 1)

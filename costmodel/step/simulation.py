@@ -160,7 +160,7 @@ class Simulation(Generic[Count]):
         """Fill in what is there before the step."""
         now, sizes = self.now, self.sizes
         now[WEIGHTS], now[BUFFERS] = sizes.weights_bytes, sizes.buffers_bytes
-        now[INPUT] = self.graph.input.bytes(sizes.batch, FLOAT_BYTES)
+        now[INPUT] = sum(tensor.bytes(sizes.batch, FLOAT_BYTES) for tensor in self.graph.inputs)
         if first_step:
             self.missing_state = state
         else:
@@ -175,7 +175,7 @@ class Simulation(Generic[Count]):
 
     def forward(self) -> None:
         """Run the whole forward pass."""
-        self.live[self.graph.input.storage.id] = 0  # it has a category of its own
+        self.live |= {tensor.storage.id: 0 for tensor in self.graph.inputs}  # they have a category of their own
         if self.cut.prefix:
             self.prefix()
         self.run(range(self.cut.prefix, len(self.graph.layers)))
@@ -220,7 +220,7 @@ class Simulation(Generic[Count]):
         several = bool(np.any(np.asarray(sizes.batch) > batch))
         for as_recorded in (False, True)[: 1 + several]:
             dying = _dying_inside(self.graph, tuple(range(end))) if as_recorded else _dying(self.graph)
-            live: dict[int, Any] = {self.graph.input.storage.id: 0}
+            live: dict[int, Any] = {tensor.storage.id: 0 for tensor in self.graph.inputs}
             for layer in self.graph.layers[:end]:
                 for tensor in layer.outputs:
                     storage = tensor.storage
@@ -275,19 +275,25 @@ class Simulation(Generic[Count]):
                     now[TRANSIENT] -= live.pop(id_)
 
     def loss(self) -> dict[int, Gradient]:
-        """Cross-entropy: log-probabilities kept, then their gradient, then that of the outputs."""
+        """Cross-entropy: log-probabilities kept, then their gradient, then that of the outputs.
+
+        Nothing holds the outputs when the loss is there, as in `loss = criterion(network(images), labels)`.
+        """
         now, sizes = self.now, self.sizes
+        if self.graph.ends_in_loss:  # its own layers compute it; backward starts from a one
+            self.mark("loss", "forward")
+            return {each.id: Gradient(each.bytes(sizes.batch, sizes.float_bytes)) for each in self.graph.outputs}
         outputs = [tensor for tensor in self.graph.outputs if tensor.kind == "activation"]
         pending = {tensor.id: Gradient(tensor.bytes(sizes.batch, sizes.float_bytes)) for tensor in outputs}
         size = sum(tensor.bytes(sizes.batch, sizes.float_bytes) for tensor in outputs)
         now[TRANSIENT] += size
         self.mark("loss", "forward")
-        now[TRANSIENT] += 2 * size
-        self.mark("loss", "backward")
-        now[TRANSIENT] -= 2 * size
         for id_ in {tensor.storage.id for tensor in self.graph.outputs}:
             if id_ not in self.kept:
                 now[TRANSIENT] -= self.live.pop(id_, 0)
+        now[TRANSIENT] += 2 * size
+        self.mark("loss", "backward")
+        now[TRANSIENT] -= 2 * size
         return pending
 
     def backward(self, pending: dict[int, Gradient], in_place: bool, part: range | None = None) -> None:

@@ -6,8 +6,10 @@ The tracer names layers so, and what later runs the real network (`measure`, `ap
 from __future__ import annotations
 
 import inspect
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -20,12 +22,12 @@ from torch.overrides import TorchFunctionMode
 from ..rules.table import RULES
 
 # Argument names of functions that Python cannot inspect. Source: torch.nn.functional and torch.Tensor documentation.
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _ARGUMENTS = {
-    "conv1d": _CONV, "conv2d": _CONV, "conv3d": _CONV,
-    "conv_transpose1d": _TRANSPOSED, "conv_transpose2d": _TRANSPOSED, "conv_transpose3d": _TRANSPOSED,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), CONVOLUTION_ARGUMENTS),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _TRANSPOSED),
     "where": ("condition", "input", "other"),
     "masked_fill": ("input", "mask", "value"),
     "index_select": ("input", "dim", "index"), "gather": ("input", "dim", "index"),
@@ -107,11 +109,13 @@ def named_tensors(function: Any, args: tuple, kwargs: dict[str, Any]) -> dict[st
 
 
 def tensors_in(result: Any) -> list[torch.Tensor]:
-    """Return the tensors of a network's result: a tensor, or nested tuples, lists and dicts of them."""
+    """Return the tensors of a network's result: a tensor, or nested tuples, lists, dicts and dataclasses of them."""
     if isinstance(result, torch.Tensor):
         return [result]
-    if isinstance(result, dict):
+    if isinstance(result, Mapping):
         result = result.values()
+    elif is_dataclass(result) and not isinstance(result, type):
+        result = [getattr(result, field.name) for field in fields(result)]
     elif not isinstance(result, (tuple, list)):
         return []
     return [tensor for item in result for tensor in tensors_in(item)]
@@ -146,20 +150,21 @@ def _never(*tensors: Any) -> bool:
 
 
 class ModulePath:
-    """Knows which of a network's modules is running; a context around one forward pass."""
+    """Knows which of a network's modules is running; a context around one forward pass, in its own thread only."""
 
     def __init__(self, module: nn.Module):
+        self._thread = threading.get_ident()
         self._names = {id(child): name for name, child in module.named_modules()}
         self._running: list[str] = []
         self._hooks: list = []
 
     def __enter__(self) -> ModulePath:
         def enter(child: nn.Module, _: Any) -> None:
-            if id(child) in self._names:
+            if self._follows(child):
                 self._running.append(self._names[id(child)])
 
         def leave(child: nn.Module, _: Any, __: Any) -> None:
-            if id(child) in self._names:
+            if self._follows(child):
                 self._running.pop()
 
         self._hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
@@ -168,6 +173,9 @@ class ModulePath:
     def __exit__(self, *error) -> None:
         for hook in self._hooks:
             hook.remove()
+
+    def _follows(self, child: nn.Module) -> bool:
+        return id(child) in self._names and threading.get_ident() == self._thread
 
     def __str__(self) -> str:
         """The running module's path; '' for the network itself."""

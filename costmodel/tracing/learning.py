@@ -19,7 +19,6 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ..graph.learned import Held, Learned, Pattern
-from ..graph.values import TRACE_BATCH
 from .calls import named_tensors, operation_name, tensors_in
 from .flops import corrected_flop_counter
 
@@ -50,63 +49,69 @@ class _Seen:
     is_differentiable: bool
 
 
+@dataclass(frozen=True)
+class TracedCall:
+    """A call on tensors of a trace, with the trace's batch."""
+
+    function: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    batch: int
+
+
 class Learner:
     """Learns the calls of one trace; calls that are alike are learned once."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Learned | Unlearnable] = {}
 
-    def learn(self, function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]) -> Learned:
+    def learn(self, call: TracedCall, roles: list[str]) -> Learned:
         """Return what a call does. roles: of the arguments that may want a gradient.
 
         Errors: Unlearnable if that cannot be told.
         """
-        key = _key(function, args, kwargs, roles)
+        key = _key(call, roles)
         if key not in self._known:
-            self._known[key] = _learned_or_why_not(function, args, kwargs, roles)
+            self._known[key] = _learned_or_why_not(call, roles)
         known = self._known[key]
         if isinstance(known, Unlearnable):
             raise known
         return known
 
 
-def _learned_or_why_not(
-    function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]
-) -> Learned | Unlearnable:
+def _learned_or_why_not(call: TracedCall, roles: list[str]) -> Learned | Unlearnable:
     try:
-        return _learn(function, args, kwargs, roles)
+        return _learn(call, roles)
     except Unlearnable as reason:
         return reason
     except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError) as error:
         return Unlearnable(" ".join(str(error).split())[:200])
 
 
-def attention(
-    result: torch.Tensor, function: Callable, args: tuple, kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, str]:
+def attention(result: torch.Tensor, call: TracedCall) -> tuple[torch.Tensor, str]:
     """Return the result of attention as a CPU lays it out, and the kernel that computes it there: 'flash' or 'math'.
 
     On the meta device it is always computed as products of matrices ('math'). Source: PyTorch's own choice; the flash
     kernel's result has the memory order of the queries (aten/src/ATen/native/transformers/attention.cpp).
     """
-    run = _Run(args, kwargs, BATCHES[0], "cpu", fill=False)
+    run = _Run(call, BATCHES[0], "cpu", fill=False)
     chosen = torch._fused_sdp_choice(*run.args, **run.kwargs)  # pyright: ignore[reportPrivateImportUsage]
     if chosen != torch.nn.attention.SDPBackend.FLASH_ATTENTION.value:
         return result, "math"
-    query = named_tensors(function, args, kwargs)["query"]
+    query = named_tensors(call.function, call.args, call.kwargs)["query"]
     return torch.empty_like(query), "flash"
 
 
 class _Run:
     """The arguments of a call at another batch, on tensors of their own."""
 
-    def __init__(self, args: tuple, kwargs: dict[str, Any], batch: int, device: str, fill: bool = True):
-        self.batch, self.device, self.fill = batch, device, fill
+    def __init__(self, call: TracedCall, batch: int, device: str, fill: bool = True):
+        self.traced_batch, self.batch, self.device, self.fill = call.batch, batch, device, fill
         self.made: dict[int, torch.Tensor] = {}  # by the traced tensor
-        self.args, self.kwargs = tree_map(self._other, (args, kwargs))
+        self.args, self.kwargs = tree_map(self._other, (call.args, call.kwargs))
 
     def _size(self, value: int) -> int:
-        return value // TRACE_BATCH * self.batch if value % TRACE_BATCH == 0 else value
+        return value // self.traced_batch * self.batch if value % self.traced_batch == 0 else value
 
     def _other(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -131,32 +136,32 @@ class _Run:
         return memory.as_strided(sizes, strides)
 
 
-def _device(op: str, args: tuple, kwargs: dict[str, Any]) -> str:
+def _device(call: TracedCall) -> str:
     """Return where a call is observed."""
-    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
-    each = sum(tensor.numel() * tensor.element_size() // TRACE_BATCH for tensor in tensors)
-    return "meta" if op in ON_META or each > MOST_BYTES else "cpu"
+    tensors = [value for value in tree_leaves((call.args, call.kwargs)) if isinstance(value, torch.Tensor)]
+    each = sum(tensor.numel() * tensor.element_size() // call.batch for tensor in tensors)
+    return "meta" if operation_name(call.function)[0] in ON_META or each > MOST_BYTES else "cpu"
 
 
-def _key(function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]) -> Any:
+def _key(call: TracedCall, roles: list[str]) -> Any:
     def plain(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return tuple(value.shape), value.stride(), value.dtype
         return type(value), repr(value)
 
-    leaves, structure = tree_flatten((args, kwargs))
+    leaves, structure = tree_flatten((call.args, call.kwargs))
     numbers = {id(leaf): number for number, leaf in enumerate(leaves)}
     same = tuple(numbers[id(leaf)] for leaf in leaves)  # which arguments are one tensor
-    return function, structure, same, tuple(map(plain, leaves)), tuple(roles)
+    return call.function, structure, same, tuple(map(plain, leaves)), tuple(roles)
 
 
-def _learn(function: Callable, args: tuple, kwargs: dict[str, Any], roles: list[str]) -> Learned:
-    seen: dict[tuple[str, ...], list[_Seen]] = {(): [_observe(function, args, kwargs, (), batch) for batch in BATCHES]}
-    roles = [role for role in roles if _observe(function, args, kwargs, (role,), BATCHES[0]).is_differentiable]
+def _learn(call: TracedCall, roles: list[str]) -> Learned:
+    seen: dict[tuple[str, ...], list[_Seen]] = {(): [_observe(call, (), batch) for batch in BATCHES]}
+    roles = [role for role in roles if _observe(call, (role,), BATCHES[0]).is_differentiable]
     sizes = range(1, len(roles) + 1) if len(roles) <= MOST_ROLES else (1, len(roles))
     patterns = []
     for wanted in itertools.chain.from_iterable(itertools.combinations(roles, size) for size in sizes):
-        few, more = seen[wanted] = [_observe(function, args, kwargs, wanted, batch) for batch in BATCHES]
+        few, more = seen[wanted] = [_observe(call, wanted, batch) for batch in BATCHES]
         if few.kept.keys() != more.kept.keys() or few.passes != more.passes:
             raise Unlearnable("what it keeps depends on the batch")
         patterns.append(Pattern(wanted, tuple(_held(few, more)), _per_image(few, more, "backward_flops"), few.passes))
@@ -210,13 +215,13 @@ class _Token:
         self.tensor = tensor
 
 
-def _observe(function: Callable, args: tuple, kwargs: dict[str, Any], wanted: tuple[str, ...], batch: int) -> _Seen:
+def _observe(call: TracedCall, wanted: tuple[str, ...], batch: int) -> _Seen:
     """Run a call at a batch, with the gradients of some arguments wanted, and its backward."""
-    run = _Run(args, kwargs, batch, _device(operation_name(function)[0], args, kwargs))
-    traced = named_tensors(function, args, kwargs)
+    run = _Run(call, batch, _device(call))
+    traced = named_tensors(call.function, call.args, call.kwargs)
     given = {role: run.made[id(tensor)] for role, tensor in traced.items()}
     leaves = {role: given[role].requires_grad_() for role in wanted}
-    writes = operation_name(function)[1] or bool(kwargs.get("inplace"))
+    writes = operation_name(call.function)[1] or bool(call.kwargs.get("inplace"))
     if writes:  # a leaf must not be written
         copies = {id(tensor): tensor.clone() for tensor in run.made.values()}
         run.args, run.kwargs = tree_map(lambda value: copies.get(id(value), value), (run.args, run.kwargs))
@@ -232,7 +237,8 @@ def _observe(function: Callable, args: tuple, kwargs: dict[str, Any], wanted: tu
 
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), corrected_flop_counter() as counter:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor):
-            results = tensors_in(function(*run.args, **run.kwargs)) or [run.args[0]]  # an assignment returns nothing
+            result = call.function(*run.args, **run.kwargs)
+            results = [run.args[0]] if result is None else tensors_in(result)  # an assignment returns nothing
         forward = counter.get_total_flops()
         saved = [token.tensor for token in (each() for each in tokens) if token is not None]
         kept = _kept(saved, given, results, writes)

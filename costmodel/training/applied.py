@@ -16,7 +16,7 @@ from torch import nn
 
 from ..accounting.lean import LEAN
 from ..accounting.requirements import requirements
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..layers.lite_residual import LiteResidual
 from ..methods.table import METHODS, Trained, way_of
 from ..methods.tinytl import MODULE as LITE_RESIDUAL
@@ -28,6 +28,7 @@ from .replacing import TORCH_DTYPES, Replacing, TrainingPlan
 from .scheduled import ScheduledPass
 
 _ATTRIBUTE = "_costmodel_plan"
+_NOT_COMPILED = "an applied network keeps what its plan says, a compiled one what the compiler chooses"
 
 
 class Applied(nn.Module):
@@ -39,7 +40,17 @@ class Applied(nn.Module):
         return self.__dict__[_ATTRIBUTE]
 
     def forward(self, *args, **kwargs):
-        """Run the network's own forward."""
+        """Run the network's own forward; within `torch.compile` as without, since a compiler keeps what it likes."""
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(self._planned_forward, reason=_NOT_COMPILED)(*args, **kwargs)
+        return self._planned_forward(*args, **kwargs)
+
+    def _planned_forward(self, *args, **kwargs):
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise ModelError(
+                "torch.func cannot go through the layers of an applied network; use backward() or torch.autograd.grad, "
+                "or costmodel.restore(model)"
+            )
         plan = self.training_plan
         replacements = plan.replacements if self.training else plan.in_eval
         if plan.schedule.is_cut and self.training and torch.is_grad_enabled():

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..accounting.books import Books, dense_key
+from ..accounting.eager import pads_one_side
 from ..accounting.requirements import Requirements
 from ..errors import ModelError
 from ..graph.values import ADDED, Layer
@@ -80,8 +81,13 @@ class TrainingPlan:
 
     @cached_property
     def in_eval(self) -> dict[Call, Replacement]:
-        """The replacements that change what the network computes, and so run in eval mode too."""
-        return {layer.call: self.replacements[layer.call] for layer in self.required.graph.layers if layer.in_place_of}
+        """The replacements without which the network would compute something else, or not at all: in eval mode too."""
+        casts = _WEIGHTED if self.frozen_dtype != "float32" else ()
+        return {
+            layer.call: self.replacements[layer.call]
+            for layer in self.required.graph.layers
+            if layer.in_place_of or (layer.op in casts and layer.call in self.replacements)
+        }
 
     @cached_property
     def derived_calls(self) -> frozenset[Call]:
@@ -191,7 +197,8 @@ def _replacements(required: Requirements, frozen_dtype: str) -> dict[Call, Repla
         if layer.in_place_of:
             replacement = _REWRITTEN[name](layer, roles)
         elif layer.index in computed or (frozen_dtype != "float32" and name in _WEIGHTED):
-            replacement = _call(_WEIGHTED[name])  # it casts the weight for as long as it computes
+            copies = "copies_input" in layer.attributes
+            replacement = _call(_WEIGHTED[name], copies_input=copies)  # it casts the weight for as long as it computes
         elif roles:
             replacement = _replacement(layer, name, roles, assignment, required.books)
         if replacement is not None:
@@ -249,8 +256,8 @@ def _replacement(
         return _call(LAYERS[name], inplace=layer.inplace, keep=kept)
     if name in ("sigmoid", "tanh"):
         return None if kept == "output" else _call(LAYERS[name], keep=kept)
-    if name in _WEIGHTED and name != "linear":
-        return None if "weight" in roles else _call(_WEIGHTED[name])
+    if name in _PRODUCTS:
+        return _PRODUCTS[name](layer, roles)
     if name == "frozen_batch_norm":
         return None if "weight" in roles else _call(frozen_batch_norm)
     if name in ("batch_norm", "group_norm", "layer_norm") and roles == ("bias",):
@@ -262,9 +269,23 @@ def _replacement(
     return _call(_SHAPE_ONLY[name], inplace=layer.inplace) if name in _SHAPE_ONLY else None
 
 
+def _convolution(layer: Layer, roles: tuple[str, ...]) -> Replacement | None:
+    return None if "weight" in roles and not pads_one_side(layer) else _call(_WEIGHTED[layer.op])
+
+
+def _linear(layer: Layer, roles: tuple[str, ...]) -> Replacement | None:
+    return _call(LAYERS["linear"], copies_input=True) if "copies_input" in layer.attributes else None
+
+
+def _matmul(layer: Layer, roles: tuple[str, ...]) -> Replacement | None:
+    return _call(LAYERS["matmul"]) if "copies" in layer.attributes else None
+
+
 _ONE_BIT = ("relu", "relu6", "hardtanh", "leaky_relu", "hardsigmoid")
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _WEIGHTED = {name: LAYERS[name] for name in (*_CONVOLUTIONS, "linear")}
+# Products, of which stock PyTorch keeps a factor that nothing needs, or a copy.
+_PRODUCTS = {**dict.fromkeys(_CONVOLUTIONS, _convolution), "linear": _linear, "matmul": _matmul}
 _SHAPE_ONLY = {name: LAYERS[name] for name in ("dropout", "avg_pool2d", "adaptive_avg_pool2d", "pad")}
 
 
