@@ -119,6 +119,7 @@ def test_version(command, main):
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 OWN_NETWORK = """
+import torch
 from torch import nn
 
 def fails():
