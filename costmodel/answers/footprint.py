@@ -17,6 +17,7 @@ from ..methods.assignment import Assignment
 from ..methods.table import Trained
 from ..methods.way import Options, Way
 from ..rules.facts import Facts
+from ..rules.table import RULES
 from ..step.optimizers import OPTIMIZERS
 from ..step.regions import again, recomputed_flops, saved_bytes
 from ..step.schedule import Schedule
@@ -213,6 +214,12 @@ class Footprint:
         """FLOPs of forward, backward and what is recomputed."""
         return self.flops["total"]
 
+    @cached_property
+    def learned(self) -> dict[str, bool]:
+        """The operations that have no rule and were seen by running them; whether their FLOPs are counted."""
+        seen = [layer for layer in self.graph.layers if layer.learned is not None and layer.op not in RULES]
+        return {layer.op: layer.learned.counts_flops for layer in seen if layer.learned is not None}
+
     # --- views ----------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,6 +232,7 @@ class Footprint:
             "flops": self.flops,
             "trained_parameters": self.trained_parameters,
             "schedule": self.step.schedule.to_dict(self.batch),
+            **({"learned": sorted(self.learned)} if self.learned else {}),
         }
 
     def to_frame(self, by: str = "layer") -> pandas.DataFrame:
@@ -314,6 +322,9 @@ class Footprint:
             ("trained parameters", f"{format_count(self.trained_parameters)} of "
                                    f"{format_count(self.graph.parameter_count)}"),
         ]  # fmt: skip
+        if self.learned:
+            names = (name if counted else f"{name}, its FLOPs not counted" for name, counted in self.learned.items())
+            rows.append(("learned", "; ".join(names)))
         return rows
 
     def __rich__(self):

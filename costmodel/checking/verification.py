@@ -15,6 +15,7 @@ from ..accounting.lean import LEAN
 from ..answers.footprint import Footprint, footprint
 from ..errors import InputError, ModelError
 from ..graph.layer_graph import LayerGraph
+from ..graph.values import ADDED
 from ..methods.table import Trained, way_of
 from ..methods.way import Options, Way
 from ..step.precision import Precision
@@ -165,7 +166,7 @@ def _network(
     if graph.classes != (classes or graph.classes):
         raise ModelError(f"{graph.model} cannot be built with {classes} classes")
     if predicted.accounting == EAGER.name:
-        if predicted.requirements.is_converted:
+        if any(layer.in_place_of or layer.ordinal == ADDED for layer in predicted.graph.layers):
             raise InputError(f"method {predicted.method!r} needs this package's layers; use --accounting lean")
         return prepare(network, predicted.graph, predicted.assignment)
     with warnings.catch_warnings():

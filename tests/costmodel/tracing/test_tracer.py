@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from costmodel import InputError, ModelError, UnknownOperationError, footprint
+from costmodel import InputError, ModelError, footprint
 from costmodel.graph.values import TRACE_BATCH
 from costmodel.tracing.models import resolve
 from costmodel.tracing.tracer import trace
