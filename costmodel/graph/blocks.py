@@ -4,7 +4,8 @@ An inverted residual block ends in a *projection*: a pointwise convolution and i
 Going back from there, it holds a depthwise convolution, a squeeze-excite product, an *expansion* (a convolution that is
 followed by an activation), and a depthwise convolution without an activation before the expansion (the universal
 inverted residual of MobileNetV4). A network without any falls back to its residual blocks: what lies between a fork
-and the sum that joins it.
+and the sum that joins it. One without these, either, is cut where a single tensor passes: into depthwise-separable
+units (a depthwise convolution and the pointwise one behind it), or into convolutions with what follows them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 from ..kept import kept
 from .layer_graph import LayerGraph
+from .passages import passages
 from .values import Layer, Tensor
 
 CONVOLUTIONS = {"conv2d", "standardized_conv2d"}
@@ -113,7 +115,7 @@ def body_digest(graph: LayerGraph) -> str:
 @kept
 def _found_parts(graph: LayerGraph) -> Parts:
     blocks: list[Block] = []
-    for region in _inverted_residuals(graph) or _residuals(graph):
+    for region in _inverted_residuals(graph) or _residuals(graph) or _units(graph):
         # What lies between two blocks is trained with the later one.
         first = blocks[-1].last + 1 if blocks else region.first
         squeeze = _squeeze(graph, first, region.last)
@@ -264,6 +266,37 @@ def _residuals(graph: LayerGraph) -> list[_Region]:
             regions.pop()
         if not regions or regions[-1].last < start:
             regions.append(_Region("residual", start, end, closing))
+    return regions
+
+
+def _units(graph: LayerGraph) -> list[_Region]:
+    """Return the units of a network in a row: those that are depthwise-separable, if most are, else all but the first.
+
+    A unit goes up to where the next one starts. Behind the last pool nothing is a unit but what convolves over pixels.
+    """
+    gated = {index for pairs in _gates(graph).values() for _, branch in pairs for index in branch}
+    along = [layer for layer in graph.layers if layer.index not in gated and len(graph.outputs) == 1]
+    spatial = (each.index for each in along if each.op in CONVOLUTIONS and not _is_pointwise(each))
+    last_spatial = max(spatial, default=-1)
+    end = next((each.index for each in along if each.op in _POOLS and each.index > last_spatial), 0)
+    places = passages(graph)
+    starts: list[Layer] = []
+    before: Layer | None = None
+    for layer in along:
+        if layer.op not in CONVOLUTIONS or layer.index >= end:
+            continue
+        second_half = before is not None and is_depthwise(before) and _is_pointwise(layer)
+        if layer.index in places and not second_half:
+            starts.append(layer)
+        before = layer
+    separable = 2 * sum(map(is_depthwise, starts)) > len(starts)
+    regions = []
+    stops = [*(each.index for each in starts), end][1:]
+    for start, stop in zip(starts, stops, strict=True):
+        norms = [each.index for each in graph.layers[start.index : stop] if each.op in NORMS]
+        if is_depthwise(start) if separable else start is not starts[0]:
+            kind = "depthwise separable" if separable else "convolution"
+            regions.append(_Region(kind, start.index, stop - 1, set(norms[-1:])))
     return regions
 
 
