@@ -5,7 +5,9 @@ Going back from there, it holds a depthwise convolution, a squeeze-excite produc
 followed by an activation), and a depthwise convolution without an activation before the expansion (the universal
 inverted residual of MobileNetV4). A network without any falls back to its residual blocks: what lies between a fork
 and the sum that joins it. Sums that one module makes are one block: a transformer's attention and the MLP behind it.
-Transformers between inverted residuals are blocks, too.
+Transformers between inverted residuals are blocks, too. A network without any of these is cut where a single tensor
+passes: into depthwise-separable units (a depthwise convolution and the pointwise one behind it), or into convolutions
+with what follows them.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from ..kept import kept
 from .layer_graph import LayerGraph
+from .passages import passages
 from .values import Layer, Tensor
 
 CONVOLUTIONS = {"conv2d", "standardized_conv2d"}
@@ -129,10 +132,10 @@ def _found_parts(graph: LayerGraph) -> Parts:
 
 
 def _regions(graph: LayerGraph) -> list[_Region]:
-    """Return the blocks as they are found: inverted residuals with the transformers between them, or residuals."""
+    """Return the blocks as they are found: inverted residuals with the transformers between them, residuals, or units."""
     inverted = _inverted_residuals(graph)
     if not inverted:
-        return _residuals(graph)
+        return _residuals(graph) or _units(graph)
     if not _attends(graph.layers):
         return inverted
     taken = {index for region in inverted for index in range(region.first, region.last + 1)}
@@ -310,6 +313,37 @@ def _attends(layers: Sequence[Layer]) -> bool:
     """Whether layers hold attention between pixels or tokens."""
     ops = {layer.op for layer in layers}
     return "scaled_dot_product_attention" in ops or ("softmax" in ops and not ops.isdisjoint(("matmul", "bmm")))
+
+
+def _units(graph: LayerGraph) -> list[_Region]:
+    """Return the units of a network in a row: those that are depthwise-separable, if most are, else all but the first.
+
+    A unit goes up to where the next one starts. Behind the last pool nothing is a unit but what convolves over pixels.
+    """
+    gated = {index for pairs in _gates(graph).values() for _, branch in pairs for index in branch}
+    along = [layer for layer in graph.layers if layer.index not in gated and len(graph.outputs) == 1]
+    spatial = (each.index for each in along if each.op in CONVOLUTIONS and not _is_pointwise(each))
+    last_spatial = max(spatial, default=-1)
+    end = next((each.index for each in along if each.op in _POOLS and each.index > last_spatial), 0)
+    places = passages(graph)
+    starts: list[Layer] = []
+    before: Layer | None = None
+    for layer in along:
+        if layer.op not in CONVOLUTIONS or layer.index >= end:
+            continue
+        second_half = before is not None and is_depthwise(before) and _is_pointwise(layer)
+        if layer.index in places and not second_half:
+            starts.append(layer)
+        before = layer
+    separable = 2 * sum(map(is_depthwise, starts)) > len(starts)
+    regions = []
+    stops = [*(each.index for each in starts), end][1:]
+    for start, stop in zip(starts, stops, strict=True):
+        norms = [each.index for each in graph.layers[start.index : stop] if each.op in NORMS]
+        if is_depthwise(start) if separable else start is not starts[0]:
+            kind = "depthwise separable" if separable else "convolution"
+            regions.append(_Region(kind, start.index, stop - 1, set(norms[-1:])))
+    return regions
 
 
 @kept

@@ -60,6 +60,7 @@ def footprint(
     batch: given.Batch = 8,
     micro_batch: given.MicroBatch = None,
     resolution: given.Resolution = 224,
+    input: given.Input = None,
     classes: given.Classes = None,
     optimizer: given.OptimizerName = "sgd",
     accounting: given.AccountingName = "lean",
@@ -76,7 +77,7 @@ def footprint(
     as_json: given.Json = False,
 ) -> None:
     """Memory and FLOPs of one training step of MODEL."""
-    graph = trace(model, resolution, classes, fresh=fresh)
+    graph = trace(model, resolution, classes, input=input, fresh=fresh)
     step = Step(
         graph, way(method, blocks, read_options(option or ())), batch,
         Schedule(micro_batch, inplace_update, prefix_batch),
@@ -103,12 +104,13 @@ def footprint(
 def layers(
     model: given.Model,
     resolution: given.Resolution = 224,
+    input: given.Input = None,
     classes: given.Classes = None,
     fresh: given.Fresh = False,
     as_json: given.Json = False,
 ) -> None:
     """The layers of MODEL, the block each belongs to, shapes and parameters (it trains nothing)."""
-    graph = trace(model, resolution, classes, fresh=fresh)
+    graph = trace(model, resolution, classes, input=input, fresh=fresh)
     cut = parts(graph)
     rows = [
         {
@@ -138,6 +140,7 @@ def verify(
     option: given.MethodOptions = None,
     batch: given.Batch = 8,
     resolution: given.Resolution = 224,
+    input: given.Input = None,
     classes: given.Classes = None,
     optimizer: given.OptimizerName = "sgd",
     frozen_dtype: given.FrozenDtype = "float32",
@@ -164,11 +167,14 @@ def verify(
         task = bar.add_task("starting", total=None)
         chosen = way(method, blocks, read_options(option or ()))
         books = accounting or ("eager" if schedule is None else "lean")
-        step = Step(trace(model, resolution, classes), chosen, batch, optimizer=optimizer, accounting=books)
+        step = Step(
+            trace(model, resolution, classes, input=input), chosen, batch, optimizer=optimizer, accounting=books
+        )
         carried_out = _scheduled(step, schedule, ram, most_flops).schedule
         result = run_verification(
             model, chosen, None, batch, resolution, classes, books, optimizer, device.value,
             lambda stage: bar.update(task, description=stage), frozen_dtype=frozen_dtype, schedule=carried_out,
+            input=input,
         )  # fmt: skip
     if as_json:
         rows = [{**vars(check), "agrees": check.agrees} for check in result.checks]
@@ -185,6 +191,7 @@ def compare(
     blocks: Annotated[int, typer.Option(help="Trained blocks, for methods that take a depth.")] = 5,
     batch: given.Batch = 8,
     resolution: given.Resolution = 224,
+    input: given.Input = None,
     classes: given.Classes = None,
     optimizer: given.OptimizerName = "sgd",
     fresh: given.Fresh = False,
@@ -193,7 +200,7 @@ def compare(
     """The same training in different books (what stock PyTorch keeps, what is needed): how much, where, and why."""
     from .tables import print_frame, print_rows
 
-    graph = trace(model, resolution, classes, fresh=fresh)
+    graph = trace(model, resolution, classes, input=input, fresh=fresh)
     rows, causes = [], {}
     whole = [name for name, entry in ACCOUNTINGS.items() if entry.whole_step]
     for each in _ways(graph, method, [min(blocks, block_count(graph))]):
@@ -214,7 +221,7 @@ def compare(
         print(json.dumps({"model": graph.model, "batch": batch, "methods": rows, "differences": detail}, indent=2))
         return
     _print_caveat(EAGER.name)
-    title = f"{graph.model}, batch {batch}, {resolution}x{resolution}, {optimizer} (kernels' working memory left out)"
+    title = f"{graph.model}, batch {batch}, {graph.input_label}, {optimizer} (kernels' working memory left out)"
     print_rows(list(rows[0]), rows, title)
     for name, entry in ACCOUNTINGS.items():
         if entry.leaves_out:

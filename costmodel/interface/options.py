@@ -16,6 +16,14 @@ MODEL_HELP = "MODEL is torchvision:NAME, timm:NAME, zoo:NAME, path/file.py:funct
 
 Model = Annotated[str, typer.Argument(help="Such as torchvision:mobilenet_v2.", show_default=False)]
 Resolution = Annotated[int, typer.Option(help="Height and width of the images in pixels.")]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="One example's shape, where it is no square image: 3x320x240, 128:int64, or name=3x16x112x112. Repeat for "
+        "several inputs.",
+    ),
+]
 Classes = Annotated[int | None, typer.Option(help="Classes of a new head; default: the network's own.")]
 Fresh = Annotated[bool, typer.Option(help="Trace the network now, whatever is stored.")]
 Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]

@@ -7,7 +7,7 @@ was made with. Modules and `path/file.py:function` are traced each time: nobody 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import MissingPackageError, missing_package, require_count
 from . import cache, shipped
@@ -47,14 +47,14 @@ def trace(
     InputError for a resolution below 1 or classes below 1, or an input that is no shape; MissingPackageError where it
     takes a trace and torch, or the network's library, is not installed.
     """
-    usual = isinstance(resolution, int | float | str) and input is None
-    if usual:
+    if isinstance(resolution, int | float | str):
         require_count("resolution", resolution)
     if classes is not None:
         require_count("classes", classes)
-    may_be_stored = isinstance(model, str) and usual and loss is None
-    if may_be_stored and not fresh:
-        stored = shipped.find(model, resolution, classes) or cache.find(model, resolution, classes)
+    name = model if isinstance(model, str) and isinstance(resolution, int) and input is None and loss is None else None
+    pixels = cast(int, resolution)  # where there is a name
+    if name is not None and not fresh:
+        stored = shipped.find(name, pixels, classes) or cache.find(name, pixels, classes)
         if stored is not None:
             return stored
     try:
@@ -63,8 +63,8 @@ def trace(
     except ModuleNotFoundError as error:
         raise _cannot_trace(error, model, resolution) from error
     graph = trace_now(model, resolution, classes, input=input, loss=loss, targets=targets)
-    if may_be_stored and is_of_library(graph.model):
-        cache.keep(graph, model, resolution, classes)
+    if name is not None and is_of_library(graph.model):
+        cache.keep(graph, name, pixels, classes)
     return graph
 
 

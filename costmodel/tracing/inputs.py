@@ -1,4 +1,4 @@
-"""What a network is called with, and what its loss takes beside the result: tensors of which one dimension is the batch.
+"""What a network is called with, and what its loss takes beside the result: tensors with a batch as one dimension.
 
 Given are images' resolution, the shapes of one example (`(3, 320, 240)`, `"3x320x240"`, `"tokens=128:int64"`), or
 example tensors as the network takes them, of any batch. Of example tensors the batch is the size that most of them
@@ -57,7 +57,7 @@ class Inputs:
         return self._filled(lambda spec: torch.empty(spec.of(batch), dtype=spec.dtype, device="meta"))
 
     def random(self, batch: int, device: str = "cpu") -> Inputs:
-        """Return it with tensors of random numbers; whole numbers are 0, which is a token and a class of any network."""
+        """Return it with tensors of random numbers; whole numbers are 0, a token and a class of any network."""
 
         def fill(spec: Spec) -> torch.Tensor:
             if spec.dtype.is_floating_point:
@@ -91,7 +91,7 @@ def of_shapes(module: nn.Module, given: Shapes) -> Inputs:
     """
     if isinstance(given, Mapping):
         return _called(module, {name: _spec(shape)[1] for name, shape in given.items()})
-    several = not isinstance(given, str) and len(given) and not isinstance(given[0], int)
+    several = isinstance(given, list | tuple) and given and isinstance(given[0], str | list | tuple)
     named = [_spec(shape) for shape in (given if several else [given])]
     if any(name for name, _ in named):
         return _called(module, {name: spec for name, spec in named if name}, tuple(s for name, s in named if not name))

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from ..errors import InputError, ModelError, require_count
 from ..graph.layer_graph import LayerGraph
@@ -26,9 +27,10 @@ from ..graph.learned import Learned
 from ..graph.values import TRACE_BATCH, Layer, Storage, Tensor
 from ..rules.table import RULES
 from .calls import CONVOLUTION_ARGUMENTS, CallTracker, arguments_by_name, operation_name, tensors_in
+from .detectors import run as run_network
 from .inputs import Inputs, Shapes, images, of_examples, of_shapes
 from .learning import ON_META, Learner, TracedCall, Unlearnable, attention
-from .models import build, replace_head, resolve, to_meta
+from .models import build, replace_head, resolve, to_meta, usual_shape
 from .quick import QuickCalls
 from .strides import has_rows, matmul_copies
 
@@ -162,7 +164,7 @@ class _Recorder(CallTracker):
             value.is_view = value.store in there and (not call.inplace or "through_view" in call.attributes)
 
     def _depends_on_batch(self, call: _Call, outputs: list[torch.Tensor]) -> bool:
-        """Whether a call's result depends on the input's numbers, or on the batch's size (a learned query, expanded)."""
+        """Whether a result depends on the input's numbers, or on the batch's size (a learned query, expanded)."""
         if _kinds(call.inputs) & {"input", "activation"}:
             return True
         grows = any(_grows(tensor.shape, self.batch) for tensor in outputs)
@@ -297,9 +299,11 @@ def trace(
         label, module = type(model).__name__, _copy(model)
     else:
         raise InputError(f"trace takes a torch.nn.Module or a model's name, not {type(model).__name__}")
+    if isinstance(model, str) and input is None and isinstance(resolution, int):
+        input = usual_shape(label, resolution)
     given = inputs_of(module, resolution, input, targets)
     graph = _trace_meta(module, label, given, loss)
-    if classes is not None and not _has_classes(graph, classes):  # its builder could not set them
+    if classes is not None and not has_classes(graph, classes):  # its builder could not set them
         replace_head(module, graph, classes)
         graph = _trace_meta(module, label, given, loss)
     return graph
@@ -318,7 +322,8 @@ def inputs_of(module: nn.Module, resolution: Any, input: Shapes | None, targets:
     return cast(int, resolution)
 
 
-def _has_classes(graph: LayerGraph, classes: int) -> bool:
+def has_classes(graph: LayerGraph, classes: int) -> bool:
+    """Whether a network tells so many classes apart, in one of its outputs."""
     return graph.classes == classes or any(classes in tensor.shape[1:] for tensor in graph.outputs)
 
 
@@ -338,7 +343,7 @@ def _trace_meta(module: nn.Module, label: str, given: Inputs | int, loss: Callab
     # Records no backward; `torch.no_grad` would hide the network's own.
     module.train().requires_grad_(False)
     for child in module.modules():  # how running statistics are averaged costs nothing, but may ask for a number
-        if getattr(child, "momentum", 0.0) is None:
+        if isinstance(child, BatchNorm) and child.momentum is None:
             child.momentum = 0.1
     if isinstance(given, Inputs):
         run = _Run(module, label, given, loss)
@@ -444,8 +449,8 @@ class _Run:
 def _call(module: nn.Module, made: Inputs, loss: Callable[..., Any] | None) -> Any:
     """Return a network's result, or the loss of it; nothing here refers to the result then."""
     if loss is None:
-        return module(*made.args, **made.kwargs)
-    result = module(*made.args, **made.kwargs)
+        return run_network(module, *made.args, **made.kwargs)
+    result = run_network(module, *made.args, **made.kwargs)
     return loss(result) if made.targets is None else loss(result, made.targets)
 
 
@@ -476,18 +481,18 @@ class _Freeze:
             if used[name] > 1:
                 name = f"{name}#{used[name]}"
             inputs = {role: self.tensor(value) for role, value in call.inputs.items()}
-            outputs = tuple(self.tensor(value, name) for value in call.outputs)
+            outputs = tuple(self.tensor(value, name) for value in call.outputs or ())
             layers.append(
                 Layer(
                     index, name, call.module, call.ordinal, call.op, inputs, outputs, call.attributes, call.inplace,
                     learned=call.learned,
                 )
             )  # fmt: skip
-        outputs = tuple(value.result for value in run.finished)
+        outputs = tuple(self.tensor(value) for value in run.finished)
         notes = tuple(dict.fromkeys(self.recorder.notes))
         return LayerGraph(
-            self.label, max(first.shape[2:], default=1), _classes(outputs[0]), tuple(layers), first, outputs, parameters,
-            buffers, notes, more_inputs=tuple(more), ends_in_loss=run.has_loss,
+            self.label, max(first.shape[2:], default=1), max(map(_classes, outputs)), tuple(layers), first, outputs,
+            parameters, buffers, notes, more_inputs=tuple(more), ends_in_loss=run.has_loss,
         )  # fmt: skip
 
     def tensor(self, value: _Value, name: str = "") -> Tensor:

@@ -8,11 +8,13 @@ eval mode the network runs as it always did. An applied network can be copied, p
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch._C._functorch import peek_interpreter_stack
 
 from ..accounting.lean import LEAN
 from ..accounting.requirements import requirements
@@ -22,6 +24,7 @@ from ..methods.table import METHODS, Trained, way_of
 from ..methods.way import Options, Way
 from ..step.precision import FROZEN
 from ..step.schedule import PLAIN, Schedule
+from ..tracing.inputs import Shapes
 from ..tracing.tracer import trace
 from .replacing import TORCH_DTYPES, Replacing, TrainingPlan
 from .scheduled import ScheduledPass
@@ -41,11 +44,12 @@ class Applied(nn.Module):
     def forward(self, *args, **kwargs):
         """Run the network's own forward; within `torch.compile` as without, since a compiler keeps what it likes."""
         if torch.compiler.is_compiling():
-            return torch.compiler.disable(self._planned_forward, reason=_NOT_COMPILED)(*args, **kwargs)
-        return self._planned_forward(*args, **kwargs)
+            return torch.compiler.disable(self.planned, reason=_NOT_COMPILED)(super().forward, *args, **kwargs)
+        return self.planned(super().forward, *args, **kwargs)
 
-    def _planned_forward(self, *args, **kwargs):
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+    def planned(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the network's own forward, or another function that calls its modules, as the plan says."""
+        if peek_interpreter_stack() is not None:
             raise ModelError(
                 "torch.func cannot go through the layers of an applied network; use backward() or torch.autograd.grad, "
                 "or costmodel.restore(model)"
@@ -54,11 +58,11 @@ class Applied(nn.Module):
         replacements = plan.replacements if self.training else plan.in_eval
         if plan.schedule.is_cut and self.training and torch.is_grad_enabled():
             with ScheduledPass(self, plan, replacements, (args, kwargs)):
-                return super().forward(*args, **kwargs)
+                return forward(*args, **kwargs)
         if not replacements and not plan.joints:
-            return super().forward(*args, **kwargs)
+            return forward(*args, **kwargs)
         with Replacing(self, plan, replacements):
-            return super().forward(*args, **kwargs)
+            return forward(*args, **kwargs)
 
     def train(self, mode: bool = True):
         """Set train or eval mode; norms with frozen statistics stay in eval mode."""
@@ -87,12 +91,13 @@ def apply(
     model: nn.Module,
     method: Way | str | None = None,
     blocks: int | None = None,
-    resolution: int = 224,
+    resolution: Any = 224,
     frozen_dtype: str = "float32",
     *,
     options: Options | None = None,
     trained: Trained | None = None,
     schedule: Schedule = PLAIN,
+    input: Shapes | None = None,
 ) -> nn.Module:
     """Make a model ready to train in a way; return the same module, changed in place.
 
@@ -100,11 +105,11 @@ def apply(
     backward is what `footprint(..., accounting="lean")` says. Parameters and state-dict keys stay; eval mode is
     untouched. `restore` undoes it.
 
-    method: a `Way`, or the name of a method, with blocks, options and trained as in `footprint`. resolution: of the
-    images it will see (or any at which its calls are the same). frozen_dtype: float32 or float16, how frozen weights
-    are stored. schedule: whether the frozen prefix runs in pieces, and which segments run again in backward; loss,
-    gradients and running statistics stay as they are. Its micro-batches are the training loop's, its updates in place
-    those of `costmodel.training.optimizers.update_in_place`.
+    method: a `Way`, or the name of a method, with blocks, options and trained as in `footprint`. resolution, input: as
+    in `trace`, of the examples that it will see (or any at which its calls are the same). frozen_dtype: float32 or
+    float16, how frozen weights are stored. schedule: whether the frozen prefix runs in pieces, and which segments run
+    again in backward; loss, gradients and running statistics stay as they are. Its micro-batches are the training
+    loop's, its updates in place those of `costmodel.training.optimizers.update_in_place`.
 
     Errors: InputError for a method or depth that does not exist, a model that is applied already, or a schedule of
     another network; ModelError, naming
@@ -115,7 +120,7 @@ def apply(
     if frozen_dtype not in TORCH_DTYPES:
         hint = "is priced only: no torch layer computes with it" if frozen_dtype in FROZEN else "is unknown"
         raise InputError(f"frozen_dtype {frozen_dtype!r} {hint}; allowed: {', '.join(TORCH_DTYPES)}")
-    graph = trace(model, resolution)
+    graph = trace(model, resolution, input=input)
     way = method if isinstance(method, Way) else way_of(graph, method, blocks, options, trained)
     if way.trained is None and not METHODS.find(way.method).has_layers:
         raise InputError(f"method {way.method!r} can be priced only: no torch layers of this package train so")
