@@ -132,7 +132,7 @@ def _found_parts(graph: LayerGraph) -> Parts:
 
 
 def _regions(graph: LayerGraph) -> list[_Region]:
-    """Return the blocks as they are found: inverted residuals and the transformers between them, residuals, or units."""
+    """Return the blocks as found: inverted residuals and the transformers between them, residuals, or units."""
     inverted = _inverted_residuals(graph)
     if not inverted:
         return _residuals(graph) or _units(graph)

@@ -269,6 +269,11 @@ def _kinds(inputs: dict[str, _Value]) -> set[str]:
     return {value.kind for value in inputs.values()}
 
 
+def _counts(shape: tuple[int, ...], batch: int) -> int:
+    """Return how many sizes the batch divides."""
+    return sum(size > 0 and size % batch == 0 for size in shape)
+
+
 def _grows(shape: tuple[int, ...], batch: int) -> bool:
     return any(size and size % batch == 0 for size in shape)
 
@@ -354,7 +359,8 @@ def _trace_meta(module: nn.Module, label: str, given: Inputs | int, loss: Callab
             run = _Run(module, label, images(asked.channels, given), loss)
     if run.has_fixed_sizes:
         run.compare(_Run(module, label, run.inputs, loss, _OTHER_BATCH))
-    return _Freeze(run).graph()
+    by_accident = run.seems_squared and run.is_proportional(_Run(module, label, run.inputs, loss, _OTHER_BATCH))
+    return _Freeze(run, by_accident).graph()
 
 
 class _OtherChannels(Exception):
@@ -436,6 +442,24 @@ class _Run:
         """Whether results of more than one number do not grow with the batch, or not in proportion to it."""
         return any(math.prod(shape) > 1 for shape in self._fixed)
 
+    @property
+    def _made(self) -> list[tuple[int, ...]]:
+        return [value.shape for call in self.recorder.calls for value in call.outputs or ()]
+
+    @property
+    def seems_squared(self) -> bool:
+        """Whether a result has two sizes that the batch divides; one may do so by accident (96 pixels and a border)."""
+        return any(_counts(shape, self.batch) > 1 for shape in self._made)
+
+    def is_proportional(self, other: _Run) -> bool:
+        """Whether such results are in proportion to the batch, compared with a run of another one."""
+        pairs = zip(self._made, other._made, strict=True)
+        return all(
+            math.prod(ours) * other.batch == math.prod(theirs) * self.batch
+            for ours, theirs in pairs
+            if _counts(ours, self.batch) > 1
+        )
+
     def compare(self, other: _Run) -> None:
         """Compare with a run of another batch. Errors: ModelError if sizes are not in proportion to the batch."""
         if self._fixed != other._fixed:
@@ -457,11 +481,11 @@ def _call(module: nn.Module, made: Inputs, loss: Callable[..., Any] | None) -> A
 class _Freeze:
     """Turns what was recorded into the graph's immutable values."""
 
-    def __init__(self, run: _Run):
+    def __init__(self, run: _Run, by_accident: bool):
         self.run, self.recorder, self.label = run, run.recorder, run.label
         self.count = 0
         own = [*run.parameters.values(), *run.buffers.values(), *run.given]
-        self.has_such_sizes = any(_grows(value.shape[1:], TRACE_BATCH) for value in own)
+        self.has_such_sizes = by_accident or any(_grows(value.shape[1:], TRACE_BATCH) for value in own)
 
     def graph(self) -> LayerGraph:
         calls, run = self.recorder.calls, self.run
@@ -500,7 +524,7 @@ class _Freeze:
             elements = math.prod(value.shape)
             batched = value.kind not in ("parameter", "derived") and not (value.kind == "constant" and value.name)
             batched = batched and _grows(value.shape, TRACE_BATCH)
-            if sum(size > 0 and size % TRACE_BATCH == 0 for size in value.shape) > 1 and not self.has_such_sizes:
+            if _counts(value.shape, TRACE_BATCH) > 1 and not self.has_such_sizes:
                 raise ModelError(
                     f"{self.label}: a tensor of {name or 'the network'} grows with the square of the batch, so no cost "
                     "per image exists; leave out what compares the images of a batch with each other"
