@@ -194,30 +194,15 @@ def _replacements(required: Requirements, frozen_dtype: str) -> dict[Call, Repla
 
 
 def _derivations(required: Requirements) -> tuple[set[int], set[int]]:
-    """Return the convolutions whose weights the network computes from its parameters, and the layers that do so.
-
-    Errors: ModelError where something else than a convolution reads what they compute.
-    """
-    graph, wanted = required.graph, required.wanted
+    """Return the convolutions whose weights the network computes from its parameters, and the layers that do so."""
+    graph = required.graph
     chains = {
-        index: graph.derivation(graph.layers[index].inputs["weight"])
-        for index in wanted
+        index: {layer.index for layer in graph.derivation(graph.layers[index].inputs["weight"])}
+        for index in required.wanted
         if graph.layers[index].op in _CONVOLUTIONS
     }
-    computing = {layer.index for chain in chains.values() for layer in chain}
-    for index in wanted.keys() - computing:
-        layer = graph.layers[index]
-        for role, tensor in layer.inputs.items():
-            if tensor.kind != "derived" or (role == "weight" and index in chains):
-                continue
-            producer = graph.producer[tensor.id]
-            if tensor.storage.id not in graph.resident_storages or producer.index in computing:
-                raise ModelError(
-                    f"{layer.location} of {graph.model} uses a tensor that the network computes from its parameters "
-                    f"({producer.location}), which only a convolution can, as its weight: stock PyTorch keeps it and "
-                    "nothing here can replace that call"
-                )
-    return {index for index, chain in chains.items() if chain}, computing
+    computed = {index: chain for index, chain in chains.items() if chain and chain <= graph.weight_computations}
+    return {*computed}, set().union(*computed.values())
 
 
 def _kept(layer: Layer, books: Books) -> str:
