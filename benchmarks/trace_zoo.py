@@ -12,6 +12,7 @@ has no rule and could not be learned. `learned` names the operations that were.
 from __future__ import annotations
 
 import gc
+import inspect
 import random
 import re
 import statistics
@@ -56,12 +57,16 @@ def own_resolution(model: str) -> int:
 def parameters(model: str) -> int:
     """Return the parameters of the network that its library builds, without the cost model's help."""
     source, _, name = model.partition(":")
+    options = {}
+    if source == "torchvision":
+        accepted = inspect.signature(torchvision.models.get_model_builder(name)).parameters
+        options = {each: None for each in ("weights", "weights_backbone") if each in accepted}
     make = timm.create_model if source == "timm" else torchvision.models.get_model
     try:
         with torch.device("meta"):
-            network = make(name)
+            network = make(name, **options)
     except Exception:  # draws random numbers or computes with tensors while it is built
-        network = make(name)
+        network = make(name, **options)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -35,7 +35,7 @@ from .methods.method import Method
 from .methods.table import METHODS, anchor, register_method, values_per_norm, way, way_from
 from .methods.way import Way, read_options
 from .rules.table import RULES
-from .schedules.best import Scheduled, best_schedule, schedule_frontier
+from .schedules.best import LEVERS, MOST_FLOPS, ON_DEMAND, Scheduled, best_schedule, nearest_schedule, schedule_frontier
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
 from .step.schedule import Schedule, schedule_from
@@ -46,17 +46,20 @@ if TYPE_CHECKING:
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
-    from .training.optimizers import make_optimizer
+    from .training.cache import cached_prefix
+    from .training.optimizers import make_optimizer, update_in_place
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
+    "cached_prefix": "training.cache",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
     "trace": "traces.stored",
+    "update_in_place": "training.optimizers",
     "verify": "checking.verification",
 }
 
@@ -76,7 +79,10 @@ def __getattr__(name: str):
 
 __all__ = [
     "ACCOUNTINGS",
+    "LEVERS",
     "METHODS",
+    "MOST_FLOPS",
+    "ON_DEMAND",
     "OPTIMIZERS",
     "RULES",
     "Assignment",
@@ -105,9 +111,11 @@ __all__ = [
     "block_count",
     "body_digest",
     "build",
+    "cached_prefix",
     "convolutions",
     "footprint",
     "make_optimizer",
+    "nearest_schedule",
     "parts",
     "precision_from",
     "price",
@@ -119,6 +127,7 @@ __all__ = [
     "schedule_from",
     "schedule_frontier",
     "trace",
+    "update_in_place",
     "values_per_norm",
     "verify",
     "way",

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from ..tracing.inputs import Inputs, Shapes, Spec
 from ..tracing.models import build
 from ..tracing.tracer import has_classes, inputs_of, trace
 from ..training.applied import apply
+from ..training.cache import cached_prefix
 from ..training.optimizers import make_optimizer, update_in_place
 from .measuring import Loss, kept_bytes, loss_of, peak_bytes, prepare, result_of, saved_bytes_by_module, step_flops
 
@@ -127,8 +129,6 @@ def verify(
         raise InputError("this machine has no CUDA device; leave out --device cuda")
     if schedule.is_cut and accounting == EAGER.name:
         raise InputError("a schedule is carried out by this package's layers; use --accounting lean")
-    if schedule.micro_batch is not None:
-        raise InputError("micro-batches are the training loop's and are not verified; leave them out")
     if loss is not None and accounting == LEAN.name:
         raise InputError("a loss is stock PyTorch's, which --accounting lean leaves out; verify it with eager")
     progress("tracing")
@@ -140,22 +140,27 @@ def verify(
     predicted = footprint(Step(graph, way, batch, schedule, precision, optimizer, accounting, kernels=kernels))
     progress("building the network")
     network = _network(model, graph, classes, predicted, (resolution, input)).to(device)
-    images = _examples(network, graph, resolution, input, targets).random(batch, device)
-    loss_of_step = loss_of if loss is None else _with_targets(loss, images.targets)
+    one_pass = _examples(network, graph, resolution, input, targets).random(predicted.micro_batch, device)
+    if schedule.cache is not None:
+        progress("filling the cache")
+        (images,) = one_pass.args
+        one_pass = Inputs((_from_cache(network, schedule, images),), {})
+    loss_of_step = loss_of if loss is None else _with_targets(loss, one_pass.targets)
     try:
         progress("measuring saved bytes")
         kept_with = (lambda outputs: outputs) if loss is None else loss_of_step
-        by_module = {} if schedule.segments else saved_bytes_by_module(network, images, kept_with)
-        saved = kept_bytes(network, images) if schedule.segments else sum(by_module.values())
+        by_module = {} if schedule.segments else saved_bytes_by_module(network, one_pass, kept_with)
+        saved = kept_bytes(network, one_pass) if schedule.segments else sum(by_module.values())
         progress("counting FLOPs")
-        forward, backward = step_flops(network, images, loss_of_step)
+        passes = predicted.step.passes
+        forward, backward = (passes * count for count in step_flops(network, one_pass, loss_of_step))
         progress("measuring the peak")
-        peak = _second_step_peak(network, images, loss_of_step, predicted.step, device)
+        peak = _second_step_peak(network, one_pass, loss_of_step, predicted.step, device)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"{graph.model} cannot be trained with batch {batch}: {' '.join(str(error).split())[:300]}"
         ) from error
-    above_start = predicted.peak_bytes - predicted.moments[0].total_bytes
+    above_start = max(m.total_bytes for m in predicted.moments if m.phase != "fill") - predicted.start.total_bytes
     tolerance = PEAK_TOLERANCE[accounting, device]
     several = device != "cpu" or torch.get_num_threads() > 1
     slack = min(PEAK_SLACK_BYTES, int(PEAK_SLACK_SHARE * peak)) if several else 0
@@ -204,6 +209,14 @@ def _network(
         ).train()  # fmt: skip
 
 
+def _from_cache(network: torch.nn.Module, schedule: Schedule, images: torch.Tensor) -> torch.Tensor:
+    """Return what a step starts from in place of images."""
+    labels = torch.zeros(len(images), dtype=torch.long)
+    with TemporaryDirectory() as folder:
+        cached = cached_prefix(network, schedule, [(images, labels)], folder)
+        return torch.stack([cached[number][0] for number in range(len(cached))]).to(images.device)
+
+
 def _measurable(predicted: Footprint) -> int:
     """Return the predicted bytes that the measurement sees.
 
@@ -216,7 +229,7 @@ def _measurable(predicted: Footprint) -> int:
     cut = regions(predicted.requirements, predicted.step.schedule)
     absent = {key for one in cut.segments for key in one.absent}
     masks = sum(
-        saved.bytes(predicted.batch)
+        saved.bytes(predicted.micro_batch)
         for key, saved in predicted.books.saved.items()
         if key.of == "layer" and predicted.graph.layers[key.id].op == "dropout" and key not in absent
     )
@@ -232,14 +245,15 @@ def _saved_slack(predicted: Footprint) -> int:
     return draws * torch.get_rng_state().numel()
 
 
-def _second_step_peak(network: torch.nn.Module, images: Inputs, loss: Loss, made: Step, device: str) -> int:
+def _second_step_peak(network: torch.nn.Module, one_pass: Inputs, loss: Loss, made: Step, device: str) -> int:
     """Return the peak of the second step, when the optimizer's state exists."""
     update = make_optimizer(made.optimizer, network, _LEARNING_RATE)
     if made.schedule.inplace_update:
         update_in_place(network, update)
 
     def step() -> None:
-        loss(result_of(network, images)).sum().backward()
+        for _ in range(made.passes):
+            loss(result_of(network, one_pass)).sum().backward()
         update.step()
         update.zero_grad(set_to_none=True)
 
@@ -252,7 +266,7 @@ def _differences(predicted: Footprint, measured: dict[str, int]) -> Iterator[tup
     expected: dict[str, int] = {}
     for saved in predicted.books.saved.values():
         module = predicted.graph.layers[min(saved.uses)].module
-        expected[module] = expected.get(module, 0) + saved.bytes(predicted.batch)
+        expected[module] = expected.get(module, 0) + saved.bytes(predicted.micro_batch)
     for module in expected | measured:
         if expected.get(module, 0) != measured.get(module, 0):
             yield module or "the network itself", expected.get(module, 0), measured.get(module, 0)
