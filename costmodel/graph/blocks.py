@@ -4,8 +4,8 @@ An inverted residual block ends in a *projection*: a pointwise convolution and i
 Going back from there, it holds a depthwise convolution, a squeeze-excite product, an *expansion* (a convolution that is
 followed by an activation), and a depthwise convolution without an activation before the expansion (the universal
 inverted residual of MobileNetV4). A network without any falls back to its residual blocks: what lies between a fork
-and the sum that joins it. One without these, either, is cut where a single tensor passes: into depthwise-separable
-units (a depthwise convolution and the pointwise one behind it), or into convolutions with what follows them.
+and the sum that joins it; one without these, either, to depthwise-separable units in a row: a depthwise convolution and
+the pointwise one behind it, from where a single tensor passes to where the next one starts.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def body_digest(graph: LayerGraph) -> str:
 @kept
 def _found_parts(graph: LayerGraph) -> Parts:
     blocks: list[Block] = []
-    for region in _inverted_residuals(graph) or _residuals(graph) or _units(graph):
+    for region in _inverted_residuals(graph) or _residuals(graph) or _separable_units(graph):
         # What lies between two blocks is trained with the later one.
         first = blocks[-1].last + 1 if blocks else region.first
         squeeze = _squeeze(graph, first, region.last)
@@ -269,10 +269,10 @@ def _residuals(graph: LayerGraph) -> list[_Region]:
     return regions
 
 
-def _units(graph: LayerGraph) -> list[_Region]:
-    """Return the units of a network in a row: those that are depthwise-separable, if most are, else all but the first.
+def _separable_units(graph: LayerGraph) -> list[_Region]:
+    """Return the depthwise-separable units of a network of which most convolutions in a row are such.
 
-    A unit goes up to where the next one starts. Behind the last pool nothing is a unit but what convolves over pixels.
+    Behind the last pool there is none.
     """
     gated = {index for pairs in _gates(graph).values() for _, branch in pairs for index in branch}
     along = [layer for layer in graph.layers if layer.index not in gated and len(graph.outputs) == 1]
@@ -289,14 +289,16 @@ def _units(graph: LayerGraph) -> list[_Region]:
         if layer.index in places and not second_half:
             starts.append(layer)
         before = layer
-    separable = 2 * sum(map(is_depthwise, starts)) > len(starts)
+    if 2 * sum(map(is_depthwise, starts)) <= len(starts):
+        return []
     regions = []
-    stops = [*(each.index for each in starts), end][1:]
-    for start, stop in zip(starts, stops, strict=True):
-        norms = [each.index for each in graph.layers[start.index : stop] if each.op in NORMS]
-        if is_depthwise(start) if separable else start is not starts[0]:
-            kind = "depthwise separable" if separable else "convolution"
-            regions.append(_Region(kind, start.index, stop - 1, set(norms[-1:])))
+    for start, stop in zip(starts, [*(each.index for each in starts), end][1:], strict=True):
+        inside = [each for each in along if start.index <= each.index < stop]
+        if is_depthwise(start):
+            if sum(each.op in CONVOLUTIONS for each in inside) != 2:  # branches (ShuffleNet)
+                return []
+            norms = [each.index for each in inside if each.op in NORMS]
+            regions.append(_Region("depthwise separable", start.index, stop - 1, set(norms[-1:])))
     return regions
 
 
