@@ -42,7 +42,7 @@ from .step.schedule import Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
-    from .checking.verification import Verification, verify
+    from .checking.verification import Verification, check_peak, verify
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
@@ -55,6 +55,7 @@ _LATER = {
     "apply": "training.applied",
     "build": "tracing.models",
     "cached_prefix": "training.cache",
+    "check_peak": "checking.verification",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
@@ -109,6 +110,7 @@ __all__ = [
     "body_digest",
     "build",
     "cached_prefix",
+    "check_peak",
     "convolutions",
     "footprint",
     "make_optimizer",
