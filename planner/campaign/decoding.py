@@ -51,7 +51,7 @@ def read_image(path: str | Path, resolution: int) -> Picture:
         reason = f"no image of the kinds {', '.join(FORMATS)}"
     except Exception as error:  # whatever a decoder makes of a broken file
         reason = one_line(error)[:80] or type(error).__name__
-    raise InputError(f"{_UNREADABLE} {str(path)!r}: {reason}")
+    raise InputError(f"{UNREADABLE} {str(path)!r}: {reason}")
 
 
 def _decode(content: bytes, resolution: int) -> tuple[torch.Tensor, bool]:

@@ -14,7 +14,6 @@ from costmodel.table import Table
 
 from ..campaign.loop import Recipe
 from ..campaign.rates import default_rates
-from ..campaign.storage import MOST_RATE
 from ..choosing.plan import Plan
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
@@ -56,16 +55,16 @@ class Course:
                 require_count(name, value)
         rates = default_rates(plan.optimizer)
         rate = rates[len(rates) // 2] if self.learning_rate is None else self.learning_rate
-        if not (math.isfinite(rate) and 0 < rate <= MOST_RATE):
-            raise InputError(f"a learning rate must be above 0 and at most {MOST_RATE:g}, not {rate:g}")
+        if not 0 < rate < math.inf:
+            raise InputError(f"a learning rate must be positive and finite, not {rate:g}")
         is_cached = plan.schedule.cache is not None
         augment = (() if is_cached else tuple(AUGMENTATIONS)) if self.augment is None else self.augment
         for name in augment:
             AUGMENTATIONS.find(name)
         if is_cached and augment:
             raise InputError(
-                f"the plan trains from a cache, which holds one view of each image, so that {', '.join(augment)} cannot "
-                f"be; give --augment {NONE}, or plan without the cache"
+                f"the plan trains from a cache, which holds one view of each image: {', '.join(augment)} "
+                f"cannot be; give --augment {NONE}, or plan without the cache"
             )
         return Course(self.epochs, rate, augment, self.seed, self.patience)
 

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -83,13 +84,13 @@ class Folder:
         if not (self.path / RUN).exists():
             return
         try:
-            before = _PARTS.validate_json(read_file(self.path / RUN, "manifest"))
+            before = _PARTS.validate_json(read_file(self.path / RUN, "training's record"))
         except ValidationError as error:
             raise InputError(f"{self.path / RUN} is damaged; give another --out, or delete the folder") from error
         differs = [f"{name} ({before[name]}, now {now})" for name, now in parts.items() if before.get(name, now) != now]
         if differs:
             raise InputError(
-                f"{self.path} holds a training that differs in {', '.join(differs)}; give the same to go on with it, or "
+                f"{self.path} holds a training that differs in {', '.join(differs)}; give the same to go on, or "
                 "another --out"
             )
 
@@ -138,7 +139,7 @@ class Folder:
         if not path.exists():
             return None
         try:
-            return Trained.model_validate_json(read_file(path, "manifest"))
+            return Trained.model_validate_json(read_file(path, "training's record"))
         except ValidationError as error:
             problem = first_problem(error)
             raise InputError(f"{path} is damaged: {problem.key or 'it'}: {problem.reason}") from error
@@ -173,8 +174,6 @@ class PixelFile:
     """
 
     def __init__(self, folder: Path, size: int):
-        from tempfile import TemporaryFile
-
         file = TemporaryFile(dir=folder)  # noqa: SIM115  # the map holds it
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
