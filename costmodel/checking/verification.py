@@ -122,8 +122,6 @@ def verify(
         raise InputError("this machine has no CUDA device; leave out --device cuda")
     if schedule.is_cut and accounting == EAGER.name:
         raise InputError("a schedule is carried out by this package's layers; use --accounting lean")
-    if schedule.micro_batch is not None:
-        raise InputError("micro-batches are the training loop's and are not verified; leave them out")
     progress("tracing")
     graph = trace(model, resolution, classes)
     way = method if isinstance(method, Way) else way_of(graph, method, blocks, options, trained)
@@ -139,10 +137,11 @@ def verify(
         images = _from_cache(network, schedule, images)
     try:
         progress("measuring saved bytes")
-        by_module = {} if schedule.segments else saved_bytes_by_module(network, images)
-        saved = kept_bytes(network, images) if schedule.segments else sum(by_module.values())
+        one_pass = images[: predicted.micro_batch]
+        by_module = {} if schedule.segments else saved_bytes_by_module(network, one_pass)
+        saved = kept_bytes(network, one_pass) if schedule.segments else sum(by_module.values())
         progress("counting FLOPs")
-        forward, backward = step_flops(network, images)
+        forward, backward = (predicted.step.passes * count for count in step_flops(network, one_pass))
         progress("measuring the peak")
         peak = check_peak(predicted, _second_step(network, images, predicted.step), device)
     except (RuntimeError, ValueError) as error:
@@ -199,7 +198,7 @@ def _measurable(predicted: Footprint) -> int:
     cut = regions(predicted.requirements, predicted.step.schedule)
     absent = {key for one in cut.segments for key in one.absent}
     masks = sum(
-        saved.bytes(predicted.batch)
+        saved.bytes(predicted.micro_batch)
         for key, saved in predicted.books.saved.items()
         if key.of == "layer" and predicted.graph.layers[key.id].op == "dropout" and key not in absent
     )
@@ -234,7 +233,8 @@ def _second_step(network: torch.nn.Module, images: torch.Tensor, made: Step) -> 
         update_in_place(network, update)
 
     def step() -> None:
-        loss_of(network(images)).backward()
+        for part in images.split(made.micro_batch):
+            loss_of(network(part)).backward()
         update.step()
         update.zero_grad(set_to_none=True)
 
@@ -247,7 +247,7 @@ def _differences(predicted: Footprint, measured: dict[str, int]) -> Iterator[tup
     expected: dict[str, int] = {}
     for saved in predicted.books.saved.values():
         module = predicted.graph.layers[min(saved.uses)].module
-        expected[module] = expected.get(module, 0) + saved.bytes(predicted.batch)
+        expected[module] = expected.get(module, 0) + saved.bytes(predicted.micro_batch)
     for module in expected | measured:
         if expected.get(module, 0) != measured.get(module, 0):
             yield module or "the network itself", expected.get(module, 0), measured.get(module, 0)

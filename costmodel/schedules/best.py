@@ -247,21 +247,32 @@ def best_schedule(
         if lever not in LEVERS + ON_DEMAND:
             raise unknown("lever", lever, LEVERS + ON_DEMAND)
     step = _step(what, method, blocks, batch, options, optimizer, accounting)
+    found = nearest_schedule(step, ram_bytes, most_flops, allow)
+    if ram_bytes is None or found.peak_bytes <= ram_bytes:
+        return found.schedule
+    raise InfeasibleError(
+        f"no schedule of {step.way.label} on {step.graph.model} fits in {format_bytes(ram_bytes)}: the least is "
+        f"{format_bytes(found.peak_bytes)} ({found.peak_bytes} bytes), {found.schedule.label(step.batch)}; allow that "
+        "much, or train less, or take a smaller batch or resolution"
+    )
+
+
+def nearest_schedule(
+    step: Step, ram_bytes: int | None, most_flops: float | None = None, allow: Collection[str] = LEVERS
+) -> Scheduled:
+    """Return the schedule that `best_schedule` would; where none fits, the one that takes the least memory.
+
+    The step's own micro-batch, prefix and updates stay as they are, if it has any; its segments are left out.
+    """
+    step = replace(step, schedule=replace(step.schedule, segments=()))
     plain = Scheduled.of(step)
     most = (most_flops or (MOST_FLOPS if ram_bytes is None else float("inf"))) * plain.total_flops
     if ram_bytes is None:
-        return min(_least(step, most, allow, plain), key=lambda each: (each.peak_bytes, each.order)).schedule
+        return min(_least(step, most, allow, plain), key=lambda each: (each.peak_bytes, each.order))
     fitting = [each for each in _within(step, ram_bytes, most, allow, plain) if each.peak_bytes <= ram_bytes]
     if fitting:
-        return _simplest(step, min(fitting, key=lambda each: each.order), ram_bytes).schedule
-    least = min(_least(step, most, allow, plain), key=lambda each: each.peak_bytes)
-    if least.peak_bytes <= ram_bytes:
-        return least.schedule
-    raise InfeasibleError(
-        f"no schedule of {step.way.label} on {step.graph.model} fits in {format_bytes(ram_bytes)}: the least is "
-        f"{format_bytes(least.peak_bytes)} ({least.peak_bytes} bytes), {least.schedule.label(step.batch)}; allow that "
-        "much, or train less, or take a smaller batch or resolution"
-    )
+        return _simplest(step, min(fitting, key=lambda each: each.order), ram_bytes)
+    return min(_least(step, most, allow, plain), key=lambda each: each.peak_bytes)
 
 
 def schedule_frontier(
