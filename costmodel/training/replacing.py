@@ -80,8 +80,10 @@ class TrainingPlan:
 
     @cached_property
     def in_eval(self) -> dict[Call, Replacement]:
-        """The replacements that change what the network computes, and so run in eval mode too."""
-        return {layer.call: self.replacements[layer.call] for layer in self.required.graph.layers if layer.in_place_of}
+        """The replacements that run in eval mode too: of what computes something else, or casts its weight."""
+        casts = _WEIGHTED if self.frozen_dtype != "float32" else ()
+        layers = [layer for layer in self.required.graph.layers if layer.in_place_of or layer.op in casts]
+        return {layer.call: self.replacements[layer.call] for layer in layers if layer.call in self.replacements}
 
     @cached_property
     def derived_calls(self) -> frozenset[Call]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Self
+from typing import Any, Self
 
 from rich.progress import (
     BarColumn,
@@ -35,17 +35,20 @@ class ProgressBars:
         )
         self.tasks: dict[str, TaskID] = {}
         self.stopped = False
+        self.before: dict[int, Any] = {}  # what signals did
 
     def __enter__(self) -> Self:
         """Show the bars, once there is one, and listen to those who ask to stop; nohup keeps its own answer."""
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 if (number := getattr(signal, name, None)) and signal.getsignal(number) != signal.SIG_IGN:
-                    signal.signal(number, self.stop)
+                    self.before[number] = signal.signal(number, self.stop)
         return self
 
     def __exit__(self, *_) -> None:
         """Leave the bars as they are."""
+        for number, answer in self.before.items():
+            signal.signal(number, answer)
         if self.tasks:
             self.progress.stop()
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torchvision.transforms import v2
 
 from costmodel.errors import InputError, require_count, unknown
 from costmodel.table import Table
@@ -22,10 +21,21 @@ Transform = Callable[[torch.Tensor], torch.Tensor]
 # for training from nothing. Source of flip's half: torchvision.transforms.v2.RandomHorizontalFlip.
 _LEAST_CROP = 0.35
 
-AUGMENTATIONS: Table[Callable[[int], Transform]] = Table("augmentation", {
-    "crop": lambda side: v2.RandomResizedCrop(side, scale=(_LEAST_CROP, 1.0), antialias=True),
-    "flip": lambda side: v2.RandomHorizontalFlip(),
-})  # fmt: skip
+
+def _crop(side: int) -> Transform:
+    from torchvision.transforms import v2  # which takes 160 MB of memory that who does not augment need not have
+
+    return v2.RandomResizedCrop(side, scale=(_LEAST_CROP, 1.0), antialias=True)
+
+
+def _flip(side: int) -> Transform:
+    from torchvision.transforms import v2
+
+    return v2.RandomHorizontalFlip()
+
+
+# By name, what makes a transform of images (3 x R x R of uint8) for their side R in pixels.
+AUGMENTATIONS: Table[Callable[[int], Transform]] = Table("augmentation", {"crop": _crop, "flip": _flip})
 NONE = "none"
 
 
@@ -75,8 +85,14 @@ class Course:
 
     def augmentation(self, resolution: int) -> Transform:
         """Return what is made of an image's pixels (3 x R x R of uint8)."""
-        made = [AUGMENTATIONS.find(name)(resolution) for name in self.augment or ()]
-        return v2.Compose(made) if made else v2.Identity()
+        transforms = [AUGMENTATIONS.find(name)(resolution) for name in self.augment or ()]
+
+        def augmented(pixels: torch.Tensor) -> torch.Tensor:
+            for transform in transforms:
+                pixels = transform(pixels)
+            return pixels
+
+        return augmented
 
     @property
     def parts(self) -> dict[str, str]:

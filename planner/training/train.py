@@ -75,10 +75,10 @@ def train(
         if note:
             watch.notes(note)
         pixels = PixelFile(folder.path, max(1, len(images_in.files)) * 3 * plan.resolution**2)
-        augment = course.augmentation(plan.resolution) if course.augment else reading.unchanged
         images = read_folder(
-            images_in, plan.resolution, start.normalisation, progress=watch.reads, augment=augment, keep=pixels.keep
-        )
+            images_in, plan.resolution, start.normalisation, progress=watch.reads,
+            augment=course.augmentation(plan.resolution), keep=pixels.keep,
+        )  # fmt: skip
         for note in images.notes:
             watch.notes(note)
         if len(images.train) < plan.batch:
