@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -11,11 +12,12 @@ from costmodel.errors import one_line
 from costmodel.interface.running import terminal
 from costmodel.units import format_bytes
 
-from ..training.folder import TRAINED, WEIGHTS
-from ..training.predict import Prediction
-from ..training.trained import Epoch, StepMemory, Trained
+from ..training.trained import TRAINED, WEIGHTS, Epoch, StepMemory, Trained
 from ..training.watch import Watch
 from .bars import ProgressBars
+
+if TYPE_CHECKING:
+    from ..training.predict import Prediction
 
 
 class TrainingBars(ProgressBars, Watch):

@@ -29,7 +29,7 @@ from costmodel.errors import InputError
 from costmodel.reading import check_file, first_problem, read_file
 
 from ..choosing.plan import Plan
-from .trained import Trained
+from .trained import TRAINED, WEIGHTS, Trained
 
 try:
     import fcntl
@@ -37,7 +37,6 @@ except ImportError:  # Windows: nothing tells there that a second training write
     fcntl = None
 
 PLAN, RUN, CHECKPOINT, CACHE = "plan.json", "run.json", "checkpoint.pt", "cache"
-WEIGHTS, TRAINED = "weights.safetensors", "trained.json"
 _LOCK, _PART = ".lock", ".part"
 _PARTS = TypeAdapter(dict[str, str])
 
