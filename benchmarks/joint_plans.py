@@ -1,4 +1,4 @@
-"""What is recommended for eight budgets on four networks: every step carried out plainly, and way and schedule together.
+"""What is recommended for eight budgets on four networks: with plain steps, and with way and schedule together.
 
     python benchmarks/joint_plans.py --date 2026-11-21 --machine "2-core x86-64 virtual machine" [--resume]
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas
 import torch
-from verifying import versions_line
+from verifying import versions
 
 from costmodel import InfeasibleError, verify
 from costmodel.units import format_count
@@ -60,11 +60,11 @@ def table(rows: pandas.DataFrame, date: str, machine: str) -> str:
     worst = measured["peak_difference"].abs().max()
     lines = [
         "# Plans for eight budgets: plain steps, and way and schedule together", "",
-        f"{date}; {versions_line()}; {machine}. 224 x 224, batch 8, SGD; expected recovery by priors alone.", "",
-        f"{len(measured)} plans applied and measured: saved bytes equal in {int(measured['saved_agree'].sum())}, FLOPs "
-        f"in {int(measured['flops_agree'].sum())}; the peak is at most {100 * worst:.2f} % off.", "",
-        "| network | budget | plainly | peak, MB | GFLOPs | recovery | together | schedule | peak, MB | GFLOPs | recovery |"
-        " measured |",
+        f"{date}; {versions()}; {machine}. 224 x 224, batch 8, SGD; expected recovery by priors alone.", "",
+        f"{len(measured)} plans applied and measured: saved bytes equal in {int(measured['saved_agree'].sum())}, "
+        f"FLOPs in {int(measured['flops_agree'].sum())}; the peak is at most {100 * worst:.2f} % off.", "",
+        "| network | budget | plainly | peak, MB | GFLOPs | recovery | together | schedule | peak, MB | GFLOPs "
+        "| recovery | measured |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for one in rows.to_dict("records"):
