@@ -3,7 +3,7 @@
     python benchmarks/verify_apply.py --date 2026-11-21 --machine '2-core x86-64 virtual machine' [--resume]
 
 Thirty small networks with attention or what stands in its place, by full, norm, bias, blocks 2 and lora, in train
-mode, batch 2. Gradients: the largest difference of any, relative to the largest gradient of any; goal 1e-10 (lora has no stock
+mode, batch 2. Gradients: the largest difference of any, relative to the largest of any; goal 1e-10 (lora has no stock
 counterpart and is compared with itself, merged). Kept bytes: one forward pass under saved-tensor hooks, in float32; no
 difference is allowed. Writes benchmarks/results/verify_apply.csv (a row per configuration, as they come) and
 verify_apply.md. Exit code 1 if a goal is missed.

@@ -5,9 +5,9 @@ Going back from there, it holds a depthwise convolution, a squeeze-excite produc
 followed by an activation), and a depthwise convolution without an activation before the expansion (the universal
 inverted residual of MobileNetV4). A network without any falls back to its residual blocks: what lies between a fork
 and the sum that joins it. Sums that one module makes are one block: a transformer's attention and the MLP behind it.
-Transformers between inverted residuals are blocks, too. A network without any of these is cut where a single tensor
-passes: into depthwise-separable units (a depthwise convolution and the pointwise one behind it), or into convolutions
-with what follows them.
+Transformers between inverted residuals are blocks, too. One without any of these falls back to depthwise-separable
+units in a row: a depthwise convolution and the pointwise one behind it, from where a single tensor passes to where the
+next one starts.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _regions(graph: LayerGraph) -> list[_Region]:
     """Return the blocks as found: inverted residuals and the transformers between them, residuals, or units."""
     inverted = _inverted_residuals(graph)
     if not inverted:
-        return _residuals(graph) or _units(graph)
+        return _residuals(graph) or _separable_units(graph)
     if not _attends(graph.layers):
         return inverted
     taken = {index for region in inverted for index in range(region.first, region.last + 1)}
@@ -315,10 +315,10 @@ def _attends(layers: Sequence[Layer]) -> bool:
     return "scaled_dot_product_attention" in ops or ("softmax" in ops and not ops.isdisjoint(("matmul", "bmm")))
 
 
-def _units(graph: LayerGraph) -> list[_Region]:
-    """Return the units of a network in a row: those that are depthwise-separable, if most are, else all but the first.
+def _separable_units(graph: LayerGraph) -> list[_Region]:
+    """Return the depthwise-separable units of a network of which most convolutions in a row are such.
 
-    A unit goes up to where the next one starts. Behind the last pool nothing is a unit but what convolves over pixels.
+    Behind the last pool there is none.
     """
     gated = {index for pairs in _gates(graph).values() for _, branch in pairs for index in branch}
     along = [layer for layer in graph.layers if layer.index not in gated and len(graph.outputs) == 1]
@@ -335,14 +335,16 @@ def _units(graph: LayerGraph) -> list[_Region]:
         if layer.index in places and not second_half:
             starts.append(layer)
         before = layer
-    separable = 2 * sum(map(is_depthwise, starts)) > len(starts)
+    if 2 * sum(map(is_depthwise, starts)) <= len(starts):
+        return []
     regions = []
-    stops = [*(each.index for each in starts), end][1:]
-    for start, stop in zip(starts, stops, strict=True):
-        norms = [each.index for each in graph.layers[start.index : stop] if each.op in NORMS]
-        if is_depthwise(start) if separable else start is not starts[0]:
-            kind = "depthwise separable" if separable else "convolution"
-            regions.append(_Region(kind, start.index, stop - 1, set(norms[-1:])))
+    for start, stop in zip(starts, [*(each.index for each in starts), end][1:], strict=True):
+        inside = [each for each in along if start.index <= each.index < stop]
+        if is_depthwise(start):
+            if sum(each.op in CONVOLUTIONS for each in inside) != 2:  # branches (ShuffleNet)
+                return []
+            norms = [each.index for each in inside if each.op in NORMS]
+            regions.append(_Region("depthwise separable", start.index, stop - 1, set(norms[-1:])))
     return regions
 
 

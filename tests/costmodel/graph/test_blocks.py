@@ -195,12 +195,3 @@ def test_depthwise_separable_units_are_blocks(name, pixels):
         assert block.closing_norms == {max(i for i in own if graph.layers[i].op == "batch_norm")}
     costs = [footprint(graph, "mobiletl", depth).saved_bytes for depth in (1, 5, 13)]
     assert costs == sorted(costs) and footprint(graph, "blocks", 5).saved_bytes > costs[1]
-
-
-@pytest.mark.parametrize(("name", "count"), [("torchvision:vgg11_bn", 7), ("torchvision:alexnet", 4)])
-def test_convolutions_in_a_row_are_blocks(name, count):
-    """All convolutions but the first, the stem (8 and 5 in all)."""
-    graph = traced(name)
-    cut = parts(graph)
-    assert [graph.layers[block.first].op for block in cut.blocks] == ["conv2d"] * count
-    assert not any(layer.op == "conv2d" for layer in graph.layers[cut.tail.start :])
