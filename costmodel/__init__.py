@@ -52,6 +52,7 @@ from .step.step import Step
 
 if TYPE_CHECKING:
     from .checking.verification import Verification, check_peak, verify
+    from .interface.summary import Summary, summary
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
+    "Summary": "interface.summary",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
@@ -68,6 +70,7 @@ _LATER = {
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
+    "summary": "interface.summary",
     "trace": "traces.stored",
     "update_in_place": "training.optimizers",
     "verify": "checking.verification",
@@ -113,6 +116,7 @@ __all__ = [
     "Schedule",
     "Scheduled",
     "Step",
+    "Summary",
     "Tensor",
     "UnknownOperationError",
     "Verification",
@@ -139,6 +143,7 @@ __all__ = [
     "restore",
     "schedule_from",
     "schedule_frontier",
+    "summary",
     "trace",
     "update_in_place",
     "values_per_norm",
