@@ -248,11 +248,10 @@ def check_peak(predicted: Footprint, step: Callable[[], None], device: str = "cp
     when the optimizer's state exists; its images are there before.
     """
     above_start = max(m.total_bytes for m in predicted.moments if m.phase != "fill") - predicted.start.total_bytes
+    measured, several = peak_bytes(step, device), device != "cpu" or torch.get_num_threads() > 1
+    slack = min(PEAK_SLACK_BYTES, int(PEAK_SLACK_SHARE * measured)) if several else 0
     tolerance = PEAK_TOLERANCE[predicted.accounting, device]
-    peak = peak_bytes(step, device)
-    several = device != "cpu" or torch.get_num_threads() > 1
-    slack = min(PEAK_SLACK_BYTES, int(PEAK_SLACK_SHARE * peak)) if several else 0
-    return Check("peak above the step's start", "bytes", above_start, peak, tolerance, slack)
+    return Check("peak above the step's start", "bytes", above_start, measured, tolerance, slack)
 
 
 def _second_step(network: torch.nn.Module, one_pass: Inputs, loss: Loss, made: Step) -> Callable[[], None]:
