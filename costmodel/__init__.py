@@ -46,10 +46,12 @@ if TYPE_CHECKING:
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
+    from .training.arena.arena import Arena
     from .training.optimizers import make_optimizer
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
+    "Arena": "training.arena.arena",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
@@ -79,6 +81,7 @@ __all__ = [
     "METHODS",
     "OPTIMIZERS",
     "RULES",
+    "Arena",
     "Assignment",
     "CostModelError",
     "Footprint",

@@ -1,1 +1,1 @@
-"""What a machine makes of a step: how long it takes and what the process holds, calibrated there or by a device file."""
+"""What a machine makes of a step: its time and the process's memory, calibrated there or by a device file."""

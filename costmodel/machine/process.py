@@ -1,0 +1,135 @@
+"""What the operating system sees of a training process: its floor, the step, and what the allocator holds beside it.
+
+    process = floor + step's peak + held        held = kept x (peak - what the step starts with) + constant
+
+The peak is that of the live tensors, with kernels' working memory. What the allocator keeps of freed memory depends on
+its policy; for each a factor was measured, the typical and the highest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..accounting.kernels import NO_KERNELS, Kernels
+from ..accounting.table import ACCOUNTINGS
+from ..answers.footprint import footprint
+from ..step.step import Step
+from ..table import Table
+from ..units import format_bytes
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Bytes of a training process beside the step: interpreter, libraries, what they keep.
+
+    kind: measured (on that machine) or assumed (carried over from another). source: how, or from where.
+    """
+
+    bytes: int
+    kind: Literal["measured", "assumed"]
+    source: str
+
+
+# Where nothing was measured. Source: benchmarks/results/process_memory.md, a CPU build of PyTorch on x86-64, Linux.
+ASSUMED = Floor(
+    253_000_000, "assumed", "as measured with a CPU build of PyTorch 2.13 on x86-64 (costmodel calibrate measures it)"
+)
+
+
+def library_of(model: str) -> str:
+    """Return the library whose modules a network's process loads: timm's are larger than torchvision's."""
+    return "timm" if model.startswith("timm:") else "torchvision"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How an allocator deals with freed memory.
+
+    kept: bytes held for each byte of the step's peak above what it starts with, typically; most_kept: the most that was
+    measured. source: where.
+    """
+
+    name: str
+    summary: str
+    kept: float
+    most_kept: float
+    source: str
+
+
+POLICIES: Table[Policy] = Table("allocator", ((each.name, each) for each in (
+    Policy(
+        "arena", "costmodel.Arena: every block at its planned place", 0.0, 0.02,
+        "benchmarks/results/hard_limit.md",
+    ),
+    Policy(
+        "tight", "malloc that gives freed memory back at once (mallopt); two to three times as slow", 0.0, 0.05,
+        "benchmarks/results/hard_limit.md",
+    ),
+    Policy(
+        "default", "glibc's malloc as it is", 0.9, 2.6,
+        "benchmarks/results/hard_limit.md",
+    ),
+)))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Process:
+    """The memory of a training process.
+
+    step_bytes: the step's peak with kernels' working memory. held_bytes: what the allocator holds beside it, typically;
+    most_held_bytes: the most that was measured.
+    """
+
+    floor: Floor
+    policy: Policy
+    step_bytes: int
+    held_bytes: int
+    most_held_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """What the process takes: with the most that the allocator was seen to hold, so that a limit of it is kept."""
+        return self.floor.bytes + self.step_bytes + self.most_held_bytes
+
+    @property
+    def typical_bytes(self) -> int:
+        """What it takes with what the allocator typically holds."""
+        return self.floor.bytes + self.step_bytes + self.held_bytes
+
+    @property
+    def text(self) -> str:
+        """The sum for people."""
+        held = f" + {format_bytes(self.most_held_bytes)} that malloc may hold" if self.most_held_bytes else ""
+        return (
+            f"{format_bytes(self.bytes)} = {format_bytes(self.floor.bytes)} interpreter and libraries "
+            f"({self.floor.kind}) + {format_bytes(self.step_bytes)} step with kernels{held}, allocator "
+            f"{self.policy.name}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values for JSON."""
+        return {
+            "process_bytes": self.bytes, "typical_bytes": self.typical_bytes, "floor": vars(self.floor),
+            "step_bytes": self.step_bytes, "held_bytes": self.held_bytes, "most_held_bytes": self.most_held_bytes,
+            "allocator": self.policy.name, "allocator_source": self.policy.source,
+        }  # fmt: skip
+
+
+def process_of(step: Step, floor: Floor = ASSUMED, allocator: str = "arena", threads: int = 2) -> Process:
+    """Return the memory of a process that trains by a step.
+
+    threads: that compute; a few kernels need memory for each. The step's kernels are its own if it names any, else
+    those of its accounting, or for `lean` those of this package's layers.
+
+    Assumption: kernels' working memory is that of x86 with AVX-512 (`costmodel.accounting.kernels`); on Arm it was not
+    measured.
+
+    Errors: InputError for an allocator that does not exist, and those of `footprint`.
+    """
+    policy = POLICIES.find(allocator)
+    kernels = step.kernels or ACCOUNTINGS.find(step.accounting).kernels
+    library = "layers" if kernels == NO_KERNELS else kernels.library
+    answer = footprint(replace(step, kernels=Kernels(library, threads)))
+    above = answer.peak_bytes - answer.moments[0].total_bytes
+    return Process(floor, policy, answer.peak_bytes, round(policy.kept * above), round(policy.most_kept * above))
