@@ -29,6 +29,8 @@ from .errors import (
 from .graph.blocks import block_count, body_digest, parts
 from .graph.layer_graph import LayerGraph
 from .graph.values import Layer, Tensor
+from .machine.process import POLICIES, Floor, Process, kernels_of, process_of
+from .machine.step_time import Seconds, StepTime
 from .methods.assignment import Assignment
 from .methods.last_convolutions import convolutions
 from .methods.method import Method
@@ -43,6 +45,7 @@ from .step.step import Step
 
 if TYPE_CHECKING:
     from .checking.verification import Verification, verify
+    from .machine.calibration import calibration
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
@@ -54,6 +57,7 @@ _LATER = {
     "Arena": "training.arena.arena",
     "Verification": "checking.verification",
     "apply": "training.applied",
+    "calibration": "machine.calibration",
     "build": "tracing.models",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
@@ -80,10 +84,12 @@ __all__ = [
     "ACCOUNTINGS",
     "METHODS",
     "OPTIMIZERS",
+    "POLICIES",
     "RULES",
     "Arena",
     "Assignment",
     "CostModelError",
+    "Floor",
     "Footprint",
     "InfeasibleError",
     "InputError",
@@ -95,9 +101,12 @@ __all__ = [
     "ModelError",
     "Precision",
     "Prices",
+    "Process",
     "Schedule",
     "Scheduled",
+    "Seconds",
     "Step",
+    "StepTime",
     "Tensor",
     "UnknownOperationError",
     "Verification",
@@ -108,12 +117,15 @@ __all__ = [
     "block_count",
     "body_digest",
     "build",
+    "calibration",
     "convolutions",
     "footprint",
+    "kernels_of",
     "make_optimizer",
     "parts",
     "precision_from",
     "price",
+    "process_of",
     "read_options",
     "register_method",
     "register_rule",

@@ -15,6 +15,7 @@ from .errors import InputError
 MOST_BYTES = {
     "plan": 2**17,
     "device file": 2**17,
+    "calibration": 2**20,
     "evidence": 2**26,
     "trace": 2**26,
     "network's file": 2**24,

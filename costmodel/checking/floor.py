@@ -57,7 +57,7 @@ print(json.dumps({**parse(open("/proc/self/smaps").read()), "threads": torch.get
 
 def parse(smaps: str) -> dict[str, int]:
     """Return bytes by kind from the text of /proc/PID/smaps; USS are private pages, PSS counts shared ones in part."""
-    found = dict.fromkeys(("anonymous", "files", "files_in_use", "uss", "pss"), 0)
+    found: dict[str, int] = dict.fromkeys(("anonymous", "files", "files_in_use", "uss", "pss"), 0)
     for mapping in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", smaps, flags=re.MULTILINE)[1:]:
         size = {name: 1024 * int(kib) for name, kib in re.findall(r"^(\w+): +(\d+) kB$", mapping, re.MULTILINE)}
         files = size["Rss"] - size["Anonymous"]

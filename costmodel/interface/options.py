@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..accounting.table import ACCOUNTINGS
+from ..machine.process import POLICIES
 from ..methods.table import METHODS
 from ..step.optimizers import OPTIMIZERS
 from ..step.precision import ACTIVATIONS, FROZEN
@@ -51,6 +52,9 @@ MostFlops = Annotated[
     float | None, typer.Option(help="Most times the plain step's FLOPs, for --recompute best; 1.33 without --ram.")
 ]
 Out = Annotated[str, typer.Option(help="The file to write: .png, .svg or .pdf.", show_default=False)]
+AllocatorName = Annotated[
+    str, typer.Option("--allocator", help=f"How freed memory is dealt with: one of {', '.join(POLICIES)}.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 

@@ -1,6 +1,6 @@
 """What the operating system sees of a training process: its floor, the step, and what the allocator holds beside it.
 
-    process = floor + step's peak + held        held = kept x (peak - what the step starts with) + constant
+    process = floor + step's peak + held        held = kept x step's peak
 
 The peak is that of the live tensors, with kernels' working memory. What the allocator keeps of freed memory depends on
 its policy; for each a factor was measured, the typical and the highest.
@@ -46,8 +46,8 @@ def library_of(model: str) -> str:
 class Policy:
     """How an allocator deals with freed memory.
 
-    kept: bytes held for each byte of the step's peak above what it starts with, typically; most_kept: the most that was
-    measured. source: where.
+    kept: bytes that it holds for each byte of the step's peak, typically; most_kept: the most that was measured.
+    source: where.
     """
 
     name: str
@@ -56,7 +56,12 @@ class Policy:
     most_kept: float
     source: str
 
+    def step_bytes(self, process_bytes: int, floor: Floor) -> int:
+        """Return the most that a step may take, with its kernels, in a process of so many bytes; 0 or less: nothing."""
+        return int((process_bytes - floor.bytes) / (1 + self.most_kept))
 
+
+# What is held outside the arena (small tensors, a library's own) is in the floor, and varies by a few megabytes.
 POLICIES: Table[Policy] = Table("allocator", ((each.name, each) for each in (
     Policy(
         "arena", "costmodel.Arena: every block at its planned place", 0.0, 0.02,
@@ -67,7 +72,7 @@ POLICIES: Table[Policy] = Table("allocator", ((each.name, each) for each in (
         "benchmarks/results/hard_limit.md",
     ),
     Policy(
-        "default", "glibc's malloc as it is", 0.9, 2.6,
+        "default", "glibc's malloc as it is", 0.6, 2.6,
         "benchmarks/results/hard_limit.md",
     ),
 )))  # fmt: skip
@@ -120,7 +125,7 @@ def process_of(step: Step, floor: Floor = ASSUMED, allocator: str = "arena", thr
     """Return the memory of a process that trains by a step.
 
     threads: that compute; a few kernels need memory for each. The step's kernels are its own if it names any, else
-    those of its accounting, or for `lean` those of this package's layers.
+    `kernels_of`.
 
     Assumption: kernels' working memory is that of x86 with AVX-512 (`costmodel.accounting.kernels`); on Arm it was not
     measured.
@@ -128,8 +133,11 @@ def process_of(step: Step, floor: Floor = ASSUMED, allocator: str = "arena", thr
     Errors: InputError for an allocator that does not exist, and those of `footprint`.
     """
     policy = POLICIES.find(allocator)
-    kernels = step.kernels or ACCOUNTINGS.find(step.accounting).kernels
-    library = "layers" if kernels == NO_KERNELS else kernels.library
-    answer = footprint(replace(step, kernels=Kernels(library, threads)))
-    above = answer.peak_bytes - answer.moments[0].total_bytes
-    return Process(floor, policy, answer.peak_bytes, round(policy.kept * above), round(policy.most_kept * above))
+    peak = footprint(replace(step, kernels=step.kernels or kernels_of(step.accounting, threads))).peak_bytes
+    return Process(floor, policy, peak, round(policy.kept * peak), round(policy.most_kept * peak))
+
+
+def kernels_of(accounting: str, threads: int = 2) -> Kernels:
+    """Return whose kernels compute a step of an accounting: its own, or for `lean` those of this package's layers."""
+    own = ACCOUNTINGS.find(accounting).kernels
+    return Kernels("layers" if own == NO_KERNELS else own.library, threads)

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from costmodel import METHODS, InputError, LayerGraph, Precision, Schedule, Way, values_per_norm, way
+from costmodel import (
+    METHODS,
+    InputError,
+    Kernels,
+    LayerGraph,
+    Precision,
+    Schedule,
+    StepTime,
+    Way,
+    values_per_norm,
+    way,
+)  # fmt: skip
 from costmodel.errors import require_count
 
 from ..devices.device import Device
@@ -28,7 +39,8 @@ class Axes:
     whose roofline time a step takes. images_per_class: labelled images to train with; few are a regime of their own.
     norm_statistics: of batch norms, for ways that do not say: 'own' (as the method has them), 'running', or both; None
     is own, and running too where all passes are of fewer images than evidence has for batch statistics. observed: the
-    accuracies of others; those that come with the package if None.
+    accuracies of others; those that come with the package if None. kernels: whose working memory counts; the
+    accounting's own if None. step_time: what predicts the time of a step, in place of the device's roofline.
     """
 
     methods: tuple[str | Way, ...] | None = None
@@ -44,6 +56,8 @@ class Axes:
     images_per_class: int | None = None
     norm_statistics: tuple[str, ...] | None = None
     observed: tuple[Row, ...] | None = None
+    kernels: Kernels | None = None
+    step_time: StepTime | None = None
 
     @property
     def carried(self) -> list[tuple[int, Schedule]]:
@@ -109,6 +123,8 @@ def axes(
     images_per_class: int | None = None,
     norm_statistics: OneOrMore[str] | None = None,
     observed: Sequence[Row] | None = None,
+    kernels: Kernels | None = None,
+    step_time: StepTime | None = None,
 ) -> Axes:
     """Return the axes, each given as one value, a list or a range.
 
@@ -128,6 +144,8 @@ def axes(
         images_per_class,
         None if norm_statistics is None else several(norm_statistics),
         None if observed is None else tuple(observed),
+        kernels,
+        step_time,
     )
 
 

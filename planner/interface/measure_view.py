@@ -21,12 +21,11 @@ from rich.text import Text
 
 from costmodel import Way
 from costmodel.interface.running import terminal
-from costmodel.units import format_bytes
+from costmodel.units import format_bytes, format_seconds
 
 from ..campaign.next_trial import Trial
 from ..campaign.watch import Watch
 from ..choosing.candidate import Candidate
-from ..choosing.objectives import seconds_text
 from ..choosing.recommend import Recommendation
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def _runs(outcome: Outcome) -> Table:
             format_bytes(runs[0].peak_bytes),
             format_bytes(max(run.measured_peak_bytes for run in runs)),
             "as predicted" if all(run.memory_agrees for run in runs) else "DIFFERS",
-            seconds_text(sum(run.seconds for run in runs)),
+            format_seconds(sum(run.seconds for run in runs)),
             style="bold" if key == outcome.after.chosen.way else "",
         )
     return table

@@ -23,7 +23,7 @@ import torch
 from ...errors import one_line
 from ...machine.folder import cache_folder
 
-_SOURCE = files(__package__) / "allocator.cpp"
+_SOURCE = files("costmodel.training.arena") / "allocator.cpp"
 _FLAGS = ("-std=c++20", "-O2", "-fPIC", "-shared")
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 120  # a compiler that takes longer is given up
