@@ -5,9 +5,10 @@
 A configuration is a network, a way, a schedule, a batch and a resolution, drawn at random (SEED). Each runs ten steps
 in a fresh process:
 
-    anonymous   its most anonymous resident memory, sampled every millisecond, without a limit, for each allocator
-    limit       whether it survives the predicted process_bytes as the hard limit of a memory cgroup, with the arena,
-                and the smallest limit that it survives, of some around its anonymous memory
+    survives    whether it survives the predicted process_bytes as the hard limit of a memory cgroup, with the arena
+    anonymous   its most anonymous resident memory there, sampled every two milliseconds; and with default malloc,
+                without a limit
+    smallest    of every fifth configuration the smallest limit that it survives with the arena, to 2 %
 
 Where no memory cgroup can be made, only the sampled memory is there. Writes results/hard_limit.csv as it goes, and
 results/hard_limit.md.
@@ -35,11 +36,12 @@ from costmodel.checking.floor import measure_floors
 from costmodel.machine.process import Floor, library_of, process_of
 
 SEED, COUNT = 17, 60
+SEARCHED = 5  # of every so many the smallest limit is searched
 WORKER = Path(__file__).with_name("hard_limit_worker.py")
 CGROUPS = Path("/sys/fs/cgroup/memory")
 COLUMNS = (
-    "number", "model", "way", "step", "schedule", "floor_bytes", "step_bytes", "process_bytes", "arena_anonymous_bytes",
-    "default_anonymous_bytes", "start_anonymous_bytes", "survives_prediction", "arena_limit_bytes",
+    "number", "model", "way", "step", "schedule", "floor_bytes", "step_bytes", "process_bytes", "survives_prediction",
+    "arena_anonymous_bytes", "start_anonymous_bytes", "default_anonymous_bytes", "smallest_limit_bytes",
 )  # fmt: skip
 KEY = ("number",)
 
@@ -97,7 +99,7 @@ def run(given: dict, allocator: str, limit: int | None = None) -> dict | None:
         most = 0
         while done.poll() is None:
             most = max(most, anonymous(done.pid))
-            time.sleep(0.001 if limit is None else 0.05)
+            time.sleep(0.002)
         out, err = done.communicate()
     finally:
         if group is not None:
@@ -109,18 +111,13 @@ def run(given: dict, allocator: str, limit: int | None = None) -> dict | None:
     return {"most": most, **json.loads(out.splitlines()[-1])}
 
 
-def smallest_limit(given: dict, predicted: int, seen: int) -> tuple[bool, int | None]:
-    """Return whether the steps survive the predicted limit, and the smallest one that they were seen to survive.
-
-    seen: the anonymous memory without a limit, near which the smallest limit lies.
-    """
-    survives = run(given, "arena", predicted) is not None
-    tried = [*((seen * percent) // 100 for percent in (97, 99, 101, 103)), predicted]
-    found = [limit for limit in tried if limit > predicted or not survives or limit < predicted]
-    for limit in sorted(found):
-        if run(given, "arena", limit) is not None:
-            return survives, limit
-    return survives, predicted if survives else None
+def smallest_limit(given: dict, seen: int, most: int) -> int | None:
+    """Return the smallest limit that the steps survive, of some around the anonymous memory that was seen."""
+    for percent in (97, 99, 101, 103):
+        limit = seen * percent // 100
+        if limit < most and run(given, "arena", limit) is not None:
+            return limit
+    return most
 
 
 @cache
@@ -140,13 +137,20 @@ def measure(one: dict, rows: Rows, floors: dict[str, Floor]) -> None:
     }  # fmt: skip
     floor = floors[library_of(one["model"])]
     found = process_of(step, floor, "arena", torch.get_num_threads())
-    seen = {allocator: run(given, allocator) for allocator in ("arena", "default")}
-    survives, limit = smallest_limit(given, found.bytes, seen["arena"]["most"]) if can_limit() else (None, None)
+    arena = run(given, "arena", found.bytes if can_limit() else None)
+    seen = arena or run(given, "arena")
+    assert seen is not None  # without a limit nothing is killed
+    default = run(given, "default")
+    assert default is not None
+    limit = None
+    if can_limit() and arena is not None and one["number"] % SEARCHED == 0:
+        limit = smallest_limit(given, seen["most"], found.bytes)
     rows.add({
         "number": one["number"], "model": one["model"], "way": step.way.label, "step": step.label,
         "schedule": step.schedule.label(step.batch), "floor_bytes": floor.bytes, "step_bytes": found.step_bytes,
-        "process_bytes": found.bytes, **{f"{name}_anonymous_bytes": each["most"] for name, each in seen.items()},
-        "start_anonymous_bytes": seen["arena"]["start"], "survives_prediction": survives, "arena_limit_bytes": limit,
+        "process_bytes": found.bytes, "survives_prediction": arena is not None if can_limit() else None,
+        "arena_anonymous_bytes": seen["most"], "start_anonymous_bytes": seen["start"],
+        "default_anonymous_bytes": default["most"], "smallest_limit_bytes": limit,
     })  # fmt: skip
     print({name: value for name, value in rows.rows[-1].items()}, flush=True)
 

@@ -22,12 +22,15 @@ from ..training.arena.arena import Arena
 from ..training.arena.compiled import tighten_malloc
 from .steps import runner
 
-# Networks of torchvision, which torch brings along, of different make; and ways that differ in what backward does.
+# Networks that torchvision or this package builds, two or more for every kind of operation, so that a network that is
+# left out has its like among the others; and ways that differ in what backward does.
 NETWORKS = (
     "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small", "torchvision:mobilenet_v3_large",
     "torchvision:efficientnet_b0", "torchvision:mnasnet1_0", "torchvision:mnasnet0_5", "torchvision:shufflenet_v2_x1_0",
-    "torchvision:resnet18", "torchvision:regnet_y_400mf", "torchvision:squeezenet1_1",
+    "torchvision:shufflenet_v2_x0_5", "torchvision:resnet18", "torchvision:resnet34", "torchvision:regnet_x_400mf",
+    "torchvision:regnet_y_400mf", "torchvision:squeezenet1_0", "torchvision:squeezenet1_1", "zoo:proxylessnas_mobile",
 )  # fmt: skip
+WAYS = (("full", None), ("bias", None), ("blocks", 0.5), ("last", None))  # depth: in parts of all blocks
 SIZES = ((8, 128), (4, 192))  # batch, resolution
 _WARM, _TIMED = 5, 7  # steps; with an arena the first few are rehearsals
 
@@ -52,7 +55,7 @@ def configurations(networks: tuple[str, ...] = NETWORKS) -> list[Step]:
     """Return the steps to time: every network by several ways, at one size or another, in a mixed order."""
     found = []
     for number, network in enumerate(networks):
-        for place, (method, share) in enumerate((("full", None), ("bias", None), ("blocks", 0.5), ("last", None))):
+        for place, (method, share) in enumerate(WAYS):
             batch, resolution = SIZES[(number + place) % len(SIZES)]
             graph = trace(network, resolution)
             depth = None if share is None else max(1, round(share * block_count(graph)))

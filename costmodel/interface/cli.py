@@ -90,7 +90,8 @@ def footprint(
     answer = cost(_scheduled(step, recompute, ram, most_flops))
     process, seconds = _on_this_machine(answer, allocator)
     if as_json:
-        result = answer.to_dict() | ({} if process is None else process.to_dict()) | {"step_seconds": vars(seconds)}
+        own = {} if process is None else {"process_bytes": process.bytes, "process": process.to_dict()}
+        result = {**answer.to_dict(), **own, "step_seconds": vars(seconds)}
         if per:
             result[f"per_{per.value}"] = answer.to_frame(per.value).to_dict("records")
         print(json.dumps(result, indent=2))

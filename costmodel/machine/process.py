@@ -115,7 +115,7 @@ class Process:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values for JSON."""
         return {
-            "process_bytes": self.bytes, "typical_bytes": self.typical_bytes, "floor": vars(self.floor),
+            "bytes": self.bytes, "typical_bytes": self.typical_bytes, "floor": vars(self.floor),
             "step_bytes": self.step_bytes, "held_bytes": self.held_bytes, "most_held_bytes": self.most_held_bytes,
             "allocator": self.policy.name, "allocator_source": self.policy.source,
         }  # fmt: skip

@@ -29,26 +29,32 @@ from ..step.step import Step
 from ..step.traffic import update_bytes
 
 PASSES = ("forward", "input", "weight")
-KINDS = ("pointwise", "depthwise", "dense", "norm", "elementwise")
+# image: a convolution of an image of up to 3 channels, whose copies and blocks of channels are others. grouped: one in
+# groups of several channels. linear: a product of matrices.
+KINDS = ("pointwise", "depthwise", "dense", "grouped", "image", "linear", "norm", "pooling", "elementwise")
 MEASURES = ("flops", "bytes", "calls")
 FEATURES = (
     *((phase, kind, measure) for phase in PASSES for kind in KINDS for measure in MEASURES),
     ("forward", "mask", "elements"), ("update", "", "bytes"), ("pass", "", "calls"), ("step", "", "calls"),
 )  # fmt: skip
 _PLACE = {feature: place for place, feature in enumerate(FEATURES)}
+_IMAGE_CHANNELS = 3
 _PRODUCTS = {"linear", "matmul", "bmm"}
 Vector = NDArray[np.float64]
 
 
 def kind_of(layer: Layer) -> str:
     """Return the kind of a layer: what its time follows."""
-    if is_depthwise(layer):
-        return "depthwise"
-    if layer.op in CONVOLUTIONS or layer.op in _PRODUCTS:
-        weight = layer.inputs.get("weight")
-        is_product = weight is None or {*weight.shape[2:]} <= {1}
-        return "pointwise" if is_product and layer.attributes.get("groups", 1) == 1 else "dense"
-    return "norm" if layer.op in NORMS else "elementwise"
+    if layer.op in _PRODUCTS:
+        return "linear"
+    if layer.op not in CONVOLUTIONS:
+        return "norm" if layer.op in NORMS else "pooling" if "pool" in layer.op else "elementwise"
+    weight = layer.inputs["weight"]
+    if layer.input.shape[1] <= _IMAGE_CHANNELS:
+        return "image"
+    if layer.attributes.get("groups", 1) > 1:
+        return "depthwise" if is_depthwise(layer) else "grouped"
+    return "pointwise" if {*weight.shape[2:]} == {1} else "dense"
 
 
 @dataclass(frozen=True, eq=False)

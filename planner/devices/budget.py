@@ -107,6 +107,7 @@ class Held:
         """Return it as plain values for JSON."""
         return {
             "held_against": "process" if self.is_process else "step",
+            "process_bytes": None if self.process is None else self.process.bytes,
             "process": None if self.process is None else self.process.to_dict(),
             "step_seconds": vars(self.seconds),
         }

@@ -154,7 +154,8 @@ class Device(_Table):
             return None
         kind = "measured" if self.process.source.startswith("Source") else "assumed"
         floor = Floor(self.process.bytes, kind, self.process.source)
-        return ProcessBudget(self.ram.bytes - self.system.bytes, floor, allocator, f"--device {self.name}")
+        left = f"{self.name}: {format_bytes(self.ram.bytes)} RAM - {format_bytes(self.system.bytes)} {self._system}"
+        return ProcessBudget(self.ram.bytes - self.system.bytes, floor, allocator, left)
 
     def explain(self) -> str:
         """Return in one line how the memory for training comes about."""

@@ -102,7 +102,7 @@ def recommend_command(
     if available is not None:
         if ram_bytes is not None and ram_bytes > available:
             explained = budget.explain() if budget else target.explain() if target else ""
-            raise InputError(f"--ram {ram} is more than there is: {explained}")
+            raise InputError(f"--ram {ram} is more than the {'device' if target else 'process'} leaves: {explained}")
         ram_bytes = ram_bytes or available
     limits = {
         "flash": None if flash is None else parse_bytes(flash), "flops": max_flops, "recovery": min_recovery,

@@ -42,7 +42,7 @@ struct Plan {
 };
 
 struct State {
-  std::recursive_mutex mutex;
+  std::mutex mutex;  // not a recursive one: a forked child could not unlock that, since its thread has another number
   c10::Allocator* before = nullptr;
   Mode mode = OUTSIDE;
   bool tight = false, guard = false, huge = false, logs = false;
@@ -151,7 +151,7 @@ void release(void* p);
 struct PlannedArena final : c10::Allocator {
   DataPtr allocate(size_t n) override {
     if (n < S.small || (S.mode == OUTSIDE && !S.tight)) return from_before(n);
-    std::lock_guard<std::recursive_mutex> hold(S.mutex);
+    std::lock_guard<std::mutex> hold(S.mutex);
     void* p = nullptr;
     const bool mine = S.mode != OUTSIDE && owner;
     if (S.mode != OUTSIDE && !owner) S.counts[FOREIGN]++;
@@ -192,7 +192,7 @@ void release_in_region(char* p) {
 void release(void* p) {
   if (!p) return;
   {
-    std::lock_guard<std::recursive_mutex> hold(S.mutex);
+    std::lock_guard<std::mutex> hold(S.mutex);
     if (S.logs) {
       auto found = S.number.find(p);
       if (found != S.number.end()) {
@@ -278,7 +278,7 @@ int arena_install(int guard, int huge) {
     if (c10::GetCPUAllocator() != &allocator) return 3;
     pthread_atfork(before_fork, in_parent, in_child);
   }
-  std::lock_guard<std::recursive_mutex> hold(S.mutex);
+  std::lock_guard<std::mutex> hold(S.mutex);
   if (S.live.empty()) {  // another mode may begin
     if (S.size) madvise(S.region, S.size, MADV_DONTNEED);
     S.guard = guard;
@@ -290,21 +290,21 @@ int arena_install(int guard, int huge) {
 }
 
 void arena_close() {
-  std::lock_guard<std::recursive_mutex> hold(S.mutex);
+  std::lock_guard<std::mutex> hold(S.mutex);
   S.tight = false;
   trim();
 }
 
 // The plan's number, or -1 if the system gives no room.
 int64_t arena_plan(const int64_t* sizes, const int64_t* places, int64_t count, int64_t bytes) {
-  std::lock_guard<std::recursive_mutex> hold(S.mutex);
+  std::lock_guard<std::mutex> hold(S.mutex);
   if (!grow(bytes)) return -1;
   S.plans.push_back({{sizes, sizes + count}, {places, places + count}});
   return S.plans.size() - 1;
 }
 
 void arena_enter(int mode, int64_t plan) {
-  std::lock_guard<std::recursive_mutex> hold(S.mutex);
+  std::lock_guard<std::mutex> hold(S.mutex);
   if (mode == REHEARSAL) trim();
   S.plan = mode == REPLAY ? &S.plans[plan] : nullptr;
   S.cursor = 0;
@@ -315,7 +315,7 @@ void arena_enter(int mode, int64_t plan) {
 // Leave a step, and hand out the counts and bytes since the last time: COUNTS, what the plan expected and did not come,
 // the most bytes at any moment, bytes now in the region, mapped one by one, and the region's size.
 void arena_leave(int64_t* out) {
-  std::lock_guard<std::recursive_mutex> hold(S.mutex);
+  std::lock_guard<std::mutex> hold(S.mutex);
   S.mode = OUTSIDE;
   owner = false;
   for (int i = 0; i < COUNTS; i++) {
@@ -332,7 +332,7 @@ void arena_leave(int64_t* out) {
 }
 
 void arena_log(int on) {
-  std::lock_guard<std::recursive_mutex> hold(S.mutex);
+  std::lock_guard<std::mutex> hold(S.mutex);
   S.log.clear();
   S.number.clear();
   S.logged = 0;
@@ -340,7 +340,7 @@ void arena_log(int on) {
 }
 
 int64_t arena_read_log(int64_t* out, int64_t most) {
-  std::lock_guard<std::recursive_mutex> hold(S.mutex);
+  std::lock_guard<std::mutex> hold(S.mutex);
   if (out) std::copy_n(S.log.begin(), std::min<int64_t>(most, S.log.size()), out);
   return S.log.size();
 }

@@ -25,7 +25,7 @@ import threading
 import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,6 +40,7 @@ _MOST_RECORDED = 6  # after so many steps that are not alike the last one is pla
 # is rehearsed anew. Assumption: a few irregular blocks cost less than a rehearsal, which takes several steps.
 _OFF, _MOST_OFF = 0.02, 3
 _REHEARSAL, _REPLAY = 1, 2
+_GUARD_BYTES = 64  # behind each block with `check`. Source: GUARD in allocator.cpp
 _COUNTS = (
     "planned", "unexpected", "occupied", "in_gap", "mapped", "foreign", "damaged", "missing", "most_bytes",
     "region_used_bytes", "mapped_bytes", "region_bytes",
@@ -137,6 +138,7 @@ class Arena:
 
     def __init__(self, *, check: bool = False, huge_pages: bool = True) -> None:
         self.policy, self.note = "arena", ""
+        self._guard_bytes = _GUARD_BYTES if check else 0
         self.last: Use | None = None
         self._kinds: dict[tuple[Hashable, ...], _Kind] = {}
         self._marks: list[_Mark] = []
@@ -238,7 +240,8 @@ class Arena:
 
     def _plan(self, kind: _Kind, one: Recorded) -> None:
         assert self._library is not None  # it was recorded
-        found = place(one.blocks)
+        blocks = one.blocks
+        found = place(replace(blocks, bytes=blocks.bytes + self._guard_bytes))
         places = np.full(len(one.sizes), -1, np.int64)
         places[one.inside] = found.places
         number = self._library.arena_plan(_pointer(one.sizes), _pointer(places), len(places), found.bytes)
