@@ -37,7 +37,7 @@ from .methods.method import Method
 from .methods.table import METHODS, anchor, register_method, values_per_norm, way, way_from
 from .methods.way import Way, read_options
 from .rules.table import RULES
-from .schedules.best import Scheduled, best_schedule, schedule_frontier
+from .schedules.best import LEVERS, MOST_FLOPS, ON_DEMAND, Scheduled, best_schedule, nearest_schedule, schedule_frontier
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
 from .step.schedule import Schedule, schedule_from
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
     from .training.arena.arena import Arena
-    from .training.optimizers import make_optimizer
+    from .training.cache import cached_prefix
+    from .training.optimizers import make_optimizer, update_in_place
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
@@ -59,10 +60,12 @@ _LATER = {
     "apply": "training.applied",
     "calibration": "machine.calibration",
     "build": "tracing.models",
+    "cached_prefix": "training.cache",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
     "trace": "traces.stored",
+    "update_in_place": "training.optimizers",
     "verify": "checking.verification",
 }
 
@@ -82,7 +85,10 @@ def __getattr__(name: str):
 
 __all__ = [
     "ACCOUNTINGS",
+    "LEVERS",
     "METHODS",
+    "MOST_FLOPS",
+    "ON_DEMAND",
     "OPTIMIZERS",
     "POLICIES",
     "RULES",
@@ -117,11 +123,13 @@ __all__ = [
     "block_count",
     "body_digest",
     "build",
+    "cached_prefix",
     "calibration",
     "convolutions",
     "footprint",
     "kernels_of",
     "make_optimizer",
+    "nearest_schedule",
     "parts",
     "precision_from",
     "price",
@@ -134,6 +142,7 @@ __all__ = [
     "schedule_from",
     "schedule_frontier",
     "trace",
+    "update_in_place",
     "values_per_norm",
     "verify",
     "way",
