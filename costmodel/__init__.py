@@ -37,10 +37,19 @@ from .methods.method import Method
 from .methods.table import METHODS, anchor, register_method, values_per_norm, way, way_from
 from .methods.way import Way, read_options
 from .rules.table import RULES
-from .schedules.best import LEVERS, MOST_FLOPS, ON_DEMAND, Scheduled, best_schedule, nearest_schedule, schedule_frontier
+from .schedules.best import (
+    LEVERS,
+    MOST_FLOPS,
+    ON_DEMAND,
+    Frontier,
+    Scheduled,
+    best_schedule,
+    nearest_schedule,
+    schedule_frontier,
+)
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
-from .step.schedule import Schedule, schedule_from
+from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
@@ -90,6 +99,7 @@ __all__ = [
     "MOST_FLOPS",
     "ON_DEMAND",
     "OPTIMIZERS",
+    "PLAIN",
     "POLICIES",
     "RULES",
     "Arena",
@@ -97,6 +107,7 @@ __all__ = [
     "CostModelError",
     "Floor",
     "Footprint",
+    "Frontier",
     "InfeasibleError",
     "InputError",
     "Kernels",

@@ -22,7 +22,7 @@ from ..kept import kept
 from ..rules.facts import Dense
 from ..step.optimizers import OPTIMIZERS
 from ..step.precision import Precision
-from ..step.regions import again, prefix_end
+from ..step.regions import again, regions, skipped
 from ..step.schedule import Schedule
 from ..step.sizes import trained_bytes
 from ..step.step import Step
@@ -70,7 +70,8 @@ def work(step: Step) -> Vector:
     """Return the counts of one update by a step: [features], in the order of FEATURES."""
     required, schedule = step.requirements, step.schedule
     tally = _tally(required, schedule, step.precision)
-    pieces = 1 if schedule.prefix_batch is None else max(1, step.micro_batch // schedule.prefix_batch)
+    in_pieces = schedule.prefix_batch is not None and schedule.cache is None
+    pieces = max(1, step.micro_batch // schedule.prefix_batch) if in_pieces and schedule.prefix_batch else 1
     found = step.batch * tally.each + step.passes * (tally.once + (pieces - 1) * tally.piece)
     trained = trained_bytes(required, step.precision)
     found[_PLACE["update", "", "bytes"]] = update_bytes(trained, OPTIMIZERS.find(step.optimizer))
@@ -82,8 +83,9 @@ def work(step: Step) -> Vector:
 @kept
 def _tally(required: Requirements, schedule: Schedule, precision: Precision) -> _Tally:
     counting = _Counting(required, precision)
-    graph, end = required.graph, 0 if schedule.prefix_batch is None else prefix_end(required)
-    for layer in graph.layers:
+    graph, cached = required.graph, skipped(required, schedule)
+    end = regions(required, schedule).prefix
+    for layer in graph.layers[cached:]:
         counting.forward(layer, in_pieces=layer.index < end)
     for index in (*required.books.recomputed, *again(required, schedule)):
         counting.forward(graph.layers[index])

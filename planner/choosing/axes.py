@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from costmodel import (
+    LEVERS,
     METHODS,
+    MOST_FLOPS,
+    Footprint,
     InputError,
     Kernels,
     LayerGraph,
@@ -17,12 +20,13 @@ from costmodel import (
     Way,
     values_per_norm,
     way,
-)  # fmt: skip
+)
 from costmodel.errors import require_count
 
 from ..devices.device import Device
 from ..estimates.setting import LEAST_IMAGES
 from ..evidence.rows import Row
+from .scheduling import Scheduling
 
 T = TypeVar("T")
 OneOrMore = T | Iterable[T]
@@ -39,8 +43,10 @@ class Axes:
     whose roofline time a step takes. images_per_class: labelled images to train with; few are a regime of their own.
     norm_statistics: of batch norms, for ways that do not say: 'own' (as the method has them), 'running', or both; None
     is own, and running too where all passes are of fewer images than evidence has for batch statistics. observed: the
-    accuracies of others; those that come with the package if None. kernels: whose working memory counts; the
-    accounting's own if None. step_time: what predicts the time of a step, in place of the device's roofline.
+    accuracies of others; those that come with the package if None. scheduling: how steps may be carried out in another
+    way than plainly; None leaves it to the question: a recommendation uses all exact levers, a list none.
+    kernels: whose working memory counts; the accounting's own if None. step_time: what predicts the time of a step, in
+    place of the device's roofline.
     """
 
     methods: tuple[str | Way, ...] | None = None
@@ -56,6 +62,7 @@ class Axes:
     images_per_class: int | None = None
     norm_statistics: tuple[str, ...] | None = None
     observed: tuple[Row, ...] | None = None
+    scheduling: Scheduling | None = None
     kernels: Kernels | None = None
     step_time: StepTime | None = None
 
@@ -80,6 +87,14 @@ class Axes:
             given = ", ".join(map(str, self.micro_batches))
             raise InputError(f"no micro-batch of {given} divides a batch of {', '.join(map(str, self.batches))}")
         return list(dict.fromkeys(pairs))
+
+    def seconds_of(self, cost: Footprint) -> float | None:
+        """Return the time of a step, as it was measured or by the device's roofline; None where neither is known."""
+        if self.step_time is not None:
+            return self.step_time.predict(cost.step).value
+        if self.device is None:
+            return None
+        return float(self.device.step_seconds(float(cost.total_flops), float(cost.moved_bytes)))
 
     def ways(self, graph: LayerGraph) -> list[Way]:
         """Return the ways that apply to a network. Errors: InputError for an unknown method."""
@@ -123,13 +138,22 @@ def axes(
     images_per_class: int | None = None,
     norm_statistics: OneOrMore[str] | None = None,
     observed: Sequence[Row] | None = None,
+    schedules: OneOrMore[str] | None = None,
+    most_flops: float | None = None,
     kernels: Kernels | None = None,
     step_time: StepTime | None = None,
 ) -> Axes:
     """Return the axes, each given as one value, a list or a range.
 
-    Errors: InputError for an axis without a value, and for a precision that does not exist.
+    schedules: levers that steps may be carried out with, or "none"; most_flops: times the plain step's FLOPs, at most.
+
+    Errors: InputError for an axis without a value, and for a precision or lever that does not exist.
     """
+    scheduling = None
+    if schedules is not None or most_flops is not None:
+        named = LEVERS if schedules is None else several(schedules)
+        levers = () if named == ("none",) else named
+        scheduling = Scheduling(levers, MOST_FLOPS if most_flops is None else most_flops)
     return Axes(
         None if methods is None else several(methods),
         None if blocks is None else several(blocks),
@@ -144,6 +168,7 @@ def axes(
         images_per_class,
         None if norm_statistics is None else several(norm_statistics),
         None if observed is None else tuple(observed),
+        scheduling,
         kernels,
         step_time,
     )
