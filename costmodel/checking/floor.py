@@ -16,6 +16,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import version
 
 from ..accounting.kernels import Kernels
@@ -69,16 +70,16 @@ def parse(smaps: str) -> dict[str, int]:
     return found
 
 
-def measure_floors(runs: int = 3) -> dict[str, Floor]:
+def measure_floors(runs: int = 3, libraries: Iterable[str] = tuple(MODELS)) -> dict[str, Floor]:
     """Return the floor of a training process of this installation, by the library that builds the network.
 
-    runs: fresh processes of each, whose median counts.
+    runs: fresh processes of each, whose median counts. libraries: those that are not installed are left out.
 
     Errors: ModelError where the system does not tell (it takes Linux), or the process fails.
     """
     return {
-        library: _floor(library, model, runs)
-        for library, model in MODELS.items()
+        library: _floor(library, MODELS[library], runs)
+        for library in libraries
         if importlib.util.find_spec(library) is not None
     }
 

@@ -51,7 +51,7 @@ def calibrate(
     if as_json:
         print(json.dumps(found.model_dump(), indent=2))
     elif toml:
-        print(_toml(calibration.KeptStepTime.of(model)))
+        print(in_toml(calibration.KeptStepTime.of(model)))
     else:
         for name, floor in found.floors.items():
             print(f"process that trains a network of {name}: {format_bytes(floor.bytes)} beside the step")
@@ -97,7 +97,7 @@ def _fitted(allocator: str, threads: int | None, seconds: float, tell: Callable[
     return fit(samples, allocator, used, f"steps timed on {machine_name()}")
 
 
-def _toml(kept: KeptStepTime) -> str:
+def in_toml(kept: KeptStepTime) -> str:
     """Return a model as a table of a device file."""
     lines = ["[[calibration]]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in kept.model_dump(exclude={"seconds", "basis"}).items()]

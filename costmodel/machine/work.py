@@ -32,6 +32,7 @@ PASSES = ("forward", "input", "weight")
 # image: a convolution of an image of up to 3 channels, whose copies and blocks of channels are others. grouped: one in
 # groups of several channels. linear: a product of matrices.
 KINDS = ("pointwise", "depthwise", "dense", "grouped", "image", "linear", "norm", "pooling", "elementwise")
+_BY_ELEMENT = ("norm", "pooling", "elementwise")  # whose FLOPs are those of element-wise work
 MEASURES = ("flops", "bytes", "calls")
 FEATURES = (
     *((phase, kind, measure) for phase in PASSES for kind in KINDS for measure in MEASURES),
@@ -115,7 +116,7 @@ class _Counting:
         if layer.is_view:
             return
         facts, kind, batched = self.required.facts[layer.index], kind_of(layer), layer.output.batched
-        flops = facts.forward_flops or facts.forward_elementwise
+        flops = facts.forward_elementwise if kind in _BY_ELEMENT else facts.forward_flops
         before = self.once.copy() if in_pieces else None
         self.add("forward", kind, "flops", flops, batched)
         self.move("forward", kind, [*layer.inputs.values(), *layer.outputs])
@@ -133,8 +134,8 @@ class _Counting:
             ]  # fmt: skip
             if not mine:
                 continue
-            flops = sum(facts.backward_flops.get(role, 0) or facts.backward_elementwise.get(role, 0) for role in mine)
-            self.add(phase, kind, "flops", flops, batched)
+            counted = facts.backward_elementwise if kind in _BY_ELEMENT else facts.backward_flops
+            self.add(phase, kind, "flops", sum(counted.get(role, 0) for role in mine), batched)
             self.move(phase, kind, [*layer.outputs, *self.read(layer, mine), *(layer.inputs[role] for role in mine)])
             self.add(phase, kind, "calls", 1, False)
 
