@@ -53,7 +53,8 @@ from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
-    from .checking.verification import Verification, verify
+    from .checking.verification import Verification, check_peak, verify
+    from .interface.summary import Summary, summary
     from .machine.calibration import calibration
     from .traces.stored import trace
     from .tracing.models import build, replace_head
@@ -65,14 +66,17 @@ if TYPE_CHECKING:
 # What loads torch is imported when it is first asked for.
 _LATER = {
     "Arena": "training.arena.arena",
+    "Summary": "interface.summary",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "calibration": "machine.calibration",
     "build": "tracing.models",
     "cached_prefix": "training.cache",
+    "check_peak": "checking.verification",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
+    "summary": "interface.summary",
     "trace": "traces.stored",
     "update_in_place": "training.optimizers",
     "verify": "checking.verification",
@@ -124,6 +128,7 @@ __all__ = [
     "Seconds",
     "Step",
     "StepTime",
+    "Summary",
     "Tensor",
     "UnknownOperationError",
     "Verification",
@@ -136,6 +141,7 @@ __all__ = [
     "build",
     "cached_prefix",
     "calibration",
+    "check_peak",
     "convolutions",
     "footprint",
     "kernels_of",
@@ -152,6 +158,7 @@ __all__ = [
     "restore",
     "schedule_from",
     "schedule_frontier",
+    "summary",
     "trace",
     "update_in_place",
     "values_per_norm",
