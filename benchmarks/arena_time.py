@@ -5,8 +5,8 @@
 
 Every variant is a process of its own; they take turns, step by step, so that all see the same machine. Medians of
 ROUNDS steps, and of the rounds' ratios to stock. On one thread the time is that of the processor (user and system, page
-faults included), which other programs disturb less; on more it is that of the clock. tcmalloc is preloaded where its library
-is given. Writes results/arena_time.md.
+faults included), which other programs disturb less; on more it is that of the clock. tcmalloc is preloaded where its
+library is given. Writes results/arena_time.md.
 """
 
 from __future__ import annotations
