@@ -34,6 +34,10 @@ from .scale import Scale, is_observed, scale_of
 SecondsOf = Callable[[Footprint], float | None]
 
 
+def untimed(cost: Footprint) -> None:
+    """Where no time of a step is known."""
+
+
 @dataclass(frozen=True)
 class Scheduling:
     """How far a step may be carried out in another way than plainly.
@@ -63,7 +67,7 @@ PLAINLY = Scheduling((), 1.0)
 
 
 def scheduled(
-    priced: Sequence[Candidate], limits: Mapping[str, float], how: Scheduling, seconds_of: SecondsOf = lambda cost: None
+    priced: Sequence[Candidate], limits: Mapping[str, float], how: Scheduling, seconds_of: SecondsOf = untimed
 ) -> list[Candidate]:
     """Return candidates for limits: those that could be picked by the cheapest schedule that fits, or that is nearest.
 
@@ -139,7 +143,7 @@ def _nearest(step: Step, ram_bytes: int | None, how: Scheduling) -> Scheduled:
     return nearest_schedule(step, ram_bytes, how.most_flops, how.levers)
 
 
-def carried_out(candidate: Candidate, step: Step, seconds_of: SecondsOf) -> Candidate:
+def carried_out(candidate: Candidate, step: Step, seconds_of: SecondsOf = untimed) -> Candidate:
     """Return a candidate with the same accuracy and another schedule."""
     cost = footprint(step)
     return replace(
