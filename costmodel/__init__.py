@@ -29,6 +29,8 @@ from .errors import (
 from .graph.blocks import block_count, body_digest, parts
 from .graph.layer_graph import LayerGraph
 from .graph.values import Layer, Tensor
+from .machine.process import POLICIES, Floor, Process, kernels_of, process_of
+from .machine.step_time import Seconds, StepTime
 from .methods.assignment import Assignment
 from .methods.last_convolutions import convolutions
 from .methods.method import Method
@@ -53,17 +55,21 @@ from .step.step import Step
 if TYPE_CHECKING:
     from .checking.verification import Verification, check_peak, verify
     from .interface.summary import Summary, summary
+    from .machine.calibration import calibration
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
+    from .training.arena.arena import Arena
     from .training.cache import cached_prefix
     from .training.optimizers import make_optimizer, update_in_place
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
+    "Arena": "training.arena.arena",
     "Summary": "interface.summary",
     "Verification": "checking.verification",
     "apply": "training.applied",
+    "calibration": "machine.calibration",
     "build": "tracing.models",
     "cached_prefix": "training.cache",
     "check_peak": "checking.verification",
@@ -98,9 +104,12 @@ __all__ = [
     "ON_DEMAND",
     "OPTIMIZERS",
     "PLAIN",
+    "POLICIES",
     "RULES",
+    "Arena",
     "Assignment",
     "CostModelError",
+    "Floor",
     "Footprint",
     "Frontier",
     "InfeasibleError",
@@ -113,9 +122,12 @@ __all__ = [
     "ModelError",
     "Precision",
     "Prices",
+    "Process",
     "Schedule",
     "Scheduled",
+    "Seconds",
     "Step",
+    "StepTime",
     "Summary",
     "Tensor",
     "UnknownOperationError",
@@ -128,14 +140,17 @@ __all__ = [
     "body_digest",
     "build",
     "cached_prefix",
+    "calibration",
     "check_peak",
     "convolutions",
     "footprint",
+    "kernels_of",
     "make_optimizer",
     "nearest_schedule",
     "parts",
     "precision_from",
     "price",
+    "process_of",
     "read_options",
     "register_method",
     "register_rule",

@@ -39,7 +39,7 @@ class InfeasibleError(CostModelError):
 EXTRAS = {
     "torch": "torch", "torchvision": "torch", "timm": "timm", "matplotlib": "plots", "plotly": "plots",
     "optuna": "measure", "sqlalchemy": "measure", "PIL": "measure", "safetensors": "measure",
-    "psycopg": "postgresql", "pyarrow": "parquet",
+    "psycopg": "postgresql", "pyarrow": "parquet", "scipy": "torch",
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ MOST_BYTES = {
     "manifest": 2**17,
     "training's record": 2**24,
     "device file": 2**17,
+    "calibration": 2**20,
     "evidence": 2**26,
     "trace": 2**26,
     "network's file": 2**24,

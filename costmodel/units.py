@@ -92,3 +92,10 @@ def format_bytes(count: float) -> str:
 def format_count(count: float) -> str:
     """Return a count (FLOPs, parameters) as text, such as '601 M' (1 M = 1e6)."""
     return _scaled(count, ("", "k", "M", "G", "T", "P"))
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a time as text, such as '35 ms' or '2.1 h'."""
+    units = (("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3))
+    unit, size = next(((unit, size) for unit, size in units if seconds >= size), units[-1])
+    return f"{seconds / size:.3g} {unit}"

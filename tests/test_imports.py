@@ -23,14 +23,15 @@ PACKAGES = {package.__name__: Path(package.__file__).parent for package in (cost
 ROOMS = {
     "costmodel": (
         "errors", "secrets", "units", "table", "kept", "reading", "graph", "rules", "methods", "accounting", "step",
-        "answers", "schedules", "layers", "zoo", "tracing", "traces", "training", "checking", "interface",
+        "answers", "machine", "schedules", "layers", "zoo", "tracing", "traces", "training", "checking", "interface",
     ),
     "planner": ("evidence", "estimates", "devices", "choosing", "campaign", "training", "interface"),
 }  # fmt: skip
 # The rooms, and files of other rooms, that load torch. No other file imports them at its top level.
 TORCH = {
     "costmodel/layers", "costmodel/zoo", "costmodel/tracing", "costmodel/training", "costmodel/checking/measuring.py",
-    "costmodel/checking/verification.py", "planner/campaign", "planner/training",
+    "costmodel/checking/steps.py", "costmodel/checking/timing.py", "costmodel/checking/verification.py",
+    "planner/campaign", "planner/training",
 }  # fmt: skip
 # Files of these that are about torch without loading it.
 WITHOUT_TORCH_THEMSELVES = {

@@ -15,6 +15,8 @@ from ..answers.footprint import footprint as cost
 from ..errors import InputError
 from ..graph.blocks import block_count, parts
 from ..graph.layer_graph import LayerGraph
+from ..machine.process import Process, process_of
+from ..machine.step_time import Seconds
 from ..methods.table import METHODS, way
 from ..methods.way import Way, read_options
 from ..step.precision import Precision
@@ -23,6 +25,7 @@ from ..step.step import Step
 from ..traces.stored import trace
 from ..units import format_bytes, parse_bytes
 from . import options as given
+from .calibrate import calibrate
 from .running import run, terminal, with_version
 from .tables import (
     WIDTH,
@@ -41,6 +44,7 @@ app = typer.Typer(
     help="What it costs to fine-tune a network: bytes by cause and by layer, FLOPs. "
     f"{given.MODEL_HELP} --debug shows the traceback of an error.",
 )
+app.command()(calibrate)
 plot_app = typer.Typer(no_args_is_help=True, help="Pictures of a training step's memory: .png, .svg or .pdf.")
 with_version(app)
 app.add_typer(plot_app, name="plot")
@@ -87,6 +91,7 @@ def footprint(
             "--first-step", help="Price the step that makes the optimizer's state.", rich_help_panel=given.STEP
         ),
     ] = False,
+    allocator: given.AllocatorName = "arena",
     per: Annotated[
         given.Grouping | None,
         typer.Option(help="Show rows by layer, block, operation or tensor.", rich_help_panel=given.OUTPUT),
@@ -103,7 +108,9 @@ def footprint(
         Precision(frozen=frozen_dtype, activations=activation_dtype), optimizer, accounting, first_step,
     )  # fmt: skip
     answer = cost(_scheduled(step, recompute, ram, most_flops))
-    result = answer.to_dict()
+    process, seconds = _on_this_machine(answer, allocator)
+    own = {} if process is None else {"process_bytes": process.bytes, "process": process.to_dict()}
+    result = {**answer.to_dict(), **own, "step_seconds": vars(seconds)}
     rows = answer.to_frame(per.value).to_dict("records") if per else [flat(result)]
     if per:
         result[f"per_{per.value}"] = rows
@@ -113,8 +120,27 @@ def footprint(
     for note in graph.notes:
         typer.echo(f"note: {note}", err=True)
     terminal().print(answer)
+    if process is not None:
+        typer.echo(f"process: {process.text}")
+    typer.echo(f"time of a step: {seconds.text}")
     if per:
         print_frame(answer.to_frame(per.value), f"per {per.value}")
+
+
+def _on_this_machine(answer: Footprint, allocator: str) -> tuple[Process | None, Seconds]:
+    """Return what the process of a step holds here, and how long it takes, by what `costmodel calibrate` found out.
+
+    No process for an accounting that leaves parts of a step out.
+    """
+    from ..machine.calibration import calibration
+
+    known, step = calibration(), answer.step
+    whole = ACCOUNTINGS[answer.accounting].whole_step
+    process = process_of(step, known.floor(step.graph.model), allocator) if whole else None
+    model = known.step_time(allocator)
+    if model is None:
+        return process, Seconds.unknown("this machine is not calibrated for this allocator (costmodel calibrate)")
+    return process, model.predict(step)
 
 
 @app.command("summary")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..accounting.table import ACCOUNTINGS
+from ..machine.process import POLICIES
 from ..methods.table import METHODS
 from ..step.optimizers import OPTIMIZERS
 from ..step.precision import ACTIVATIONS, FROZEN
@@ -116,6 +117,12 @@ MostFlops = Annotated[
     ),
 ]
 Out = Annotated[str, typer.Option(help="The file to write: .png, .svg or .pdf.", show_default=False)]
+AllocatorName = Annotated[
+    str,
+    typer.Option(
+        "--allocator", help=f"How freed memory is dealt with: one of {', '.join(POLICIES)}.", rich_help_panel=MEMORY
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.", rich_help_panel=OUTPUT)]
 Csv = Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.", rich_help_panel=OUTPUT)]
 

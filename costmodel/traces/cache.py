@@ -17,6 +17,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..graph.layer_graph import LayerGraph
 from ..graph.store import TEMPORARY
+from ..machine.folder import cache_folder
 from .versions import environment
 
 SUFFIX = ".trace"
@@ -41,9 +42,7 @@ def folder() -> Path:
     """Return the folder that holds the cache; it need not exist."""
     if chosen := os.environ.get("COSTMODEL_CACHE"):
         return Path(chosen)
-    from platformdirs import user_cache_path
-
-    return user_cache_path("finetune-planner", appauthor=False) / "traces"
+    return cache_folder("traces")
 
 
 def _path(model: str, resolution: int, classes: int | None) -> Path | None:

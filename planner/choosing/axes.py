@@ -10,10 +10,13 @@ from costmodel import (
     LEVERS,
     METHODS,
     MOST_FLOPS,
+    Footprint,
     InputError,
+    Kernels,
     LayerGraph,
     Precision,
     Schedule,
+    StepTime,
     Way,
     values_per_norm,
     way,
@@ -42,6 +45,8 @@ class Axes:
     is own, and running too where all passes are of fewer images than evidence has for batch statistics. observed: the
     accuracies of others; those that come with the package if None. scheduling: how steps may be carried out in another
     way than plainly; None leaves it to the question: a recommendation uses all exact levers, a list none.
+    kernels: whose working memory counts; the accounting's own if None. step_time: what predicts the time of a step, in
+    place of the device's roofline.
     """
 
     methods: tuple[str | Way, ...] | None = None
@@ -58,6 +63,8 @@ class Axes:
     norm_statistics: tuple[str, ...] | None = None
     observed: tuple[Row, ...] | None = None
     scheduling: Scheduling | None = None
+    kernels: Kernels | None = None
+    step_time: StepTime | None = None
 
     @property
     def carried(self) -> list[tuple[int, Schedule]]:
@@ -80,6 +87,14 @@ class Axes:
             given = ", ".join(map(str, self.micro_batches))
             raise InputError(f"no micro-batch of {given} divides a batch of {', '.join(map(str, self.batches))}")
         return list(dict.fromkeys(pairs))
+
+    def seconds_of(self, cost: Footprint) -> float | None:
+        """Return the time of a step, as it was measured or by the device's roofline; None where neither is known."""
+        if self.step_time is not None:
+            return self.step_time.predict(cost.step).value
+        if self.device is None:
+            return None
+        return float(self.device.step_seconds(float(cost.total_flops), float(cost.moved_bytes)))
 
     def ways(self, graph: LayerGraph) -> list[Way]:
         """Return the ways that apply to a network. Errors: InputError for an unknown method."""
@@ -125,6 +140,8 @@ def axes(
     observed: Sequence[Row] | None = None,
     schedules: OneOrMore[str] | None = None,
     most_flops: float | None = None,
+    kernels: Kernels | None = None,
+    step_time: StepTime | None = None,
 ) -> Axes:
     """Return the axes, each given as one value, a list or a range.
 
@@ -152,6 +169,8 @@ def axes(
         None if norm_statistics is None else several(norm_statistics),
         None if observed is None else tuple(observed),
         scheduling,
+        kernels,
+        step_time,
     )
 
 

@@ -62,8 +62,10 @@ class Priced:
             memory = {part: row[f"{part}_bytes"] for part in self.prices.categories} | {"peak": row["peak_bytes"]}
             step = Step(
                 self.graph, self.ways[row["way"]], batch, schedule, self.space.precisions[row["precision"]],
-                self.space.optimizers[row["optimizer"]], self.space.accounting,
+                self.space.optimizers[row["optimizer"]], self.space.accounting, kernels=self.space.kernels,
             )  # fmt: skip
+            if self.space.step_time is not None:
+                number = self.space.step_time.predict(step).value
             yield Candidate(
                 step, row["peak_bytes"], row["saved_bytes"], memory, layer, phase, row["forward_flops"],
                 row["backward_flops"], row["total_flops"], row["trained_parameters"],
@@ -93,7 +95,7 @@ def candidates(
     priced = price_all(trace_all(models, resolution, classes), space)
     if space.scheduling is None or not space.scheduling.levers:
         return priced
-    return [by_schedule(candidate, None, space.scheduling, space.device) for candidate in priced]
+    return [by_schedule(candidate, None, space.scheduling, space.seconds_of) for candidate in priced]
 
 
 def price_all(graphs: Iterable[LayerGraph], space: Axes) -> list[Candidate]:
@@ -120,7 +122,8 @@ def priced_tables(graphs: Iterable[LayerGraph], space: Axes) -> Iterator[Priced]
         empty = False
         count = len(ways) * len(carried) * len(space.optimizers) * len(space.precisions)
         _check_count(count, MOST_PRICED, "or several times")
-        prices = price(graph, ways, carried, space.optimizers, space.precisions, space.accounting)
+        prices = price(graph, ways, carried, space.optimizers, space.precisions, space.accounting,
+                       kernels=space.kernels)  # fmt: skip
         columns, seconds = prices.columns, None
         if space.device is not None:
             seconds = space.device.step_seconds(columns["total_flops"], columns["moved_bytes"])

@@ -13,19 +13,12 @@ import numpy as np
 
 from costmodel.errors import InputError
 from costmodel.table import Table
-from costmodel.units import format_bytes, format_count
+from costmodel.units import format_bytes, format_count, format_seconds
 
 from .candidate import Candidate
 from .pareto import non_dominated
 
 DEFAULT = ("memory", "flops", "recovery")
-
-
-def seconds_text(seconds: float) -> str:
-    """Return a time as text, such as '35 ms' or '2.1 h'."""
-    units = (("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3))
-    unit, size = next(((unit, size) for unit, size in units if seconds >= size), units[-1])
-    return f"{seconds / size:.3g} {unit}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ OBJECTIVES: Table[Objective] = Table("objective", (
             "flops", "FLOPs of a step per image", lambda c: c.total_flops / c.batch, lambda n: f"{format_count(n)}FLOPs"
         ),
         Objective(
-            "time", "roofline time of an epoch, per image", lambda c: _number(c.step_seconds) / c.batch, seconds_text
+            "time", "roofline time of an epoch, per image", lambda c: _number(c.step_seconds) / c.batch, format_seconds
         ),
         Objective("flash", "weights and buffers as they are stored", lambda c: c.flash_bytes, format_bytes),
         Objective("recovery", "expected recovery", lambda c: _number(c.recovery.value), lambda n: f"{n:.3f}", True),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from costmodel import InfeasibleError, InputError, LayerGraph, body_digest, price, whole_step
+import numpy as np
+
+from costmodel import InfeasibleError, InputError, LayerGraph, Step, body_digest, price, whole_step
 from costmodel.units import format_bytes
 
 from ..estimates.runs import data_set, unused
@@ -148,9 +151,19 @@ def _with_plan(answer: Recommendation, notes: Sequence[str]) -> Recommendation:
 def _largest_batch(chosen: Candidate, ram_bytes: float) -> int | None:
     """Return the most images per pass that fit, all else as in a candidate."""
     step, batches = chosen.step, range(1, MOST_BATCH + 1)
-    prices = price(step.graph, [step.way], batches, [step.optimizer], [step.precision], step.accounting)
-    fitting = prices.columns["batches"][prices.columns["peak_bytes"] <= ram_bytes]
+    if step.kernels is not None:  # whose memory is no linear function of the batch: found by halving
+        over = bisect_left(batches, True, key=lambda batch: _peak_bytes(step, [batch])[0] > ram_bytes)
+        return batches[over - 1] if over else None
+    fitting = np.flatnonzero(_peak_bytes(step, batches) <= ram_bytes)
     return batches[fitting.max()] if len(fitting) else None
+
+
+def _peak_bytes(step: Step, batches: Sequence[int]) -> np.ndarray:
+    """Return the peak of a step at other batches, in one pass."""
+    prices = price(
+        step.graph, [step.way], batches, [step.optimizer], [step.precision], step.accounting, kernels=step.kernels
+    )
+    return prices.columns["peak_bytes"]
 
 
 def choose_within(
@@ -161,7 +174,7 @@ def choose_within(
     Errors: InfeasibleError if none fits.
     """
     how = space.scheduling or Scheduling()
-    answer = choose(scheduled(priced, limits, how, space.device), limits, objectives)
+    answer = choose(scheduled(priced, limits, how, space.seconds_of), limits, objectives)
     if answer.chosen.step.schedule in {candidate.step.schedule for candidate in priced}:
         return answer
     try:

@@ -12,14 +12,30 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from costmodel import LEVERS, MOST_FLOPS, ON_DEMAND, PLAIN, Schedule, Scheduled, Step, footprint, nearest_schedule
+from costmodel import (
+    LEVERS,
+    MOST_FLOPS,
+    ON_DEMAND,
+    PLAIN,
+    Footprint,
+    Schedule,
+    Scheduled,
+    Step,
+    footprint,
+    nearest_schedule,
+)  # fmt: skip
 from costmodel.errors import InputError, unknown
 from costmodel.units import format_bytes
 
-from ..devices.device import Device
 from .candidate import Candidate
 from .objectives import keeps
 from .scale import Scale, is_observed, scale_of
+
+SecondsOf = Callable[[Footprint], float | None]
+
+
+def untimed(cost: Footprint) -> None:
+    """Where no time of a step is known."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +67,11 @@ PLAINLY = Scheduling((), 1.0)
 
 
 def scheduled(
-    priced: Sequence[Candidate], limits: Mapping[str, float], how: Scheduling, device: Device | None = None
+    priced: Sequence[Candidate], limits: Mapping[str, float], how: Scheduling, seconds_of: SecondsOf = untimed
 ) -> list[Candidate]:
     """Return candidates for limits: those that could be picked by the cheapest schedule that fits, or that is nearest.
 
-    device: whose roofline time a step takes.
+    seconds_of: the time of a step.
     """
     budget = limits.get("memory")
     if budget is None or not how.levers or not priced or priced[0].step.accounting != "lean":
@@ -67,7 +83,7 @@ def scheduled(
         may_fit = _there_anyway(candidate) <= budget and keeps(candidate, others)
         if may_fit and not keeps(candidate, {"memory": budget}):
             if id(candidate) not in found:
-                found[id(candidate)] = by_schedule(candidate, int(budget), how, device)
+                found[id(candidate)] = by_schedule(candidate, int(budget), how, seconds_of)
             candidate = found[id(candidate)]
         return candidate if keeps(candidate, limits) else None
 
@@ -120,12 +136,12 @@ def _search(
     return top
 
 
-def by_schedule(candidate: Candidate, ram_bytes: int | None, how: Scheduling, device: Device | None) -> Candidate:
+def by_schedule(candidate: Candidate, ram_bytes: int | None, how: Scheduling, seconds_of: SecondsOf) -> Candidate:
     """Return a candidate by the cheapest schedule that fits, or the one nearest to that."""
     found = _nearest(candidate.step, ram_bytes, how)
     if found.schedule == candidate.step.schedule:
         return candidate
-    return carried_out(candidate, replace(candidate.step, schedule=found.schedule), device)
+    return carried_out(candidate, replace(candidate.step, schedule=found.schedule), seconds_of)
 
 
 @lru_cache(maxsize=10_000)  # a campaign asks again after each run
@@ -133,15 +149,14 @@ def _nearest(step: Step, ram_bytes: int | None, how: Scheduling) -> Scheduled:
     return nearest_schedule(step, ram_bytes, how.most_flops, how.levers)
 
 
-def carried_out(candidate: Candidate, step: Step, device: Device | None) -> Candidate:
+def carried_out(candidate: Candidate, step: Step, seconds_of: SecondsOf = untimed) -> Candidate:
     """Return a candidate with the same accuracy and another schedule."""
     cost = footprint(step)
-    seconds = None if device is None else float(device.step_seconds(float(cost.total_flops), float(cost.moved_bytes)))
     return replace(
         candidate, step=step, peak_bytes=cost.peak_bytes, saved_bytes=cost.saved_bytes, memory_bytes=cost.memory_bytes,
         peak_layer=cost.peak.layer, peak_phase=cost.peak.phase, forward_flops=cost.forward_flops,
         backward_flops=cost.backward_flops, total_flops=cost.total_flops, moved_bytes=cost.moved_bytes,
-        step_seconds=seconds,
+        step_seconds=seconds_of(cost),
     )  # fmt: skip
 
 

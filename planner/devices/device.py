@@ -17,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from costmodel import POLICIES, Floor, StepTime
 from costmodel.errors import InputError, unknown
 from costmodel.reading import first_problem, read_file
 from costmodel.units import format_bytes, format_count, parse_bytes
+
+from .budget import ProcessBudget
 
 FOLDER = files("planner.devices")
 _TEMPLATE = "template"
@@ -36,6 +39,7 @@ def _bytes(value: object) -> int:
 ByteCount = Annotated[int, BeforeValidator(_bytes)]
 # Assumption: a million times the fastest accelerator of today, 1e15 a second, is none.
 Rate = Annotated[float, Field(gt=0, le=1e21, allow_inf_nan=False, strict=True)]
+Error = Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
@@ -65,6 +69,34 @@ class Bandwidth(_Quantity):
     bytes_per_second: Rate
 
 
+class StepTimes(_Quantity):
+    """Times of a step that were fitted on the device: what `costmodel calibrate --toml` prints there.
+
+    seconds: of one FLOP, byte or call, by feature. The rest is as in `costmodel.StepTime`.
+    """
+
+    allocator: Literal[tuple(POLICIES)]  # pyright: ignore[reportInvalidTypeForm]  # the table's names
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    spread: Error
+    median_error: Error
+    worst_error: Error
+    seconds: dict[str, Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]]
+
+    @model_validator(mode="after")
+    def _has_known_features(self) -> Self:
+        try:
+            _ = self.step_time
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def step_time(self) -> StepTime:
+        """The model."""
+        own = self.model_dump(exclude={"seconds", "source"})
+        return StepTime.from_features(self.seconds, basis=self.source, **own)
+
+
 class Device(_Table):
     """A device: its memory, who else needs of it, and how fast it computes.
 
@@ -82,6 +114,7 @@ class Device(_Table):
     flash: Memory | None = None
     peak: Peak
     bandwidth: Bandwidth
+    calibration: tuple[StepTimes, ...] = ()
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -110,6 +143,19 @@ class Device(_Table):
         computing, moving = flops / self.peak.flops_per_second, moved_bytes / self.bandwidth.bytes_per_second
         seconds: Any = np.maximum(computing, moving)  # of numbers a number, which numpy's annotations leave open
         return seconds
+
+    def step_time(self, allocator: str = "arena") -> StepTime | None:
+        """Return the times of steps that were measured on the device with an allocator; None if none were."""
+        return next((one.step_time for one in self.calibration if one.allocator == allocator), None)
+
+    def budget(self, allocator: str = "arena") -> ProcessBudget | None:
+        """Return the memory for a training process; None on bare metal, where there is none."""
+        if self.process is None:
+            return None
+        kind = "measured" if self.process.source.startswith("Source") else "assumed"
+        floor = Floor(self.process.bytes, kind, self.process.source)
+        left = f"{self.name}: {format_bytes(self.ram.bytes)} RAM - {format_bytes(self.system.bytes)} {self._system}"
+        return ProcessBudget(self.ram.bytes - self.system.bytes, floor, allocator, left)
 
     def explain(self) -> str:
         """Return in one line how the memory for training comes about."""
@@ -182,7 +228,11 @@ def _problem(error: ValidationError) -> str:
     if kind == "missing":
         return f"lacks {key!r}"
     if kind == "extra_forbidden":
-        table = {"peak": Peak, "bandwidth": Bandwidth}.get(key.partition(".")[0], Memory) if "." in key else Device
+        table = (
+            {"peak": Peak, "calibration": StepTimes, "bandwidth": Bandwidth}.get(key.partition(".")[0], Memory)
+            if "." in key
+            else Device
+        )
         return f"unknown key {key!r}; allowed: {', '.join(table.model_fields)}"
     if kind == "string_pattern_mismatch":
         reason = "write 'Source: ...' or 'Assumption: ...'"

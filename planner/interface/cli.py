@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from costmodel import OPTIMIZERS, InputError
+from costmodel import OPTIMIZERS, POLICIES, InputError, calibration
 from costmodel.interface.drawing import plot_path
 from costmodel.interface.running import INTERRUPTED, run, with_version
 from costmodel.secrets import shown
 from costmodel.units import parse_bytes
 
+from ..devices.budget import Held, ProcessBudget
 from .space import DeviceName, Json, Models, decimals, names, with_space
 from .train_cli import add_training
 
@@ -47,12 +48,31 @@ def _device(name: str | None) -> Device | None:
     return device(name)
 
 
+def _budget(target: Device | None, process_ram: str | None, allocator: str, model: str) -> ProcessBudget | None:
+    """Return the memory of the whole process that is asked for, if one is: by --process-ram, or a device's.
+
+    Both together: the smaller. The floor is the device's; without one this machine's for networks such as the first.
+    """
+    own = target.budget(allocator) if target else None
+    if process_ram is None:
+        return own
+    floor = own.floor if own else calibration().floor(model)
+    given = ProcessBudget(parse_bytes(process_ram), floor, allocator)
+    return given if own is None or given.process_bytes < own.process_bytes else own
+
+
 @app.command("recommend")
 @with_space
 def recommend_command(
     models: Models,
     ram: Annotated[str | None, typer.Option(help="Memory for the training itself, such as 64MB or 61MiB.")] = None,
     device: DeviceName = None,
+    process_ram: Annotated[
+        str | None, typer.Option(help="Memory for the whole training process, interpreter and libraries included.")
+    ] = None,
+    allocator: Annotated[
+        str, typer.Option(help=f"How the process deals with freed memory: one of {', '.join(POLICIES)}.")
+    ] = "arena",
     *,
     space: dict,
     flash: Annotated[str | None, typer.Option(help="Most bytes of weights and buffers, such as 4MB.")] = None,
@@ -78,10 +98,13 @@ def recommend_command(
 
     target = _device(device)
     ram_bytes = None if ram is None else parse_bytes(ram)
-    if target is not None:
-        if ram_bytes is not None and ram_bytes > target.training_ram_bytes:
-            raise InputError(f"--ram {ram} is more than the device leaves: {target.explain()}")
-        ram_bytes = ram_bytes or target.training_ram_bytes
+    budget = _budget(target, process_ram, allocator, models[0])
+    available = budget.step_bytes if budget else target.training_ram_bytes if target else None
+    if available is not None:
+        if ram_bytes is not None and ram_bytes > available:
+            explained = budget.explain() if budget else target.explain() if target else ""
+            raise InputError(f"--ram {ram} is more than the {'device' if target else 'process'} leaves: {explained}")
+        ram_bytes = ram_bytes or available
     limits = {
         "flash": None if flash is None else parse_bytes(flash), "flops": max_flops, "recovery": min_recovery,
         "accuracy": min_accuracy,
@@ -93,16 +116,22 @@ def recommend_command(
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     if ram_bytes is None and not limits:
         raise InputError("no limit was given; give --ram 64MB, --device raspberry-pi-zero-2w, or another limit")
-    answer = recommend(models, ram_bytes, limits=limits, objectives=names(objective), device=target, **space)
+    measured = target.step_time(allocator) if target else calibration().step_time(allocator)
+    kernels = budget.kernels(space["accounting"]) if budget else None
+    answer = recommend(
+        models, ram_bytes, limits=limits, objectives=names(objective), device=target, kernels=kernels,
+        step_time=measured, **space,
+    )  # fmt: skip
+    held = Held.of(answer.chosen.step, budget, target, measured, allocator)
     if save is not None:
         assert answer.plan is not None  # `recommend` makes one
         answer.plan.save(save)
     if as_json:
-        print(json.dumps(answer.to_dict(), indent=2))
+        print(json.dumps(answer.to_dict() | held.to_dict(), indent=2))
         return
     from .report import show_recommendation
 
-    show_recommendation(answer, target)
+    show_recommendation(answer, held)
     if save is not None:
         print(f"wrote {save}; use it with planner.Plan.load({save!r}).apply(model)")
 

@@ -10,12 +10,11 @@ from rich.text import Text
 
 from costmodel import Way
 from costmodel.interface.layout import Column, Listing
-from costmodel.units import format_bytes
+from costmodel.units import format_bytes, format_seconds
 
 from ..campaign.next_trial import Trial
 from ..campaign.watch import Watch
 from ..choosing.candidate import Candidate
-from ..choosing.objectives import seconds_text
 from ..choosing.recommend import Recommendation
 from .bars import ProgressBars
 
@@ -120,7 +119,7 @@ def _runs(outcome: Outcome) -> Listing:
             format_bytes(runs[0].peak_bytes),
             format_bytes(max(run.measured_peak_bytes for run in runs)),
             "as predicted" if all(run.memory_agrees for run in runs) else "DIFFERS",
-            seconds_text(sum(run.seconds for run in runs)),
+            format_seconds(sum(run.seconds for run in runs)),
         ))  # fmt: skip
     return Listing(columns, rows, "measured", bold=frozenset(bold))
 

@@ -14,10 +14,10 @@ from costmodel.interface.layout import Column, Listing
 from costmodel.interface.running import terminal
 from costmodel.units import format_bytes, format_count
 
-from ..choosing.objectives import seconds_text
 from ..choosing.reasons import namer, short_names
 from ..choosing.recommend import Recommendation
 from ..choosing.scale import Scale, scale_of
+from ..devices.budget import Held
 from ..devices.device import Device, device, device_names
 from ..estimates.validation import LeftOut, summaries
 
@@ -84,7 +84,7 @@ def plain(text: str) -> Text:
     return Text(text)
 
 
-def _panel(answer: Recommendation, target: Device | None) -> Panel:
+def _panel(answer: Recommendation, held: Held) -> Panel:
     """Return the pick with its costs and what its accuracy rests on."""
     chosen, guess = answer.chosen, answer.chosen.recovery
     parts = [
@@ -93,18 +93,18 @@ def _panel(answer: Recommendation, target: Device | None) -> Panel:
         if size and name != "peak"
     ]
     budget = f" of {format_bytes(answer.ram_bytes)}" if answer.ram_bytes else ""
-    time = "" if chosen.step_seconds is None else f"{seconds_text(chosen.step_seconds)} or more (roofline)"
     percent = guess.accuracy_percent
     rows = [
         ("model", chosen.model),
         ("method", chosen.way.description),
         ("step", chosen.step.label),
-        ("device", target.explain() if target else ""),
+        ("held against", held.against),
         ("peak memory", f"{format_bytes(chosen.peak_bytes)}{budget}, {chosen.where}"),
         ("", ", ".join(parts)),
+        ("process", held.process.text if held.process else ""),
         ("FLOPs per step", f"{format_count(chosen.total_flops)} (forward {format_count(chosen.forward_flops)}, "
                            f"backward {format_count(chosen.backward_flops)})"),
-        ("time per step", time),
+        ("time per step", "" if held.seconds.kind == "unknown" else held.seconds.text),
         ("trained", f"{format_count(chosen.trained_parameters)} parameters"),
         ("expected accuracy", "" if percent is None else f"{percent:.1f} % ({guess.accuracy_low_percent:.1f} to "
                               f"{guess.accuracy_high_percent:.1f}), {guess.accuracy_kind}: {guess.accuracy_rests_on}"),
@@ -137,10 +137,10 @@ def _alternatives(answer: Recommendation) -> list[tuple[str, Candidate]]:
     return list({id(candidate): (label, candidate) for label, candidate in labelled}.values())
 
 
-def show_recommendation(answer: Recommendation, target: Device | None) -> None:
+def show_recommendation(answer: Recommendation, held: Held) -> None:
     """Print the pick, what else there is, and why."""
     out = console()
-    out.print(_panel(answer, target))
+    out.print(_panel(answer, held))
     rows = _alternatives(answer)
     if rows:
         several = len({candidate.model for candidate in answer.candidates}) > 1

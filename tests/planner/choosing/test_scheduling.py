@@ -34,7 +34,7 @@ def everything(plain):
         most = MOST * candidate.total_flops
         for each in schedule_frontier(candidate.step):
             if each.total_flops <= most:
-                found.append(carried_out(candidate, replace(candidate.step, schedule=each.schedule), None))
+                found.append(carried_out(candidate, replace(candidate.step, schedule=each.schedule)))
     return found
 
 
