@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+Layer = TypeVar("Layer", bound=Callable[..., Any])
 
 
 def first_order(backward: Callable[..., Any]) -> Any:
@@ -14,3 +18,18 @@ def first_order(backward: Callable[..., Any]) -> Any:
     `Any`, because torch annotates `backward` as one that takes any number of gradients; ours take those there are.
     """
     return once_differentiable(backward)
+
+
+def overridable(layer: Layer) -> Layer:
+    """Let torch function modes see the calls of a layer, as they see those of torch.nn.functional.
+
+    layer: takes a tensor first. `costmodel.export` puts other forms in place of layers so.
+    """
+
+    @wraps(layer)
+    def seen(input, *args, **kwargs):
+        if has_torch_function_unary(input):
+            return handle_torch_function(seen, (input,), input, *args, **kwargs)
+        return layer(input, *args, **kwargs)
+
+    return seen  # pyright: ignore[reportReturnType]  # it takes and returns the same

@@ -1,0 +1,133 @@
+"""Rewrites of a recorded graph that change nothing of what it computes: fewer copies, and updates as early as they can be.
+
+The graph is functional: no node writes what another one reads, so a copy is as good as what it was made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx
+
+_aten = torch.ops.aten
+_COPIES = (
+    _aten.clone.default, _aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.default,
+)  # fmt: skip
+_TRANSPOSED = (_aten.t.default, _aten.permute.default, _aten.transpose.int)
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Take out copies, and write products with a transposed weight as linear maps, which copy no weight."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _COPIES and _alike(node, node.args[0]):
+            _become(node, node.args[0])
+        elif node.target is _aten.copy.default and _alike(node, node.args[1]):
+            _become(node, node.args[1])
+        elif node.target in (_aten.mm.default, _aten.addmm.default):
+            _make_linear(graph, node)
+    graph.eliminate_dead_code()
+
+
+def _alike(node: fx.Node, other: object) -> bool:
+    """Whether both are tensors of one shape, kind and memory order; what leaves the graph stays a copy."""
+    if not isinstance(other, fx.Node) or any(user.op == "output" for user in node.users):
+        return False
+    one, two = node.meta.get("val"), other.meta.get("val")
+    return (
+        isinstance(one, Tensor) and isinstance(two, Tensor)
+        and (one.shape, one.dtype, one.stride()) == (two.shape, two.dtype, two.stride())
+    )  # fmt: skip
+
+
+def _become(node: fx.Node, other: fx.Node) -> None:
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
+def _make_linear(graph: fx.Graph, node: fx.Node) -> None:
+    *bias, given, weight = node.args[:3]
+    transposed = isinstance(weight, fx.Node) and weight.target in _TRANSPOSED
+    if not transposed or weight.args[0].meta["val"].dim() != 2 or (bias and bias[0].meta["val"].dim() != 1):
+        return
+    if any(value != 1 for value in node.kwargs.values()):
+        return
+    with graph.inserting_before(node):
+        linear = graph.call_function(_aten.linear.default, (given, weight.args[0], *bias))
+    linear.meta = dict(node.meta)
+    _become(node, linear)
+
+
+def hoist_updates(graph: fx.Graph, labels: fx.Node, images: fx.Node, updates: dict[fx.Node, str]) -> None:
+    """Make each parameter's update as soon as its gradient is there.
+
+    updates: the nodes of new values, each with the parameter that it belongs to. What reaches one parameter only and
+    comes after the loss is moved up; so are single numbers that depend on no image, such as a learning rate's factor.
+    """
+    parameters = {name: 1 << place for place, name in enumerate(dict.fromkeys(updates.values()))}
+    reaches: dict[fx.Node, int] = {}
+    for node in reversed(graph.nodes):
+        found = parameters[updates[node]] if node in updates else 0
+        for user in node.users:
+            found |= -1 if user.op == "output" and node not in updates else reaches.get(user, 0)
+        reaches[node] = found
+    of_labels, of_images = _descendants(graph, labels), _descendants(graph, images)
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    last_placeholder = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    after: dict[fx.Node, fx.Node] = {}  # the last node that was put behind a node
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not reaches[node]:
+            continue
+        one_parameter = node in of_labels and reaches[node] in parameters.values()
+        free = node not in of_labels and node not in of_images and _is_number(node)
+        if not one_parameter and not free:
+            continue
+        anchor = max(node.all_input_nodes, key=place.__getitem__, default=last_placeholder)
+        if anchor.op == "placeholder":
+            anchor = last_placeholder
+        behind = after.get(anchor, anchor)
+        behind.append(node)
+        after[anchor] = node
+        place[node] = place[anchor]
+
+
+def _is_number(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.numel() == 1
+
+
+def _descendants(graph: fx.Graph, root: fx.Node) -> set[fx.Node]:
+    found = {root}
+    for node in graph.nodes:
+        if any(given in found for given in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def write_back_early(graph: fx.Graph, views: Iterable[object]) -> None:
+    """Move each write of a buffer up behind the new value and the last reader of the old one.
+
+    views: operations whose result is their input's memory; who reads them reads the buffer.
+    """
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or "copy_" != getattr(node.target, "__name__", "").split(".")[0]:
+            continue
+        buffer, value = node.args[:2]
+        readers = [reader for reader in _readers(buffer, tuple(views)) if reader is not node]
+        last = max([value, *readers], key=place.__getitem__)
+        if last.op == "placeholder" or place[last] > place[node]:
+            continue
+        last.append(node)
+        place[node] = place[last]
+
+
+def _readers(node: fx.Node, views: tuple[object, ...]) -> Iterable[fx.Node]:
+    for user in node.users:
+        if user.op == "output":
+            continue
+        yield user
+        if user.target in views:
+            yield from _readers(user, views)
