@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.dialects._ops import ops
+from executorch.exir.memory_planning import MemoryPlanningAlgorithmSuite, greedy
 from executorch.exir.pass_base import PassBase, PassResult
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
 from torch.export import ExportedProgram
 
 from ..errors import InputError, ModelError, unknown
+from .planning import in_place
 from .recording import STEP, Recording, buffer_name
 from .rewriting import hoist_updates, simplify, write_back_early
 
@@ -83,7 +85,9 @@ def lower(recording: Recording, delegate: str = "none") -> Program:
         made = edge.to_executorch(
             ExecutorchBackendConfig(
                 passes=[InitializedMutableBufferPass([""]), _WriteBackEarly()],
-                memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
+                memory_planning_pass=MemoryPlanningPass(
+                    MemoryPlanningAlgorithmSuite([greedy, in_place]), share_mutable_buffers=True
+                ),
             )
         )
     plans = {plan.name: plan for plan in made.executorch_program.execution_plan}
