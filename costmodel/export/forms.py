@@ -41,14 +41,15 @@ _LOW = (1 << 31) - 1  # the numbers that are hashed have 31 bits, so that no pro
 class Forms(TorchFunctionMode):
     """While active, calls run in these forms.
 
-    step: how many steps were made, int64 of no dimensions: what random numbers depend on.
+    step: how many steps were made, int64 of no dimensions: what random numbers depend on. random_only: only what draws
+    random numbers; everything else runs as ever.
     """
 
-    def __init__(self, step: Tensor):
+    def __init__(self, step: Tensor, random_only: bool = False):
         super().__init__()
         self.step = step
         self.table: dict[Callable, Callable] = {
-            **_FORMS,
+            **({} if random_only else _FORMS),
             F.dropout: self.dropout,
             kept_dropout: self.dropout,
             torch.Tensor.bernoulli_: self.bernoulli,
@@ -87,7 +88,7 @@ def _hashed(numbers: Tensor) -> Tensor:
     """Return numbers of 31 bits that look random. Source of the shape: xorshift-multiply, as in MurmurHash3's fmix."""
     for factor in (0x45D9F3B, 0x2C1B3C6D, 0x297A2D39):
         numbers = (numbers & _LOW) * factor & _LOW
-        numbers = numbers ^ (numbers >> 15)
+        numbers = numbers ^ torch.bitwise_right_shift(numbers, 15)
     return numbers
 
 

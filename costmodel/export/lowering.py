@@ -21,9 +21,11 @@ from executorch.exir.memory_planning import MemoryPlanningAlgorithmSuite, greedy
 from executorch.exir.pass_base import PassBase, PassResult
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
+from executorch.runtime import Runtime
 from torch.export import ExportedProgram
 
-from ..errors import InputError, ModelError, unknown
+from ..errors import ModelError, unknown
+from .delegating import check_delegates, partitioner
 from .planning import in_place
 from .recording import STEP, Recording, buffer_name
 from .rewriting import hoist_updates, simplify, write_back_early
@@ -38,14 +40,14 @@ class Program:
     """A program of the runtime.
 
     content: the file's bytes. arena_bytes: of intermediate values, the largest method's. state_bytes: of what changes:
-    trained parameters, running statistics, the optimizer's state. state: the names of these, in the order in which the
-    method `state` returns them. delegated: how many calls a delegate took over.
+    trained parameters, running statistics, the optimizer's state. state: name, shape and dtype of each of these, in the
+    order in which the method `state` returns them. delegated: how many calls a delegate took over.
     """
 
     content: bytes
     arena_bytes: dict[str, int]
     state_bytes: int
-    state: tuple[str, ...]
+    state: tuple[tuple[str, tuple[int, ...], str], ...]
     operators: tuple[str, ...]
     delegated: int
 
@@ -77,11 +79,10 @@ def lower(recording: Recording, delegate: str = "none") -> Program:
             programs,
             compile_config=EdgeCompileConfig(_check_ir_validity=False, preserve_ops=[_aten.linear.default]),
         )
-        delegated = 0
+        changed = {buffer_name(name) for name in state}
         if delegate == "xnnpack":
-            from .delegating import partitioner
-
-            edge = edge.to_backend(partitioner(recording))
+            edge = edge.to_backend(partitioner(changed))
+        delegated = sum(check_delegates(edge.exported_program(name), changed) for name in programs)
         made = edge.to_executorch(
             ExecutorchBackendConfig(
                 passes=[InitializedMutableBufferPass([""]), _WriteBackEarly()],
@@ -92,14 +93,19 @@ def lower(recording: Recording, delegate: str = "none") -> Program:
         )
     plans = {plan.name: plan for plan in made.executorch_program.execution_plan}
     operators = sorted({_name(operator) for plan in plans.values() for operator in plan.operators})
+    if missing := sorted(set(operators) - set(Runtime.get().operator_registry.operator_names)):
+        raise ModelError(
+            f"the runtime has no kernel for {', '.join(missing)}, which this network's training step needs; train it "
+            "with PyTorch, or in a way that does not go through that layer"
+        )
     sizes = {name: plan.non_const_buffer_sizes for name, plan in plans.items()}
     return Program(
         bytes(made.buffer),
         {name: each[1] for name, each in sizes.items()},
         sizes[STEP_METHOD][2],
-        state,
+        tuple((name, *_shown(recording.values[name])) for name in state),
         tuple(operators),
-        sum(len(plan.delegates) for plan in plans.values()),
+        delegated,
     )
 
 
@@ -118,6 +124,10 @@ class _State(torch.nn.Module):
     def forward(self):
         """Return them all."""
         return getattr(self, STEP) + 0, *(getattr(self, name) for name in self.names)
+
+
+def _shown(value: torch.Tensor) -> tuple[tuple[int, ...], str]:
+    return tuple(value.shape), str(value.dtype).removeprefix("torch.")
 
 
 def _names(recording: Recording) -> dict[str, str]:
@@ -142,9 +152,7 @@ def _exported(module: torch.nn.Module, inputs: tuple, recording: Recording) -> E
         nodes = {node.name: node for node in graph.nodes}
         images, labels = (nodes[name] for name in signature.user_inputs[:2])
         parameters = {buffer_name(name): name for name in recording.trained}
-        updates = {
-            nodes[made]: _parameter(buffer, parameters) for made, buffer in signature.buffers_to_mutate.items()
-        }
+        updates = {nodes[made]: _parameter(buffer, parameters) for made, buffer in signature.buffers_to_mutate.items()}
         hoist_updates(graph, labels, images, {node: name for node, name in updates.items() if name})
     program.graph_module.recompile()
     return program

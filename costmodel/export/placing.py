@@ -82,5 +82,3 @@ def _first_fit(blocks: Sequence[Block], order: Sequence[int]) -> list[int]:
         offsets[number] = offset
         insort(placed, (offset, offset + size, first, last))
     return offsets
-
-

@@ -1,4 +1,4 @@
-"""A memory plan for ExecuTorch's planner: results of element-wise kernels take the memory of an operand that ends there.
+"""A memory plan for ExecuTorch: results of element-wise kernels take the memory of an operand that ends there.
 
 An element-wise kernel reads an element before it writes the element of the same place, so that its result may lie where
 an operand of the same size lies that nobody reads any more. The runtime's own plan ('greedy') gives each result memory

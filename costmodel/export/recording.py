@@ -29,7 +29,7 @@ class Recording:
     """A network's training step and its prediction as modules whose buffers are `values`, by state-dict name.
 
     step: (images, labels, learning rate) -> (loss, how many were right). predict: images -> logits. trained: names of
-    the trained parameters. inputs: of `step`, as examples.
+    the trained parameters. inputs: of `step`, as examples. micro_batch: images per pass.
     """
 
     step: nn.Module
@@ -37,6 +37,8 @@ class Recording:
     values: dict[str, Tensor]
     trained: tuple[str, ...]
     inputs: tuple[Tensor, Tensor, Tensor]
+    micro_batch: int
+    classes: int
 
 
 class Recorded(nn.Module):
@@ -58,8 +60,8 @@ def buffer_name(name: str) -> str:
     return name.replace(".", "/")
 
 
-def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_batch: int | None = None) -> Recording:
-    """Return the step of an applied network, recorded with a copy of it.
+def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_batch: int) -> tuple[Recording, bool]:
+    """Return the step of an applied network, recorded with a copy of it, and whether it draws random numbers.
 
     micro_batch: images per pass; the gradients of passes are added up.
 
@@ -71,14 +73,14 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
     trained = tuple(name for name, parameter in network.named_parameters() if parameter.requires_grad)
     state = {f"{_STATE}{kind}:{name}": torch.zeros_like(own[name]) for name in trained for kind in update.state}
     values = {**own, **state, STEP: torch.zeros((), dtype=torch.int64)}
-    names, size = list(values), micro_batch or batch
+    names, size, drew = list(values), micro_batch, []
 
     def step(given: list[Tensor], x: Tensor, y: Tensor, rate: Tensor):
         now = dict(zip(names, given, strict=True))
         leaves = {name: now[name].detach().requires_grad_() for name in trained}
         tensors = {name: leaves.get(name, now[name]) for name in own}
         loss, right, gradients = None, None, None
-        with Forms(now[STEP]):
+        with Forms(now[STEP]) as forms:
             for images, labels in zip(_pieces(x, size), _pieces(y, size), strict=True):
                 out = torch.func.functional_call(network, tensors, (images,))
                 one = F.cross_entropy(out, labels)
@@ -89,6 +91,7 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
                 right = hits if right is None else right + hits
         assert gradients is not None and loss is not None  # a batch has a pass
         passes = batch // size
+        drew.append(forms.drew)
         with torch.no_grad():
             count = now[STEP] + 1
             for name, gradient in zip(trained, gradients, strict=True):
@@ -101,21 +104,23 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
             now[STEP].copy_(count)
         return loss / passes if passes > 1 else loss, right
 
-    def predict(given: list[Tensor], x: Tensor):
+    def logits(given: list[Tensor], x: Tensor):
         now = dict(zip(names, given, strict=True))
         return torch.func.functional_call(network, {name: now[name] for name in own}, (x,))
 
     x, y = torch.zeros(batch, 3, resolution, resolution), torch.zeros(batch, dtype=torch.int64)
     inputs = (x, y, torch.tensor(0.01))
     graphs = []
-    for function, arguments, training in ((step, inputs, True), (predict, (x,), False)):
+    for function, arguments, training in ((step, inputs, True), (logits, (x,), False)):
         network.train(training)
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
             torch.manual_seed(0)
             # Recording runs the step, so it gets copies.
             copies = [value.clone() for value in values.values()]
             graphs.append(make_fx(function, decomposition_table=_decompositions())(copies, *arguments))
-    return Recording(Recorded(graphs[0], values), Recorded(graphs[1], values), values, trained, inputs)
+    predict = Recorded(graphs[1], values)
+    classes = int(predict(x).shape[1])
+    return Recording(Recorded(graphs[0], values), predict, values, trained, inputs, size, classes), drew[-1]
 
 
 def _pieces(images: Tensor, size: int) -> Iterator[Tensor]:

@@ -1,10 +1,11 @@
-"""Rewrites of a recorded graph that change nothing of what it computes: fewer copies, and updates as early as they can be.
+"""Rewrites of a recorded graph that change nothing of what it computes: fewer copies, updates as early as can be.
 
 The graph is functional: no node writes what another one reads, so a copy is as good as what it was made of.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import torch
@@ -74,23 +75,18 @@ def hoist_updates(graph: fx.Graph, labels: fx.Node, images: fx.Node, updates: di
             found |= -1 if user.op == "output" and node not in updates else reaches.get(user, 0)
         reaches[node] = found
     of_labels, of_images = _descendants(graph, labels), _descendants(graph, images)
-    place = {node: number for number, node in enumerate(graph.nodes)}
-    last_placeholder = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    after: dict[fx.Node, fx.Node] = {}  # the last node that was put behind a node
-    for node in list(graph.nodes):
-        if node.op != "call_function" or not reaches[node]:
-            continue
+    nodes = list(graph.nodes)
+    inputs_end = sum(node.op == "placeholder" for node in nodes) - 1
+    place: dict[fx.Node, int] = {}
+    for number, node in enumerate(nodes):
         one_parameter = node in of_labels and reaches[node] in parameters.values()
-        free = node not in of_labels and node not in of_images and _is_number(node)
-        if not one_parameter and not free:
-            continue
-        anchor = max(node.all_input_nodes, key=place.__getitem__, default=last_placeholder)
-        if anchor.op == "placeholder":
-            anchor = last_placeholder
-        behind = after.get(anchor, anchor)
-        behind.append(node)
-        after[anchor] = node
-        place[node] = place[anchor]
+        free = node not in of_labels and node not in of_images and _is_number(node) and reaches[node]
+        place[node] = number
+        if node.op == "call_function" and (one_parameter or free):
+            place[node] = max([inputs_end, *(place[given] for given in node.all_input_nodes)])
+    ordered = sorted(range(len(nodes)), key=lambda number: (place[nodes[number]], number))
+    for before, after in itertools.pairwise(ordered):
+        nodes[before].append(nodes[after])
 
 
 def _is_number(node: fx.Node) -> bool:
@@ -113,7 +109,7 @@ def write_back_early(graph: fx.Graph, views: Iterable[object]) -> None:
     """
     place = {node: number for number, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        if node.op != "call_function" or "copy_" != getattr(node.target, "__name__", "").split(".")[0]:
+        if node.op != "call_function" or getattr(node.target, "__name__", "").split(".")[0] != "copy_":
             continue
         buffer, value = node.args[:2]
         readers = [reader for reader in _readers(buffer, tuple(views)) if reader is not node]
