@@ -3,8 +3,8 @@
     graph = trace("torchvision:mobilenet_v2")
     print(footprint(graph, method="mobiletl", blocks=5, batch=8))
 
-Only `build`, `replace_head`, `verify`, `apply`, `restore`, and `trace` of a network whose trace is not stored, load
-torch.
+Only `build`, `replace_head`, `verify`, `apply`, `restore`, `export_step`, `import_state`, and `trace` of a network
+whose trace is not stored, load torch.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from .step.step import Step
 
 if TYPE_CHECKING:
     from .checking.verification import Verification, verify
+    from .export.exporting import Export, export_step, import_state
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
@@ -50,9 +51,12 @@ if TYPE_CHECKING:
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
+    "Export": "export.exporting",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
+    "export_step": "export.exporting",
+    "import_state": "export.exporting",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
@@ -81,6 +85,7 @@ __all__ = [
     "RULES",
     "Assignment",
     "CostModelError",
+    "Export",
     "Footprint",
     "InfeasibleError",
     "InputError",
@@ -106,7 +111,9 @@ __all__ = [
     "body_digest",
     "build",
     "convolutions",
+    "export_step",
     "footprint",
+    "import_state",
     "make_optimizer",
     "parts",
     "precision_from",

@@ -38,6 +38,7 @@ class InfeasibleError(CostModelError):
 EXTRAS = {
     "torch": "torch", "torchvision": "torch", "timm": "timm", "matplotlib": "plots", "plotly": "plots",
     "optuna": "measure", "sqlalchemy": "measure", "PIL": "measure", "safetensors": "measure",
+    "executorch": "executorch",
     "psycopg": "postgresql", "pyarrow": "parquet",
 }  # fmt: skip
 

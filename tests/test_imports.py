@@ -23,25 +23,26 @@ PACKAGES = {package.__name__: Path(package.__file__).parent for package in (cost
 ROOMS = {
     "costmodel": (
         "errors", "secrets", "units", "table", "kept", "reading", "graph", "rules", "methods", "accounting", "step",
-        "answers", "schedules", "layers", "zoo", "tracing", "traces", "training", "checking", "interface",
+        "answers", "schedules", "layers", "zoo", "tracing", "traces", "training", "checking", "export", "interface",
     ),
     "planner": ("evidence", "estimates", "devices", "choosing", "campaign", "interface"),
 }  # fmt: skip
 # The rooms, and files of other rooms, that load torch. No other file imports them at its top level.
 TORCH = {
     "costmodel/layers", "costmodel/zoo", "costmodel/tracing", "costmodel/training", "costmodel/checking/measuring.py",
-    "costmodel/checking/verification.py", "planner/campaign",
+    "costmodel/checking/verification.py", "costmodel/export", "planner/campaign",
 }  # fmt: skip
 # Files of these that are about torch without loading it.
 WITHOUT_TORCH_THEMSELVES = {
-    "planner/campaign/next_trial.py", "planner/campaign/storage.py", "planner/campaign/watch.py",
+    "costmodel/export/placing.py", "planner/campaign/next_trial.py", "planner/campaign/storage.py",
+    "planner/campaign/watch.py",
 }  # fmt: skip
 # What `planner` may use beside the names that `costmodel` shows.
 OPEN_MODULES = {
     "costmodel.errors", "costmodel.secrets", "costmodel.units", "costmodel.table", "costmodel.reading",
     "costmodel.interface.running", "costmodel.interface.drawing",
 }  # fmt: skip
-HEAVY = {"torch", "torchvision", "timm", "fvcore", "optuna", "sqlalchemy", "PIL", "matplotlib", "plotly"}
+HEAVY = {"torch", "torchvision", "timm", "executorch", "fvcore", "optuna", "sqlalchemy", "PIL", "matplotlib", "plotly"}
 
 
 def files() -> list[Path]:

@@ -10,8 +10,9 @@ import hashlib
 import json
 import platform
 import shutil
+import struct
+import zlib
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib import resources
 from importlib.metadata import version
@@ -19,49 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError, ModelError, needs
-from ..step.schedule import PLAIN, Schedule
+from ..errors import InputError, ModelError
+from ..step.schedule import Schedule
 from ..training.applied import Applied
-from ..training.optimizers import make_optimizer
-from .forms import Forms
-from .recording import STEP, Recording, record
-
-try:
-    from .lowering import Program, lower
-    from .running import Running
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "executorch":
-        raise
-    raise needs("executorch", "export") from None
+from .comparing import Check, compare
+from .lowering import Program, lower
+from .recording import STEP, record
+from .running import Running
 
 PROGRAM, MANIFEST, WEIGHTS = "program.pte", "manifest.json", "weights.pt"
 MANIFEST_VERSION = 1
-LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-3, 1e-4
-
-
-@dataclass(frozen=True)
-class Check:
-    """The program beside PyTorch, step by step on the same random images.
-
-    loss_difference, weight_difference, logit_difference: the largest; of weights and statistics as a share of the
-    tensor's largest value. right: whether as many images were classified right at each step.
-    """
-
-    steps: int
-    losses: tuple[float, ...]
-    torch_losses: tuple[float, ...]
-    loss_difference: float
-    weight_difference: float
-    logit_difference: float
-    right: bool
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the differences are those of rounding."""
-        return self.loss_difference <= LOSS_TOLERANCE and self.weight_difference <= WEIGHT_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -91,6 +61,7 @@ class Export:
             "program": {
                 "file": PROGRAM,
                 "sha256": hashlib.sha256(self.program.content).hexdigest(),
+                "crc32": zlib.crc32(self.program.content),
                 "bytes": len(self.program.content),
                 "arena_bytes": dict(self.program.arena_bytes),
                 "state_bytes": self.program.state_bytes,
@@ -130,24 +101,29 @@ def export_step(
     resolution: int,
     *,
     delegate: str = "none",
+    schedule: Schedule | None = None,
     learning_rate: float = 0.01,
     check_steps: int = 10,
 ) -> Export:
     """Return an applied network's training step as a program, checked against PyTorch over some steps.
 
-    network: what `costmodel.apply` returned; its schedule is carried out in the program. delegate: none or xnnpack.
-    learning_rate: that a run starts with by default, and that the check takes. check_steps: 0 for no check.
+    network: what `costmodel.apply` returned. schedule: whose micro-batches the step takes; default: that which the
+    network was applied with, of which the program has the prefix and segments in any case. Updates are made as soon as
+    a gradient is there. delegate: none or xnnpack. learning_rate: of the check. check_steps: 0 for no check.
 
     Errors: InputError for a network that is not applied or arguments that do not exist; ModelError, naming them, for
     operations that the runtime has not, and if the program trains otherwise than PyTorch.
     """
     if not isinstance(network, Applied):
         raise InputError("only an applied network can be exported; use costmodel.apply(model, ...) first")
-    schedule = _schedule(network)
+    micro_batch = (schedule or network.training_plan.schedule).images_per_pass(batch)
     network = copy.deepcopy(network).train()
-    recording, drew = record(network, optimizer, batch, resolution, schedule.images_per_pass(batch))
+    recording = record(network, optimizer, batch, resolution, micro_batch)
     program = lower(recording, delegate)
-    check = _check(network, recording, program, optimizer, learning_rate, check_steps, drew) if check_steps else None
+    check = None
+    if check_steps:
+        running = Running(program.content, [name for name, *_ in program.state])
+        check = compare(running, network, recording, optimizer, learning_rate, check_steps)
     if check is not None and not check.agrees:
         raise ModelError(
             f"the program trains otherwise than PyTorch: after {check.steps} steps losses differ by up to "
@@ -156,71 +132,6 @@ def export_step(
         )
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     return Export(program, check, optimizer, delegate, batch, resolution, recording.classes, learning_rate, weights)
-
-
-def _schedule(network: Applied) -> Schedule:
-    return getattr(network.training_plan, "schedule", PLAIN)
-
-
-def _check(
-    network: Applied, recording: Recording, program: Program, optimizer: str, rate: float, steps: int, drew: bool
-) -> Check:
-    """Train both on the same random images."""
-    running = Running(program.content, [name for name, *_ in program.state])
-    reference = copy.deepcopy(network).train()
-    update = make_optimizer(optimizer, reference, rate)
-    source = torch.Generator().manual_seed(0)
-    x, y = recording.inputs[:2]
-    images = torch.randn(x.shape, generator=source)
-    losses, torch_losses, right = [], [], True
-    for number in range(steps):
-        images = torch.randn(x.shape, generator=source)
-        labels = torch.randint(recording.classes, y.shape, generator=source)
-        loss, hits = running.step(images, labels, rate)
-        torch_loss, torch_hits = _torch_step(reference, images, labels, recording.micro_batch, number, drew)
-        update.step()
-        update.zero_grad(set_to_none=True)
-        losses.append(loss)
-        torch_losses.append(torch_loss)
-        right &= hits == torch_hits
-    state, own = running.state(), {**reference.state_dict()}
-    shared = [name for name in state if name in own and own[name].is_floating_point()]
-    reference.eval()
-    with torch.no_grad():
-        logits = reference(images)
-    return Check(
-        steps, tuple(losses), tuple(torch_losses),
-        max(abs(one - two) for one, two in zip(losses, torch_losses, strict=True)),
-        max(_apart(state[name], own[name]) for name in shared),
-        _apart(running.predict(images), logits), right,
-    )  # fmt: skip
-
-
-def _apart(one: Tensor, two: Tensor) -> float:
-    """Return the largest difference as a share of the largest value, or of 1 if that is larger."""
-    apart = float((one - two).abs().max() / max(1.0, float(two.abs().max())))
-    return apart if apart == apart else float("inf")  # what is no number is not equal
-
-
-def _torch_step(
-    network: Applied, images: Tensor, labels: Tensor, micro_batch: int, number: int, drew: bool
-) -> tuple[float, int]:
-    """Run forward and backward; return the loss, and how many images were right.
-
-    drew: the network draws random numbers, which then are those that the program draws in its step of that number.
-    """
-    total, right, passes = 0.0, 0, len(images) // micro_batch
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        counter = torch.tensor(number)
-        for x, y in zip(images.split(micro_batch), labels.split(micro_batch), strict=True):
-            with Forms(counter, random_only=True) if drew else nullcontext():
-                out = network(x)
-                loss = F.cross_entropy(out, y)
-                (loss / passes).backward()
-            total += float(loss.detach()) / passes
-            right += int((out.argmax(1) == y).sum())
-    return total, right
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -242,8 +153,8 @@ _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 def import_state(folder: str | Path, state: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return what a runner wrote as a state dict of the whole network, and apart from it the optimizer's state.
 
-    folder: what was exported. state: the runner's file: MAGIC, the program's sha256 (32 bytes), the tensors in the
-    manifest's order, little-endian.
+    folder: what was exported. state: the runner's file: MAGIC, CRC-32 (4 bytes) and size (8 bytes) of the program, the
+    tensors in the manifest's order, little-endian.
 
     Errors: InputError for a file that is none, is of another program, or has another length.
     """
@@ -253,7 +164,7 @@ def import_state(folder: str | Path, state: str | Path) -> tuple[dict[str, Tenso
         weights = torch.load(Path(folder) / WEIGHTS, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise InputError(f"cannot read what is to be imported: {error}") from error
-    head = MAGIC + bytes.fromhex(manifest["program"]["sha256"])
+    head = MAGIC + struct.pack("<IQ", manifest["program"]["crc32"], manifest["program"]["bytes"])
     if not content.startswith(MAGIC):
         raise InputError(f"{state} was not written by a runner: it does not begin with {MAGIC.decode()}")
     if not content.startswith(head):

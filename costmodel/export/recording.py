@@ -29,7 +29,8 @@ class Recording:
     """A network's training step and its prediction as modules whose buffers are `values`, by state-dict name.
 
     step: (images, labels, learning rate) -> (loss, how many were right). predict: images -> logits. trained: names of
-    the trained parameters. inputs: of `step`, as examples. micro_batch: images per pass.
+    the trained parameters. inputs: of `step`, as examples. micro_batch: images per pass. drew: whether the network draws
+    random numbers.
     """
 
     step: nn.Module
@@ -39,6 +40,7 @@ class Recording:
     inputs: tuple[Tensor, Tensor, Tensor]
     micro_batch: int
     classes: int
+    drew: bool
 
 
 class Recorded(nn.Module):
@@ -60,8 +62,8 @@ def buffer_name(name: str) -> str:
     return name.replace(".", "/")
 
 
-def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_batch: int) -> tuple[Recording, bool]:
-    """Return the step of an applied network, recorded with a copy of it, and whether it draws random numbers.
+def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_batch: int) -> Recording:
+    """Return the step of an applied network, recorded with a copy of it.
 
     micro_batch: images per pass; the gradients of passes are added up.
 
@@ -120,7 +122,7 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
             graphs.append(make_fx(function, decomposition_table=_decompositions())(copies, *arguments))
     predict = Recorded(graphs[1], values)
     classes = int(predict(x).shape[1])
-    return Recording(Recorded(graphs[0], values), predict, values, trained, inputs, size, classes), drew[-1]
+    return Recording(Recorded(graphs[0], values), predict, values, trained, inputs, size, classes, drew[-1])
 
 
 def _pieces(images: Tensor, size: int) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from costmodel.interface.running import INTERRUPTED, run, with_version
 from costmodel.secrets import shown
 from costmodel.units import parse_bytes
 
+from .exporting import add_exporting
 from .space import DeviceName, Json, Models, decimals, names, with_space
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ app = typer.Typer(
     "--debug shows the traceback of an error.",
 )
 with_version(app)
+add_exporting(app)
 
 
 class Against(StrEnum):
