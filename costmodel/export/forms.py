@@ -173,13 +173,12 @@ class _BatchNorm(torch.autograd.Function):
         over = (0, *range(2, x.dim()))
         n = x.numel() // x.shape[1]
         db = dy.sum(over)
-        ds = ((dy * x).sum(over) - mean * db) * r
+        ds = (dy * (x - _channels(mean, x))).sum(over) * r
         a = r if weight is None else r * weight
         dx = None
-        if ctx.needs_input_grad[0]:  # a dy - (a r ds / n) x + a (m r ds - db) / n: three passes over the pixels
-            of_x = a * r * ds / n
-            rest = of_x * mean - a * db / n
-            dx = dy * _channels(a, x) - x * _channels(of_x, x) + _channels(rest, x)
+        if ctx.needs_input_grad[0]:  # x - m first: where a mean is large beside the deviation, sums would cancel
+            centred = (x - _channels(mean, x)) * _channels(a * r * ds / n, x)
+            dx = dy * _channels(a, x) - centred - _channels(a * db / n, x)
         return dx, ds if ctx.needs_input_grad[1] else None, db if ctx.needs_input_grad[2] else None, None
 
 

@@ -29,8 +29,8 @@ class Recording:
     """A network's training step and its prediction as modules whose buffers are `values`, by state-dict name.
 
     step: (images, labels, learning rate) -> (loss, how many were right). predict: images -> logits. trained: names of
-    the trained parameters. inputs: of `step`, as examples. micro_batch: images per pass. drew: whether the network draws
-    random numbers.
+    the trained parameters. inputs: of `step`, as examples. micro_batch: images per pass. drew: whether the network
+    draws random numbers.
     """
 
     step: nn.Module
