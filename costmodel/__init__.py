@@ -35,7 +35,7 @@ from .methods.method import Method
 from .methods.table import METHODS, anchor, register_method, values_per_norm, way, way_from
 from .methods.way import Way, read_options
 from .rules.table import RULES
-from .schedules.best import Scheduled, best_schedule, schedule_frontier
+from .schedules.best import LEVERS, MOST_FLOPS, ON_DEMAND, Scheduled, best_schedule, nearest_schedule, schedule_frontier
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
 from .step.schedule import Schedule, schedule_from
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
-    from .training.optimizers import make_optimizer
+    from .training.cache import cached_prefix
+    from .training.optimizers import make_optimizer, update_in_place
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
@@ -55,12 +56,14 @@ _LATER = {
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
+    "cached_prefix": "training.cache",
     "export_step": "export.exporting",
     "import_state": "export.exporting",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
     "trace": "traces.stored",
+    "update_in_place": "training.optimizers",
     "verify": "checking.verification",
 }
 
@@ -80,7 +83,10 @@ def __getattr__(name: str):
 
 __all__ = [
     "ACCOUNTINGS",
+    "LEVERS",
     "METHODS",
+    "MOST_FLOPS",
+    "ON_DEMAND",
     "OPTIMIZERS",
     "RULES",
     "Assignment",
@@ -110,11 +116,13 @@ __all__ = [
     "block_count",
     "body_digest",
     "build",
+    "cached_prefix",
     "convolutions",
     "export_step",
     "footprint",
     "import_state",
     "make_optimizer",
+    "nearest_schedule",
     "parts",
     "precision_from",
     "price",
@@ -126,6 +134,7 @@ __all__ = [
     "schedule_from",
     "schedule_frontier",
     "trace",
+    "update_in_place",
     "values_per_norm",
     "verify",
     "way",

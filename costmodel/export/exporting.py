@@ -116,7 +116,10 @@ def export_step(
     """
     if not isinstance(network, Applied):
         raise InputError("only an applied network can be exported; use costmodel.apply(model, ...) first")
-    micro_batch = (schedule or network.training_plan.schedule).images_per_pass(batch)
+    schedule = schedule or network.training_plan.schedule
+    if schedule.cache is not None:
+        raise InputError("a step from cached prefixes cannot be exported; apply the network with another schedule")
+    micro_batch = schedule.images_per_pass(batch)
     network = copy.deepcopy(network).train()
     recording = record(network, optimizer, batch, resolution, micro_batch)
     program = lower(recording, delegate)

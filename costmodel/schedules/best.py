@@ -36,6 +36,8 @@ from ..step.timeline import Alone, Carried, alone
 from ..units import format_bytes
 
 LEVERS = ("prefix", "inplace", "cheap", "recompute", "micro-batch")
+# Levers that are used only where they are named: a cache needs storage, and images that are not augmented.
+ON_DEMAND = ("cache",)
 MOST_FLOPS = 1.33  # where neither a budget nor a number is given; Source: the price of running everything once again
 _LONGEST = 5  # links that run again together
 _REPLAYS = 8
@@ -76,15 +78,15 @@ class Chain:
         self.ends = [*self.starts[1:], len(self.required.graph.layers)]
         kernels = step.kernels or ACCOUNTINGS.find(step.accounting).kernels
         self.carried = Carried(
-            replace(step.schedule, prefix_batch=None, segments=()), step.precision, as_kernels(kernels),
+            replace(step.schedule, prefix_batch=None, cache=None, segments=()), step.precision, as_kernels(kernels),
             OPTIMIZERS.find(step.optimizer), step.micro_batch, step.passes,
         )  # fmt: skip
         plain = footprint(replace(step, schedule=replace(step.schedule, segments=())))
         self.base_flops = plain.total_flops
-        self.start_bytes = plain.moments[0].total_bytes
+        self.start_bytes = plain.start.total_bytes
         of_chain = {layer.name for layer in self.required.graph.layers[self.starts[0] :]}
         in_place = step.schedule.inplace_update  # then updates are part of the links' backward
-        others = [m for m in plain.moments if m.phase in ("start", "end", *(() if in_place else ("update",)))]
+        others = [m for m in plain.moments if m.phase in ("fill", "start", "end", *(() if in_place else ("update",)))]
         others += [m for m in plain.moments if m.phase == "forward" and m.layer not in of_chain]
         self.floor = max(moment.total_bytes for moment in others)
         self.options = [list(self._options(first, modes)) for first in range(len(self.starts))]
@@ -99,7 +101,7 @@ class Chain:
         required = self.required
         place = self.starts[first]
         before = passages(required.graph)[place]
-        counted = any(
+        counted = (self.step.schedule.cache is not None and not first) or any(
             min(saved.uses) < place for saved in required.books.saved.values() if saved.storage is before.storage
         )
         for last in range(first, min(first + _LONGEST, len(self.starts))):
@@ -236,29 +238,41 @@ def best_schedule(
     prefix and updates stay as they are, if it has any. most_flops: at most so many times the plain step's FLOPs;
     without ram_bytes, the least memory within that (1.33 if neither is given). allow: which of `LEVERS` may be used:
     the frozen prefix image by image, updates in place, cheap work done again, segments recomputed, and micro-batches,
-    where no norm takes statistics of the batch.
+    where no norm takes statistics of the batch; "cache", which has to be named, lets the frozen prefix's outputs be
+    stored.
 
     Errors: InfeasibleError, naming the least, if no schedule fits; InputError for an unknown lever.
     """
     for lever in allow:
-        if lever not in LEVERS:
-            raise unknown("lever", lever, LEVERS)
+        if lever not in LEVERS + ON_DEMAND:
+            raise unknown("lever", lever, LEVERS + ON_DEMAND)
     step = _step(what, method, blocks, batch, options, optimizer, accounting)
+    found = nearest_schedule(step, ram_bytes, most_flops, allow)
+    if ram_bytes is None or found.peak_bytes <= ram_bytes:
+        return found.schedule
+    raise InfeasibleError(
+        f"no schedule of {step.way.label} on {step.graph.model} fits in {format_bytes(ram_bytes)}: the least is "
+        f"{format_bytes(found.peak_bytes)} ({found.peak_bytes} bytes), {found.schedule.label(step.batch)}; allow that "
+        "much, or train less, or take a smaller batch or resolution"
+    )
+
+
+def nearest_schedule(
+    step: Step, ram_bytes: int | None, most_flops: float | None = None, allow: Collection[str] = LEVERS
+) -> Scheduled:
+    """Return the schedule that `best_schedule` would; where none fits, the one that takes the least memory.
+
+    The step's own micro-batch, prefix and updates stay as they are, if it has any; its segments are left out.
+    """
+    step = replace(step, schedule=replace(step.schedule, segments=()))
     plain = Scheduled.of(step)
     most = (most_flops or (MOST_FLOPS if ram_bytes is None else float("inf"))) * plain.total_flops
     if ram_bytes is None:
-        return min(_least(step, most, allow, plain), key=lambda each: (each.peak_bytes, each.order)).schedule
+        return min(_least(step, most, allow, plain), key=lambda each: (each.peak_bytes, each.order))
     fitting = [each for each in _within(step, ram_bytes, most, allow, plain) if each.peak_bytes <= ram_bytes]
     if fitting:
-        return _simplest(step, min(fitting, key=lambda each: each.order), ram_bytes).schedule
-    least = min(_least(step, most, allow, plain), key=lambda each: each.peak_bytes)
-    if least.peak_bytes <= ram_bytes:
-        return least.schedule
-    raise InfeasibleError(
-        f"no schedule of {step.way.label} on {step.graph.model} fits in {format_bytes(ram_bytes)}: the least is "
-        f"{format_bytes(least.peak_bytes)} ({least.peak_bytes} bytes), {least.schedule.label(step.batch)}; allow that "
-        "much, or train less, or take a smaller batch or resolution"
-    )
+        return _simplest(step, min(fitting, key=lambda each: each.order), ram_bytes)
+    return min(_least(step, most, allow, plain), key=lambda each: each.peak_bytes)
 
 
 def schedule_frontier(
@@ -305,7 +319,7 @@ def _step(
 
 def _simplest(step: Step, found: Scheduled, ram_bytes: int) -> Scheduled:
     """Return a schedule with those levers left out that it does not need."""
-    for without in ({"prefix_batch": None}, {"inplace_update": False}):
+    for without in ({"cache": None}, {"prefix_batch": None}, {"inplace_update": False}):
         other = replace(found.schedule, **without)
         if (
             step.schedule == PLAIN
@@ -324,9 +338,12 @@ def _bases(step: Step, allow: Collection[str]) -> Iterator[Schedule]:
     if step.schedule != PLAIN:
         yield step.schedule
         return
-    prefixes = [1, None] if "prefix" in allow and prefix_end(step.requirements) else [None]
+    has_prefix = prefix_end(step.requirements) > 0
+    prefixes = [1, None] if "prefix" in allow and has_prefix else [None]
     is_exact = values_per_norm(step.graph, step.way) is None
     smaller = [n for n in range(step.batch - 1, 0, -1) if step.batch % n == 0]
+    if "cache" in allow and has_prefix:
+        yield Schedule(inplace_update="inplace" in allow, cache="float32")
     for prefix in prefixes:
         yield Schedule(inplace_update="inplace" in allow, prefix_batch=prefix)
         for micro in smaller if "micro-batch" in allow and is_exact else ():

@@ -91,11 +91,15 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """A network cut up by a schedule: layers below `prefix` run in pieces (0: none do); segments run again."""
+    """A network cut up by a schedule: layers below `prefix` run apart (0: none do); segments run again.
+
+    cached: the layers below `prefix` do not run in a step, which starts from what they gave once.
+    """
 
     prefix: int
     prefix_output: Tensor | None
     segments: tuple[Segment, ...]
+    cached: bool = False
 
     @cached_property
     def segment_of(self) -> Mapping[int, Segment]:
@@ -135,10 +139,11 @@ def can_be_cut(required: Requirements) -> bool:
 def regions(required: Requirements, schedule: Schedule) -> Regions:
     """Return the network cut up. Errors: InputError for a schedule of another network or way, with what fits."""
     graph, end = required.graph, prefix_end(required)
-    if schedule.prefix_batch is not None and not end:
+    if schedule.has_prefix and not end:
+        lever, does = ("prefix_batch", "run in pieces") if schedule.cache is None else ("cache", "be cached")
         raise InputError(
-            f"prefix_batch does not fit {required.way.label} on {graph.model}: there is no frozen prefix that could "
-            "run in pieces; leave it out"
+            f"{lever} does not fit {required.way.label} on {graph.model}: there is no frozen prefix that could {does}; "
+            "leave it out"
         )
     segments, before = [], 0
     for first, last, mode in schedule.segments:
@@ -146,9 +151,9 @@ def regions(required: Requirements, schedule: Schedule) -> Regions:
             raise InputError(f"segments must not overlap, as layers {first} to {last} do; make the schedule anew")
         segments.append(segment(required, first, last, mode))
         before = last + 1
-    if schedule.prefix_batch is None:
+    if not schedule.has_prefix:
         return Regions(0, None, tuple(segments))
-    return Regions(end, passages(graph)[end], tuple(segments))
+    return Regions(end, passages(graph)[end], tuple(segments), schedule.cache is not None)
 
 
 @kept
@@ -300,6 +305,22 @@ def recomputed_flops(required: Requirements, schedule: Schedule, batch: Count, p
         flops = flops + times * required.facts[index].forward_flops
         elementwise = elementwise + times * required.facts[index].forward_elementwise
     return flops, elementwise
+
+
+def skipped_flops(required: Requirements, schedule: Schedule, batch: Count, passes: Count) -> tuple[Count, Count]:
+    """Return the FLOPs of an update that need not be done since a cache has their results, and element-wise ones."""
+    flops: Count = 0 * batch
+    elementwise: Count = 0 * batch
+    for index in range(skipped(required, schedule)):
+        times = batch if required.graph.layers[index].output.batched else passes
+        flops = flops + times * required.facts[index].forward_flops
+        elementwise = elementwise + times * required.facts[index].forward_elementwise
+    return flops, elementwise
+
+
+def skipped(required: Requirements, schedule: Schedule) -> int:
+    """Return how many layers, from the first on, do not run in a step, since a cache has their results."""
+    return regions(required, schedule).prefix if schedule.cache is not None else 0
 
 
 def again(required: Requirements, schedule: Schedule) -> tuple[int, ...]:

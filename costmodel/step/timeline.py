@@ -20,7 +20,7 @@ from .precision import Precision
 from .regions import Regions, Segment, regions
 from .schedule import Schedule
 from .simulation import CATEGORIES, GRADIENTS, SAVED, TRANSIENT, Gradient, Moment, Simulation
-from .sizes import sizes
+from .sizes import prefix_bytes, sizes
 from .step import Step
 
 
@@ -53,8 +53,11 @@ def simulate(required: Requirements, carried: Carried[Count]) -> list[Moment[Cou
         return _own_timeline(required, carried.micro_batch, carried.precision.activation_bytes)
     schedule, optimizer = carried.schedule, carried.optimizer
     found = sizes(required, carried.precision, carried.kernels, carried.micro_batch)
-    cut, piece = regions(required, schedule), None
-    if schedule.prefix_batch is not None:
+    cut, piece, cached = regions(required, schedule), None, (0, 0)
+    if schedule.cache is not None:
+        piece = sizes(required, carried.precision, carried.kernels, schedule.prefix_batch or 1)
+        cached = prefix_bytes(required, carried.precision, cut.prefix)
+    elif schedule.prefix_batch is not None:
         images: Any = np.minimum(carried.micro_batch, schedule.prefix_batch)
         if np.any(np.asarray(carried.micro_batch) % images):
             raise InputError(
@@ -64,7 +67,7 @@ def simulate(required: Requirements, carried: Carried[Count]) -> list[Moment[Cou
         images = images if isinstance(carried.micro_batch, np.ndarray) else int(images)
         piece = sizes(required, carried.precision, carried.kernels, images)
     run = Simulation(required, found, optimizer, cut, piece)
-    run.start({name: optimizer.state_bytes(size) for name, size in found.trained.items()}, carried.first_step)
+    run.start({name: optimizer.state_bytes(size) for name, size in found.trained.items()}, carried.first_step, cached)
     # From the second micro-batch on every pass is the same: gradients are there and are added to.
     for _ in range(min(carried.passes, 2)):
         run.forward()
