@@ -1,6 +1,6 @@
 // Trains and tests with an exported program, without Python.
 //
-//   runner train PROGRAM DATA [--epochs N] [--lr R] [--seed N] [--state FILE] [--save FILE] [--constant-lr]
+//   runner train PROGRAM DATA [--epochs N] [--lr R] [--seed N] [--state FILE] [--save FILE] [--constant-lr] [--in-order]
 //   runner test PROGRAM DATA [--state FILE]
 //
 // DATA is what `planner prepare-data` writes (see Data below). A state file holds what training changes, behind the size
@@ -237,7 +237,7 @@ struct Options {
   int epochs = 1;
   double rate = 0.01;
   uint64_t seed = 0;
-  bool constant = false;
+  bool constant = false, in_order = false;
 };
 
 static Options parse(int count, char** words) {
@@ -262,6 +262,7 @@ static Options parse(int count, char** words) {
     else if (word == "--state") options.state = next();
     else if (word == "--save") options.save = next();
     else if (word == "--constant-lr") options.constant = true;
+    else if (word == "--in-order") options.in_order = true;
     else if (word.rfind("--", 0) == 0) fail("unknown option " + word + "; the options stand at the top of runner.cpp");
     else plain.push_back(word);
   }
@@ -294,7 +295,7 @@ static void train(Network& network, const Data& data, const Options& options) {
   std::mt19937_64 random(options.seed);
   double total = double(steps) * options.epochs, done = 0;
   for (int epoch = 1; epoch <= options.epochs; ++epoch) {
-    for (size_t i = count - 1; i > 0; --i) std::swap(order[i], order[random() % (i + 1)]);
+    for (size_t i = count - 1; i > 0 && !options.in_order; --i) std::swap(order[i], order[random() % (i + 1)]);
     auto start = std::chrono::steady_clock::now();
     double loss = 0;
     int64_t right = 0;
