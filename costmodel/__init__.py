@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from .accounting.executorch import RUNTIME_BYTES as EXECUTORCH_RUNTIME_BYTES
 from .accounting.kernels import Kernels
 from .accounting.table import ACCOUNTINGS, register_rule, whole_step
 from .answers.footprint import Footprint, footprint
@@ -83,6 +84,7 @@ def __getattr__(name: str):
 
 __all__ = [
     "ACCOUNTINGS",
+    "EXECUTORCH_RUNTIME_BYTES",
     "LEVERS",
     "METHODS",
     "MOST_FLOPS",

@@ -9,8 +9,8 @@ What is counted differs from PyTorch's step:
     the file     all weights and buffers are mapped from the program's file
 
 Kept for backward is what `lean` keeps; working memory of kernels is none: portable kernels are loops. Values of one
-number per channel count where they are kept (mean and deviation of a norm); smaller ones do not. Every size is rounded
-up to 16 bytes, the runtime's alignment.
+number per channel count where they are kept (mean and deviation of a norm); smaller ones do not, nor that the runtime
+rounds every size up to 16 bytes.
 
 Source: the forms in costmodel/export/forms.py and updates.py, PyTorch's decompositions (torch/_decomp), and the plans
 of exported programs, which benchmarks/export_executorch.py compares.
@@ -29,7 +29,10 @@ from .books import Accounting, Books, Instant, dense_key
 from .gradients import wanted_gradients
 from .lean import LEAN
 
-ALIGNMENT = 16  # Source: ALIGNMENT in exir/tensor.py of ExecuTorch 1.5
+# What the process takes beside file, state and arena: libraries, the loader's structures. Source: resident memory of the
+# C++ runner less what is counted, benchmarks/results/export_executorch.md
+RUNTIME_BYTES = 11_600_000
+_NUMBER = 4  # a value of one number
 
 _ONE_BIT = {"relu": 1, "leaky_relu": 1, "relu6": 2, "hardtanh": 2, "hardsigmoid": 2}  # comparisons of the test
 _ELEMENTWISE = {"relu", "relu6", "hardtanh", "leaky_relu", "sigmoid", "tanh", "exp", "sqrt", "rsqrt"}  # in one call
@@ -68,7 +71,7 @@ class Program:
         given = tuple(one for one in operands if one is not None)
         for one in given:
             one.last = now
-        made = Value(-(-size // ALIGNMENT) * ALIGNMENT, now, now)
+        made = Value(size, now, now)
         self.values.append(made)
         if elementwise:
             self.calls.append((made, given))
@@ -290,7 +293,7 @@ def _linear(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) -> Non
 def _frozen_norm(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) -> None:
     program, size = step.program, step.size(layer.output)
     if "weight" in roles:
-        program.call(ALIGNMENT, program.chain(size, dy, program.chain(size, step.value(layer.input))))
+        program.call(_NUMBER, program.chain(size, dy, program.chain(size, step.value(layer.input))))
     if "input" in roles:
         step.add_gradient(layer.input, program.chain(size, dy))
 
@@ -298,7 +301,7 @@ def _frozen_norm(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) -
 def _batch_norm(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) -> None:
     program, size, x = step.program, step.size(layer.output), step.value(layer.input)
     if roles == ("bias",):
-        program.call(ALIGNMENT, dy)
+        program.call(_NUMBER, dy)
         return
     mean, deviation = step.kept[layer.index, "mean"], step.kept[layer.index, "deviation"]
     scale = program.call(mean.size, program.chain(size, dy, program.chain(size, x, mean)), deviation)
@@ -379,6 +382,5 @@ EXECUTORCH = Accounting(
     "costmodel/export, checked against the plans of exported programs",
     LEAN.keep,
     timeline=_timeline,
-    linear_in_batch=False,
     leaves_out="the runtime's own code and the program's instructions",
 )

@@ -15,7 +15,7 @@ from costmodel.interface.running import INTERRUPTED, run, with_version
 from costmodel.secrets import shown
 from costmodel.units import parse_bytes
 
-from .exporting import add_exporting
+from .exporting import add_exporting, without_python
 from .space import DeviceName, Json, Models, decimals, names, with_space
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ app = typer.Typer(
 )
 with_version(app)
 add_exporting(app)
+
+
+class Runtime(StrEnum):
+    """What carries a step out."""
+
+    pytorch = "pytorch"
+    executorch = "executorch"
 
 
 class Against(StrEnum):
@@ -68,6 +75,9 @@ def recommend_command(
         str,
         typer.Option(help="What the frontier is made of, of memory, flops, time, flash, recovery, accuracy, typical."),
     ] = "memory,flops,recovery",
+    runtime: Annotated[Runtime, typer.Option(help="What trains: the budget is held against its memory.")] = (
+        Runtime.pytorch
+    ),
     save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -79,6 +89,8 @@ def recommend_command(
 
     target = _device(device)
     ram_bytes = None if ram is None else parse_bytes(ram)
+    if runtime is Runtime.executorch:
+        target, ram_bytes = without_python(space, target, ram_bytes)
     if target is not None:
         if ram_bytes is not None and ram_bytes > target.training_ram_bytes:
             raise InputError(f"--ram {ram} is more than the device leaves: {target.explain()}")

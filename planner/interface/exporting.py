@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from costmodel import InputError
+from costmodel import EXECUTORCH_RUNTIME_BYTES, InputError
 from costmodel.units import format_bytes
 
 from .space import Json
+
+if TYPE_CHECKING:
+    from ..devices.device import Device
 
 Out = Annotated[str, typer.Option(help="The folder to write, new or empty.", show_default=False)]
 
@@ -20,6 +24,34 @@ def add_exporting(app: typer.Typer) -> None:
     app.command("export")(export_command)
     app.command("prepare-data")(prepare_data_command)
     app.command("import-weights")(import_weights_command)
+
+
+def without_python(
+    space: dict[str, Any], target: Device | None, ram_bytes: int | None
+) -> tuple[Device | None, int | None]:
+    """Set the accounting to that of ExecuTorch; return the device, and the budget less what the runtime takes.
+
+    Errors: InputError for another accounting, and for a budget that the runtime alone exceeds.
+    """
+    if space["accounting"] not in ("lean", "executorch"):
+        raise InputError(f"--runtime executorch has its own accounting; leave out --accounting {space['accounting']}")
+    space["accounting"] = "executorch"
+    if ram_bytes is not None:
+        if ram_bytes <= EXECUTORCH_RUNTIME_BYTES:
+            raise InputError(
+                f"--ram {format_bytes(ram_bytes)} is less than the runtime takes by itself, "
+                f"{format_bytes(EXECUTORCH_RUNTIME_BYTES)}; give more"
+            )
+        ram_bytes -= EXECUTORCH_RUNTIME_BYTES
+    if target is None:
+        return None, ram_bytes
+    if target.process is None:
+        print(
+            f"note: {target.name} has no operating system. What follows fits in principle, in float32; the exported "
+            "runner needs Linux, and training in 8 bits, which such processors ask for, is missing",
+            file=sys.stderr,
+        )
+    return target.without_python(EXECUTORCH_RUNTIME_BYTES), ram_bytes
 
 
 def export_command(
