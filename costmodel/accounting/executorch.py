@@ -29,8 +29,8 @@ from .books import Accounting, Books, Instant, dense_key
 from .gradients import wanted_gradients
 from .lean import LEAN
 
-# What the process takes beside file, state and arena: libraries, the loader's structures. Source: resident memory of the
-# C++ runner less what is counted, benchmarks/results/export_executorch.md
+# What the process takes beside file, state and arena: libraries, the loader's structures. Source: resident memory of
+# the C++ runner less what is counted, benchmarks/results/export_executorch.md
 RUNTIME_BYTES = 11_600_000
 _NUMBER = 4  # a value of one number
 

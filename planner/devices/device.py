@@ -72,8 +72,8 @@ class Device(_Table):
     """A device: its memory, who else needs of it, and how fast it computes.
 
     name: for people. processor: what trains, the CPU or the GPU. runtime: `python` (a process with torch, which needs
-    `process` beside the training), `executorch` (one without Python) or `bare metal`. system: the operating system, or the firmware. flash: where weights
-    that do not train could stay; no part of `ram`.
+    `process` beside the training), `executorch` (one without Python) or `bare metal`. system: the operating system, or
+    the firmware. flash: where weights that do not train could stay; no part of `ram`.
     """
 
     name: Text
