@@ -33,8 +33,10 @@ def simplify(graph: fx.Graph) -> None:
 
 
 def _alike(node: fx.Node, other: object) -> bool:
-    """Whether both are tensors of one shape, kind and memory order; what leaves the graph stays a copy."""
-    if not isinstance(other, fx.Node) or any(user.op == "output" for user in node.users):
+    """Whether both are tensors of one shape, kind and memory order; a result stays a copy of what is given."""
+    if not isinstance(other, fx.Node):
+        return False
+    if other.op == "placeholder" and any(user.op == "output" for user in node.users):
         return False
     one, two = node.meta.get("val"), other.meta.get("val")
     return (
