@@ -12,13 +12,14 @@ from torch import nn
 
 pytest.importorskip("executorch", reason="needs the extra: pip install 'finetune-planner[executorch]'")
 
-from costmodel import InputError, ModelError, Schedule, apply, export_step, import_state
+from costmodel import InputError, ModelError, Schedule, Step, apply, export_step, footprint, import_state
 from costmodel.export.delegating import check_delegates
 from costmodel.export.exporting import MAGIC
 from costmodel.export.lowering import lower
 from costmodel.export.recording import record
 from costmodel.export.running import Running
 from costmodel.step.regions import regions
+from costmodel.step.simulation import CATEGORIES
 
 SIDE, BATCH, CLASSES = 16, 4, 5
 
@@ -90,13 +91,30 @@ def test_a_program_trains_as_pytorch_does(plain):
     assert check.right
 
 
+def predicted_arena_bytes(network, batch=BATCH):
+    """Return what the accounting says of the arena of a plain step."""
+    plan = network.training_plan
+    found = footprint(Step(plan.required.graph, plan.required.way, batch, accounting="executorch"))
+    places = [CATEGORIES.index(name) for name in ("input", "saved_activations", "transient")]
+    return max(sum(moment.by_category[place] for place in places) for moment in found.moments)
+
+
+def test_the_arena_is_predicted(plain):
+    network, found = plain
+    planned = found.program.arena_bytes["step"]
+    assert abs(predicted_arena_bytes(network) / planned - 1) < 0.01
+
+
 @pytest.mark.parametrize(("method", "optimizer", "arguments"), [
     ("full", "adam", {"activation": nn.Hardswish}),  # the zeros of its state are constants of the program, too
     ("bias", "momentum", {"schedule": Schedule(micro_batch=2)}),
 ])  # fmt: skip
 def test_ways_optimizers_and_micro_batches(method, optimizer, arguments):
     network = small(method, **arguments)
-    check = export(network, optimizer, learning_rate=0.001).check
+    found = export(network, optimizer, learning_rate=0.001)
+    check = found.check
+    if network.training_plan.schedule.micro_batch is None:
+        assert abs(predicted_arena_bytes(network) / found.program.arena_bytes["step"] - 1) < 0.01
     assert check.loss_difference < 1e-5
     assert check.weight_difference < max(1e-5, 10 * (check.rounding or 0))
 
