@@ -44,7 +44,8 @@ from .step.step import Step
 
 if TYPE_CHECKING:
     from .checking.verification import Verification, verify
-    from .export.exporting import Export, export_step, import_state
+    from .export.exporting import Export, export_step
+    from .export.saved import import_state
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
@@ -59,7 +60,7 @@ _LATER = {
     "build": "tracing.models",
     "cached_prefix": "training.cache",
     "export_step": "export.exporting",
-    "import_state": "export.exporting",
+    "import_state": "export.saved",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",

@@ -6,14 +6,18 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from costmodel import Export, InputError, export_step, trace
+from costmodel import InputError, import_state, trace
 
 from ..choosing.plan import Plan
 from .images import Images, list_folder, read_folder
 from .weights import load_weights, make_network
+
+if TYPE_CHECKING:
+    from costmodel import Export
 
 MAGIC = b"FTPDATA1"
 
@@ -27,6 +31,8 @@ def export_plan(
 
     Errors: those of `load_weights`, `Plan.apply` and `costmodel.export_step`.
     """
+    from costmodel import export_step  # which loads the runtime
+
     graph = trace(plan.model, plan.resolution, plan.classes)
     network, _ = make_network(graph, load_weights(graph.model, weights), seed=0)
     rate = learning_rate or (0.001 if plan.optimizer.startswith("adam") else 0.01)
@@ -84,3 +90,16 @@ def _file(
         "<8s6I6f", MAGIC, count, channels, height, width, classes, is_float, *mean.tolist(), *deviation.tolist()
     )
     return header + torch.tensor(labels, dtype=torch.int32).numpy().tobytes() + images.contiguous().numpy().tobytes()
+
+
+def save_weights(folder: str | Path, state: str | Path, out: str | Path) -> tuple[int, int]:
+    """Write what a runner saved as a state dict; return how many tensors it has, and after how many steps.
+
+    Errors: those of `costmodel.import_state`; InputError if `out` cannot be written.
+    """
+    weights, rest = import_state(folder, state)
+    try:
+        torch.save(weights, out)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot write {str(out)!r}: {error}") from error
+    return len(weights), int(rest["step"])

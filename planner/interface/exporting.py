@@ -116,13 +116,7 @@ def import_weights_command(
     out: Annotated[str, typer.Option(help="The file to write: a state dict for torch.load.", show_default=False)],
 ) -> None:
     """What a runner trained, as a PyTorch state dict of the whole network."""
-    import torch
+    from ..campaign.exporting import save_weights
 
-    from costmodel import import_state
-
-    weights, rest = import_state(folder, state)
-    try:
-        torch.save(weights, out)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot write {out!r}: {error}") from error
-    print(f"wrote {out}: {len(weights)} tensors after {int(rest['step']):,} steps")
+    tensors, steps = save_weights(folder, state, out)
+    print(f"wrote {out}: {tensors} tensors after {steps:,} steps")

@@ -14,10 +14,10 @@ pytest.importorskip("executorch", reason="needs the extra: pip install 'finetune
 
 from costmodel import InputError, ModelError, Schedule, Step, apply, export_step, footprint, import_state
 from costmodel.export.delegating import check_delegates
-from costmodel.export.exporting import MAGIC
 from costmodel.export.lowering import lower
 from costmodel.export.recording import record
 from costmodel.export.running import Running
+from costmodel.export.saved import MAGIC
 from costmodel.step.regions import regions
 from costmodel.step.simulation import CATEGORIES
 

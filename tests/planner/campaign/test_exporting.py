@@ -60,8 +60,6 @@ def test_tensors_are_stored_as_they_are():
 ])  # fmt: skip
 def test_errors_say_what_is_wrong(command, said, tmp_path):
     filled = [word.format(plan=tmp_path / "plan.json", out=tmp_path / "out") for word in command]
-    if command[0] == "import-weights":
-        pytest.importorskip("executorch", reason="needs the extra: pip install 'finetune-planner[executorch]'")
     result = CliRunner().invoke(app, filled)
     assert result.exit_code != 0
     assert said in str(result.exception)
