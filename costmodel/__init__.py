@@ -36,16 +36,26 @@ from .methods.method import Method
 from .methods.table import METHODS, anchor, register_method, values_per_norm, way, way_from
 from .methods.way import Way, read_options
 from .rules.table import RULES
-from .schedules.best import LEVERS, MOST_FLOPS, ON_DEMAND, Scheduled, best_schedule, nearest_schedule, schedule_frontier
+from .schedules.best import (
+    LEVERS,
+    MOST_FLOPS,
+    ON_DEMAND,
+    Frontier,
+    Scheduled,
+    best_schedule,
+    nearest_schedule,
+    schedule_frontier,
+)
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
-from .step.schedule import Schedule, schedule_from
+from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
     from .checking.verification import Verification, verify
     from .export.exporting import Export, export_step
     from .export.saved import import_state
+    from .interface.summary import Summary, summary
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
@@ -55,6 +65,7 @@ if TYPE_CHECKING:
 # What loads torch is imported when it is first asked for.
 _LATER = {
     "Export": "export.exporting",
+    "Summary": "interface.summary",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
@@ -64,6 +75,7 @@ _LATER = {
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
+    "summary": "interface.summary",
     "trace": "traces.stored",
     "update_in_place": "training.optimizers",
     "verify": "checking.verification",
@@ -91,11 +103,13 @@ __all__ = [
     "MOST_FLOPS",
     "ON_DEMAND",
     "OPTIMIZERS",
+    "PLAIN",
     "RULES",
     "Assignment",
     "CostModelError",
     "Export",
     "Footprint",
+    "Frontier",
     "InfeasibleError",
     "InputError",
     "Kernels",
@@ -109,6 +123,7 @@ __all__ = [
     "Schedule",
     "Scheduled",
     "Step",
+    "Summary",
     "Tensor",
     "UnknownOperationError",
     "Verification",
@@ -136,6 +151,7 @@ __all__ = [
     "restore",
     "schedule_from",
     "schedule_frontier",
+    "summary",
     "trace",
     "update_in_place",
     "values_per_norm",

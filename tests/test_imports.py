@@ -40,7 +40,7 @@ WITHOUT_TORCH_THEMSELVES = {
 # What `planner` may use beside the names that `costmodel` shows.
 OPEN_MODULES = {
     "costmodel.errors", "costmodel.secrets", "costmodel.units", "costmodel.table", "costmodel.reading",
-    "costmodel.interface.running", "costmodel.interface.drawing",
+    "costmodel.interface.running", "costmodel.interface.drawing", "costmodel.interface.layout",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "executorch", "fvcore", "optuna", "sqlalchemy", "PIL", "matplotlib", "plotly"}
 

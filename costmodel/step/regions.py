@@ -61,7 +61,7 @@ class Segment:
     runs_to: int
     plain_from: int
 
-    @property
+    @cached_property
     def stop(self) -> int:
         """The last layer that uses something absent: its backward asks first."""
         return max(self.needed_by)
@@ -71,7 +71,13 @@ class Segment:
         """The layers that run again together."""
         return range(self.first, self.runs_to if self.runs_again else self.first)
 
-    @property
+    @cached_property
+    def again(self) -> tuple[int, ...]:
+        """The layers that run again in backward, as often as they do."""
+        asked = (demand for each in self.demands.values() for demand in each)
+        return (*self.rerun, *(index for demand in asked for index in demand.layers))
+
+    @cached_property
     def release(self) -> int:
         """The layer whose backward is the last to need the segment's input."""
         return min(self.needed_by)
@@ -128,6 +134,7 @@ def prefix_end(required: Requirements) -> int:
     return max((place for place in passages(graph) if 0 < place <= most), default=0)
 
 
+@kept
 def can_be_cut(required: Requirements) -> bool:
     """Whether no weight is computed from parameters, and no layer was put in by the method: these are not cut up."""
     return not any(
@@ -245,10 +252,21 @@ def _derivable(required: Requirements, layers: Sequence[Layer], inside: frozense
     }
 
 
+@kept
+def _views(graph: LayerGraph) -> dict[int, list[tuple[int, tuple[int, ...]]]]:
+    """Return which layers read a storage, and in which shapes, of those that are read in several."""
+    reads: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+    for layer in graph.layers:
+        for tensor in layer.inputs.values():
+            reads.setdefault(tensor.storage.id, []).append((layer.index, tensor.shape))
+    return {id_: found for id_, found in reads.items() if len({shape for _, shape in found}) > 1}
+
+
 def _has_views(graph: LayerGraph, tensor: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether layers also read what a tensor's memory holds in another shape."""
-    given = (each for layer in layers for each in layer.inputs.values())
-    return any(each.storage is tensor.storage and each.shape != tensor.shape for each in given)
+    first, last = layers[0].index, layers[-1].index
+    reads = _views(graph).get(tensor.storage.id, ())
+    return any(first <= index <= last and shape != tensor.shape for index, shape in reads)
 
 
 def _demands(
@@ -325,11 +343,7 @@ def skipped(required: Requirements, schedule: Schedule) -> int:
 
 def again(required: Requirements, schedule: Schedule) -> tuple[int, ...]:
     """Return the layers that run again in backward, as often as they do."""
-    found: list[int] = []
-    for one in regions(required, schedule).segments:
-        found += one.rerun
-        found += [index for each in one.demands.values() for demand in each for index in demand.layers]
-    return tuple(found)
+    return tuple(index for one in regions(required, schedule).segments for index in one.again)
 
 
 def saved_bytes(required: Requirements, schedule: Schedule, micro_batch: Count, float_bytes: int) -> Count:

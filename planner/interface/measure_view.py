@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.progress import (
     BarColumn,
@@ -16,10 +15,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from costmodel import Way
+from costmodel.interface.layout import Column, Listing
 from costmodel.interface.running import terminal
 from costmodel.units import format_bytes
 
@@ -135,12 +134,16 @@ def tables(outcome: Outcome) -> Iterator[RenderableType]:
         yield Text(f"recommended before the runs: {_promise(outcome.before)}")
 
 
-def _runs(outcome: Outcome) -> Table:
+def _runs(outcome: Outcome) -> Listing:
     """Return the table of what was measured, the most accurate first."""
-    table = Table(title="measured", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    table.add_column("method", no_wrap=True)
-    for name in ("rate", "runs", "accuracy", "90 % interval", "peak predicted", "measured", "memory", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = [
+        Column("method"), Column("rate", number=True, optional=2), Column("runs", number=True),
+        Column("accuracy", number=True), Column("90 % interval", number=True),
+        Column("peak predicted", number=True, optional=4), Column("measured", number=True, optional=3),
+        Column("memory"), Column("time", number=True, optional=1),
+    ]  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    bold: set[int] = set()
     candidates = {c.way: c for c in outcome.after.candidates}
     groups: dict[Way, list[Finished]] = {}
     for run in outcome.runs:
@@ -155,7 +158,9 @@ def _runs(outcome: Outcome) -> Table:
         guess = candidates[key].recovery
         whole = [run for run in runs if not run.stopped]
         early = f"{len(runs) - len(whole)} stopped early" if len(whole) < len(runs) else ""
-        table.add_row(
+        if key == outcome.after.chosen.way:
+            bold.add(len(rows))
+        rows.append((
             candidates[key].label,
             f"{runs[0].learning_rate:g}",
             ", ".join(part for part in (str(len(whole)) if whole else "", early) if part),
@@ -165,9 +170,8 @@ def _runs(outcome: Outcome) -> Table:
             format_bytes(max(run.measured_peak_bytes for run in runs)),
             "as predicted" if all(run.memory_agrees for run in runs) else "DIFFERS",
             seconds_text(sum(run.seconds for run in runs)),
-            style="bold" if key == outcome.after.chosen.way else "",
-        )
-    return table
+        ))  # fmt: skip
+    return Listing(columns, rows, "measured", bold=frozenset(bold))
 
 
 def _promise(answer: Recommendation) -> str:

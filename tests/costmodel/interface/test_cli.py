@@ -89,7 +89,7 @@ def test_methods(command):
 def test_compare(command):
     code, out, _ = command("compare", MODEL, "--method", "full", "--method", "mobiletl", "--blocks", "3", "--json")
     result = json.loads(out)
-    assert code == 0 and [row["method"] for row in result["methods"]] == ["full", "mobiletl 3"]
+    assert code == 0 and [row["method"] for row in result["methods"]] == ["full", "mobiletl, k = 3"]
     for row, options in zip(result["methods"], ({"method": "full"}, {"method": "mobiletl", "blocks": 3}), strict=True):
         for accounting in ACCOUNTINGS:
             answer = footprint(traced(MODEL), accounting=accounting, kernels="none", **options)
