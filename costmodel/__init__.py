@@ -52,7 +52,7 @@ from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
-    from .checking.verification import Verification, verify
+    from .checking.verification import Verification, check_peak, verify
     from .export.exporting import Export, export_step
     from .export.saved import import_state
     from .interface.summary import Summary, summary
@@ -70,6 +70,7 @@ _LATER = {
     "apply": "training.applied",
     "build": "tracing.models",
     "cached_prefix": "training.cache",
+    "check_peak": "checking.verification",
     "export_step": "export.exporting",
     "import_state": "export.saved",
     "make_optimizer": "training.optimizers",
@@ -135,6 +136,7 @@ __all__ = [
     "body_digest",
     "build",
     "cached_prefix",
+    "check_peak",
     "convolutions",
     "export_step",
     "footprint",
