@@ -14,7 +14,7 @@ from bisect import insort
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-ROUNDS = 40  # of placing what lies highest earlier. Assumption: more gain nothing; 12 were the most that helped.
+ROUNDS = 40  # of placing what lies highest earlier, in each order. Assumption: a bound on time; each is one first fit
 
 
 class Block(NamedTuple):
