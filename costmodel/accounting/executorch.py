@@ -362,8 +362,8 @@ def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, batch: in
         kind = 0 if first == 0 else 1 if first < turn <= last else 2
         changes[first][kind] += size
         changes[last + 1][kind] -= size
-    weights = sum(tensor.bytes(1, float_bytes) for tensor in graph.parameters.values())
-    trained = sum(graph.parameters[name].bytes(1, float_bytes) for name in assignment.trained)
+    weights = sum(tensor.bytes(1) for tensor in graph.parameters.values())
+    trained = sum(graph.parameters[name].bytes(1) for name in assignment.trained)
     fixed = {"weights": weights + trained, "buffers": _buffers(graph)}
     now, found = [0, 0, 0], []
     for (phase, layer), change in zip(program.places, changes, strict=False):

@@ -5,9 +5,12 @@ and compute with that for ever, without a word: so no call that reads such a buf
 every delegate is searched for one (`check_delegates`).
 """
 
+# pyright: reportMissingImports=false
+# The types of the runtime's package are checked where the extra is installed.
 from __future__ import annotations
 
 from collections.abc import Set
+from typing import Any
 
 from executorch.backends.xnnpack.partition import config
 from executorch.backends.xnnpack.partition.config.xnnpack_config import XNNPartitionerConfig
@@ -57,7 +60,8 @@ def check_delegates(program: ExportedProgram, changed: Set[str]) -> int:
         if not isinstance(module, LoweredBackendModule):
             continue
         found += 1
-        signature = module.original_module.graph_signature
+        inner: Any = module.original_module
+        signature = inner.graph_signature
         held = {*signature.inputs_to_buffers.values(), *signature.inputs_to_parameters.values()} & changed
         if held:
             raise ModelError(

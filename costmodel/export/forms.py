@@ -58,7 +58,8 @@ class Forms(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Run one call."""
-        return self.table.get(function, function)(*args, **(kwargs or {}))
+        form: Callable = self.table.get(function, function)
+        return form(*args, **(kwargs or {}))
 
     def bits(self, shape: torch.Size, share: float) -> Tensor:
         """Return random numbers, true with probability `share`: of this step and of this call."""
@@ -317,7 +318,8 @@ def max_pooled(
 ) -> Tensor:
     """Return max_pool2d of the same arguments."""
     if return_indices or not wants_gradient(input):
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        found: Any = F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return found  # or a pair of tensors, where the caller asks for the indices
     sizes = [list(pair(size)) for size in (kernel_size, stride or kernel_size, padding, dilation)]
     return _MaxPool.apply(input, (*sizes, ceil_mode))
 

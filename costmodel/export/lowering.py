@@ -5,6 +5,8 @@ where they are made, and a delegate gets no weight that changes (it would keep i
 without a word).
 """
 
+# pyright: reportMissingImports=false
+# The types of the runtime's package are checked where the extra is installed.
 from __future__ import annotations
 
 import logging
@@ -147,10 +149,11 @@ def _name(operator: Any) -> str:
 def _exported(module: torch.nn.Module, inputs: tuple, recording: Recording) -> ExportedProgram:
     program = torch.export.export(module, inputs, strict=False).run_decompositions({})
     graph, signature = program.graph_module.graph, program.graph_signature
+    inputs_by_name: Any = signature.user_inputs  # names, since all inputs are tensors
     simplify(graph)
     if signature.buffers_to_mutate:
         nodes = {node.name: node for node in graph.nodes}
-        images, labels = (nodes[name] for name in signature.user_inputs[:2])
+        images, labels = (nodes[name] for name in inputs_by_name[:2])
         parameters = {buffer_name(name): name for name in recording.trained}
         updates = {nodes[made]: _parameter(buffer, parameters) for made, buffer in signature.buffers_to_mutate.items()}
         hoist_updates(graph, labels, images, {node: name for node, name in updates.items() if name})

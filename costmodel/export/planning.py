@@ -5,6 +5,8 @@ an operand of the same size lies that nobody reads any more. The runtime's own p
 of its own.
 """
 
+# pyright: reportMissingImports=false
+# The types of the runtime's package are checked where the extra is installed.
 from __future__ import annotations
 
 import torch

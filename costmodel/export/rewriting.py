@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -51,7 +52,8 @@ def _become(node: fx.Node, other: fx.Node) -> None:
 
 
 def _make_linear(graph: fx.Graph, node: fx.Node) -> None:
-    *bias, given, weight = node.args[:3]
+    arguments: Any = node.args  # torch's type leaves open which are nodes
+    *bias, given, weight = arguments[:3]
     transposed = isinstance(weight, fx.Node) and weight.target in _TRANSPOSED
     if not transposed or weight.args[0].meta["val"].dim() != 2 or (bias and bias[0].meta["val"].dim() != 1):
         return

@@ -1,5 +1,7 @@
 """Running a program through the runtime's Python binding: the same runtime, kernels and arena as on a device."""
 
+# pyright: reportMissingImports=false
+# The types of the runtime's package are checked where the extra is installed.
 from __future__ import annotations
 
 from collections.abc import Sequence
