@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,9 @@ from ..training.applied import Applied
 from ..training.optimizers import make_optimizer
 from .forms import Forms
 from .recording import Recording
-from .running import Running
+
+if TYPE_CHECKING:
+    from .running import Running
 
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-3, 1e-4
 TIMES_ROUNDING = 10  # Assumption: another order of the same sums is within this many times their rounding error

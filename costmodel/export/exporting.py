@@ -16,19 +16,20 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, missing_package
 from ..step.schedule import Schedule
 from ..training.applied import Applied
 from .comparing import Check, compare
-from .lowering import Program, lower
 from .recording import record
-from .running import Running
 from .saved import MANIFEST, MANIFEST_VERSION, PROGRAM, WEIGHTS
+
+if TYPE_CHECKING:
+    from .lowering import Program
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,11 @@ def export_step(
         raise InputError("a step from cached prefixes cannot be exported; apply the network with another schedule")
     micro_batch = schedule.images_per_pass(batch)
     network = copy.deepcopy(network).train()
+    try:
+        from .lowering import lower
+        from .running import Running
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "export_step") or error from error
     recording = record(network, optimizer, batch, resolution, micro_batch)
     program = lower(recording, delegate)
     check = None

@@ -58,7 +58,7 @@ class Forms(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Run one call."""
-        form: Callable = self.table.get(function, function)
+        form: Any = self.table.get(function, function)
         return form(*args, **(kwargs or {}))
 
     def bits(self, shape: torch.Size, share: float) -> Tensor:

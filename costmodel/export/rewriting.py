@@ -53,14 +53,16 @@ def _become(node: fx.Node, other: fx.Node) -> None:
 
 def _make_linear(graph: fx.Graph, node: fx.Node) -> None:
     arguments: Any = node.args  # torch's type leaves open which are nodes
-    *bias, given, weight = arguments[:3]
-    transposed = isinstance(weight, fx.Node) and weight.target in _TRANSPOSED
-    if not transposed or weight.args[0].meta["val"].dim() != 2 or (bias and bias[0].meta["val"].dim() != 1):
+    *bias, given, transposed = arguments[:3]
+    if not isinstance(transposed, fx.Node) or transposed.target not in _TRANSPOSED:
+        return
+    weight: Any = transposed.args[0]
+    if weight.meta["val"].dim() != 2 or (bias and bias[0].meta["val"].dim() != 1):
         return
     if any(value != 1 for value in node.kwargs.values()):
         return
     with graph.inserting_before(node):
-        linear = graph.call_function(_aten.linear.default, (given, weight.args[0], *bias))
+        linear = graph.call_function(_aten.linear.default, (given, weight, *bias))
     linear.meta = dict(node.meta)
     _become(node, linear)
 
