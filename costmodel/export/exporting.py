@@ -1,4 +1,4 @@
-"""A trained-to-be network as a folder with which a device trains it: program, manifest, runner.
+"""A network and its training step as a folder with which a device trains: program, manifest, runner.
 
 Everything is made and checked in memory first, so that a refusal leaves nothing behind.
 """

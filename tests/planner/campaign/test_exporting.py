@@ -13,8 +13,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from costmodel import EXECUTORCH_RUNTIME_BYTES, InputError
 from planner.campaign.exporting import MAGIC, packed_tensors, prepare_data
+from planner.devices.device import device
 from planner.interface.cli import app
+from planner.interface.exporting import without_python
 
 SIDE, CLASSES = 16, 2
 MODEL = Path(__file__).parents[2] / "support" / "tiny_network.py"
@@ -64,6 +67,26 @@ def test_errors_say_what_is_wrong(command, said, tmp_path):
     assert result.exit_code != 0
     assert said in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_runtime_takes_its_part_of_the_budget():
+    space = {"accounting": "lean"}
+    assert without_python(space, None, 64_000_000) == (None, 64_000_000 - EXECUTORCH_RUNTIME_BYTES)
+    assert space == {"accounting": "executorch"}
+    with pytest.raises(InputError, match="less than the runtime takes by itself"):
+        without_python(space, None, 1_000_000)
+    with pytest.raises(InputError, match="its own accounting"):
+        without_python({"accounting": "eager"}, None, None)
+
+
+def test_a_native_runtime_leaves_more_of_a_device_and_bare_metal_is_told(capsys):
+    pi = device("raspberry-pi-zero-2w")
+    native, _ = without_python({"accounting": "lean"}, pi, None)
+    assert native.training_ram_bytes == pi.training_ram_bytes + pi.process.bytes - EXECUTORCH_RUNTIME_BYTES
+    assert "ExecuTorch" in native.explain() and not capsys.readouterr().err
+    micro, _ = without_python({"accounting": "lean"}, device("stm32h743"), None)
+    assert micro == device("stm32h743")
+    assert "in principle" in capsys.readouterr().err
 
 
 def _run(*command: object) -> str:
