@@ -3,8 +3,8 @@
     graph = trace("torchvision:mobilenet_v2")
     print(footprint(graph, method="mobiletl", blocks=5, batch=8))
 
-Only `build`, `replace_head`, `verify`, `apply`, `restore`, and `trace` of a network whose trace is not stored, load
-torch.
+Only `build`, `replace_head`, `verify`, `apply`, `restore`, `export_step`, `import_state`, and `trace` of a network
+whose trace is not stored, load torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from .accounting.executorch import RUNTIME_BYTES as EXECUTORCH_RUNTIME_BYTES
 from .accounting.kernels import Kernels
 from .accounting.table import ACCOUNTINGS, register_rule, whole_step
 from .answers.footprint import Footprint, footprint
@@ -54,6 +55,8 @@ from .step.step import Step
 
 if TYPE_CHECKING:
     from .checking.verification import Verification, check_peak, verify
+    from .export.exporting import Export, export_step
+    from .export.saved import import_state
     from .interface.summary import Summary, summary
     from .machine.calibration import calibration
     from .traces.stored import trace
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
 # What loads torch is imported when it is first asked for.
 _LATER = {
     "Arena": "training.arena.arena",
+    "Export": "export.exporting",
     "Summary": "interface.summary",
     "Verification": "checking.verification",
     "apply": "training.applied",
@@ -73,6 +77,8 @@ _LATER = {
     "build": "tracing.models",
     "cached_prefix": "training.cache",
     "check_peak": "checking.verification",
+    "export_step": "export.exporting",
+    "import_state": "export.saved",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
@@ -98,6 +104,7 @@ def __getattr__(name: str):
 
 __all__ = [
     "ACCOUNTINGS",
+    "EXECUTORCH_RUNTIME_BYTES",
     "LEVERS",
     "METHODS",
     "MOST_FLOPS",
@@ -109,6 +116,7 @@ __all__ = [
     "Arena",
     "Assignment",
     "CostModelError",
+    "Export",
     "Floor",
     "Footprint",
     "Frontier",
@@ -143,7 +151,9 @@ __all__ = [
     "calibration",
     "check_peak",
     "convolutions",
+    "export_step",
     "footprint",
+    "import_state",
     "kernels_of",
     "make_optimizer",
     "nearest_schedule",

@@ -39,6 +39,7 @@ class InfeasibleError(CostModelError):
 EXTRAS = {
     "torch": "torch", "torchvision": "torch", "timm": "timm", "matplotlib": "plots", "plotly": "plots",
     "optuna": "measure", "sqlalchemy": "measure", "PIL": "measure", "safetensors": "measure",
+    "executorch": "executorch",
     "psycopg": "postgresql", "pyarrow": "parquet", "scipy": "torch",
 }  # fmt: skip
 

@@ -23,7 +23,8 @@ PACKAGES = {package.__name__: Path(package.__file__).parent for package in (cost
 ROOMS = {
     "costmodel": (
         "errors", "secrets", "units", "table", "kept", "reading", "graph", "rules", "methods", "accounting", "step",
-        "answers", "machine", "schedules", "layers", "zoo", "tracing", "traces", "training", "checking", "interface",
+        "answers", "machine", "schedules", "layers", "zoo", "tracing", "traces", "training", "checking", "export",
+        "interface",
     ),
     "planner": ("evidence", "estimates", "devices", "choosing", "campaign", "training", "interface"),
 }  # fmt: skip
@@ -31,19 +32,19 @@ ROOMS = {
 TORCH = {
     "costmodel/layers", "costmodel/zoo", "costmodel/tracing", "costmodel/training", "costmodel/checking/measuring.py",
     "costmodel/checking/steps.py", "costmodel/checking/timing.py", "costmodel/checking/verification.py",
-    "planner/campaign", "planner/training",
+    "costmodel/export", "planner/campaign", "planner/training",
 }  # fmt: skip
 # Files of these that are about torch without loading it.
 WITHOUT_TORCH_THEMSELVES = {
-    "planner/campaign/next_trial.py", "planner/campaign/storage.py", "planner/campaign/watch.py",
-    "planner/training/trained.py", "planner/training/watch.py",
+    "costmodel/export/placing.py", "planner/campaign/next_trial.py", "planner/campaign/storage.py",
+    "planner/campaign/watch.py", "planner/training/trained.py", "planner/training/watch.py",
 }  # fmt: skip
 # What `planner` may use beside the names that `costmodel` shows.
 OPEN_MODULES = {
     "costmodel.errors", "costmodel.secrets", "costmodel.units", "costmodel.table", "costmodel.reading",
     "costmodel.interface.running", "costmodel.interface.drawing", "costmodel.interface.layout",
 }  # fmt: skip
-HEAVY = {"torch", "torchvision", "timm", "fvcore", "optuna", "sqlalchemy", "PIL", "matplotlib", "plotly"}
+HEAVY = {"torch", "torchvision", "timm", "executorch", "fvcore", "optuna", "sqlalchemy", "PIL", "matplotlib", "plotly"}
 
 
 def files() -> list[Path]:

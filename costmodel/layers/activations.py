@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import InputError, unknown
 from .functions import first_order
-from .masks import OneBit, masked_function
+from .masks import Above, Between, OneBit, masked_function
 
 _aten = torch.ops.aten
 
@@ -78,25 +78,6 @@ class _Kept(torch.autograd.Function):
         return ctx.backward_of(grad, *ctx.saved_tensors), None, None, None, None
 
 
-def _above(threshold: float) -> Callable[[Tensor, Tensor], object]:
-    """Return what writes something other than 0 where x > threshold, else 0."""
-
-    def passes(x: Tensor, out: Tensor) -> None:
-        _aten.threshold_backward.grad_input(x if threshold >= 0 else out.fill_(1), x, threshold, grad_input=out)
-
-    return passes
-
-
-def _between(low: float, high: float) -> Callable[[Tensor, Tensor], object]:
-    """Return what writes something other than 0 where low < x < high, else 0."""
-    zero_passes = low < 0 < high
-
-    def passes(x: Tensor, out: Tensor) -> None:
-        _aten.hardtanh_backward.grad_input(out.fill_(1) if zero_passes else x, x, low, high, grad_input=out)
-
-    return passes
-
-
 def _gate(grad: Tensor, bit: Tensor, out: Tensor) -> None:
     """Write the gradient where the bit is set, else 0 (also for an infinite gradient)."""
     _aten.threshold_backward.grad_input(grad, bit, 0, grad_input=out)
@@ -115,7 +96,7 @@ _RELU = Activation(
     lambda x, inplace: F.relu(x, inplace),
     _relu_into,
     {
-        "mask": OneBit(_relu_into, _relu_into, _gate),
+        "mask": OneBit(_relu_into, Above(0), _gate),
         "output": None,
         "input": lambda grad, x: _aten.threshold_backward(grad, x, 0),
     },
@@ -134,7 +115,11 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     def from_output(grad: Tensor, y: Tensor) -> Tensor:
         return _aten.leaky_relu_backward(grad, y, negative_slope, True)
 
-    ways = {"mask": OneBit(forward, _relu_into, slope), "output": from_output, "input": None}
+    ways = {
+        "mask": OneBit(forward, Above(0), slope, slopes=(1.0, negative_slope)),
+        "output": from_output,
+        "input": None,
+    }
     return Activation(lambda x, inplace: F.leaky_relu(x, negative_slope, inplace), forward, ways)(input, inplace, keep)
 
 
@@ -149,7 +134,7 @@ def hardtanh(
     def from_output(grad: Tensor, y: Tensor) -> Tensor:
         return _aten.hardtanh_backward(grad, y, min_val, max_val)
 
-    ways = {"mask": OneBit(forward, _between(min_val, max_val), _gate), "output": from_output, "input": None}
+    ways = {"mask": OneBit(forward, Between(min_val, max_val), _gate), "output": from_output, "input": None}
     return Activation(lambda x, inplace: F.hardtanh(x, min_val, max_val, inplace), forward, ways)(input, inplace, keep)
 
 
@@ -176,7 +161,7 @@ _HARDSIGMOID = Activation(
     lambda x, inplace: F.hardsigmoid(x, inplace),
     _hardsigmoid_into,
     {
-        "mask": OneBit(_hardsigmoid_into, _between(-3, 3), _hardsigmoid_slope),
+        "mask": OneBit(_hardsigmoid_into, Between(-3, 3), _hardsigmoid_slope, slopes=(1 / 6, 0.0)),
         "input": None,
     },
 )
@@ -237,7 +222,7 @@ def masked(
         forward(x, out, *arguments)
 
     if wants_gradient(input):
-        return masked_function(input, OneBit(own, _above(threshold), _gate, divisible), inplace)
+        return masked_function(input, OneBit(own, Above(threshold), _gate, divisible), inplace)
     out = input if inplace else torch.empty_like(input)
     own(input, out)
     return out

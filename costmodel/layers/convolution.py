@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .activations import wants_gradient
-from .functions import first_order
+from .functions import first_order, overridable
 
 Size = int | Sequence[int]  # one number, or one for each dimension
 
@@ -171,7 +171,7 @@ def _input_gradient(grad, weight, x_shape, stride, padding, far, dilation, group
     sizes = [size + more for size, more in zip(x_shape[2:], far, strict=True)]
     none = [0] * len(stride)
     if grad.device.type == "cpu" and groups == 1 and set((*weight.shape[2:], *stride)) == {1} and not any(padding):
-        return _pointwise_input_gradient(grad, weight.flatten(1))
+        return pointwise_input_gradient(grad, weight.flatten(1))
     if grad.is_cuda and groups == x_shape[1] > 1:
         # Depthwise kernels of their own, which look at the shape of x only.
         x = _stand_in(grad, (*x_shape[:2], *sizes))
@@ -191,7 +191,8 @@ def _input_gradient(grad, weight, x_shape, stride, padding, far, dilation, group
     return _crop(dx, x_shape)
 
 
-def _pointwise_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+@overridable
+def pointwise_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """Return dx[n,i,p] = sum_o W[o,i] dy[n,o,p] of a pointwise convolution, in the memory order of dy."""
     if grad.dim() == 4 and grad.is_contiguous(memory_format=torch.channels_last):
         return (grad.permute(0, 2, 3, 1) @ weight).permute(0, 3, 1, 2)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from .activations import wants_gradient
 from .elementwise import scale
-from .functions import first_order
+from .functions import first_order, overridable
 from .masks import run_backward
 from .packing import flat, pack
 
 
+@overridable
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Return what torch.nn.functional.dropout returns after the same seed; keeps ceil(elements / 8) bytes."""
     if training and p == 1:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..errors import ModelError
+
+Layer = TypeVar("Layer", bound=Callable[..., Any])
 
 
 def first_order(backward: Callable[..., Any]) -> Any:
@@ -29,3 +32,18 @@ def first_order(backward: Callable[..., Any]) -> Any:
         return backward(ctx, *gradients)
 
     return once
+
+
+def overridable(layer: Layer) -> Layer:
+    """Let torch function modes see the calls of a layer, as they see those of torch.nn.functional.
+
+    layer: takes a tensor first. `costmodel.export` puts other forms in place of layers so.
+    """
+
+    @wraps(layer)
+    def seen(input, *args, **kwargs):
+        if has_torch_function_unary(input):
+            return handle_torch_function(seen, (input,), input, *args, **kwargs)
+        return layer(input, *args, **kwargs)
+
+    return seen  # pyright: ignore[reportReturnType]  # it takes and returns the same

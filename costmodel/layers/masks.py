@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..accounting.kernels import mask_piece
-from .functions import first_order
+from .functions import first_order, overridable
 from .packing import flat, pack, packed_bytes, unpack
 
 GPU_PIECE = 1 << 24  # elements worked on at a time: a GPU needs more of them to be busy
@@ -27,21 +27,58 @@ GPU_PIECE = 1 << 24  # elements worked on at a time: a GPU needs more of them to
 Backward = Callable[[Tensor, Tensor, Tensor], object]
 
 
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Above:
+    """The test x > threshold."""
+
+    threshold: float
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """Write something other than 0 where it holds, else 0."""
+        given = x if self.threshold >= 0 else out.fill_(1)
+        _aten.threshold_backward.grad_input(given, x, self.threshold, grad_input=out)
+
+    def bits(self, x: Tensor) -> Tensor:
+        """Return where it holds (bool)."""
+        return x > self.threshold
+
+
+@dataclass(frozen=True)
+class Between:
+    """The test low < x < high."""
+
+    low: float
+    high: float
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """Write something other than 0 where it holds, else 0."""
+        given = out.fill_(1) if self.low < 0 < self.high else x
+        _aten.hardtanh_backward.grad_input(given, x, self.low, self.high, grad_input=out)
+
+    def bits(self, x: Tensor) -> Tensor:
+        """Return where it holds (bool)."""
+        return (x > self.low) & (x < self.high)
+
+
 @dataclass(frozen=True)
 class OneBit:
     """A function whose backward needs one bit per element.
 
-    forward(x, out): writes the result. passes(x, out): writes a number that is not zero where the bit is set.
+    forward(x, out): writes the result. passes: says where the bit is set.
     backward(grad, bit, out): writes the gradient, given the bits as 0.0 and 1.0, which it may overwrite; `out` may be
-    `bit` or `grad`.
+    `bit` or `grad`. slopes: the same as two numbers, the derivative where the bit is set and where not.
     divisible: whether `forward` gives the same bits however the tensor is cut: vectorised transcendental functions
     round differently at the end of a piece.
     """
 
     forward: Callable[[Tensor, Tensor], object]
-    passes: Callable[[Tensor, Tensor], object]
+    passes: Above | Between
     backward: Backward
     divisible: bool = True
+    slopes: tuple[float, float] = (1.0, 0.0)
 
 
 def chunk_size(tensor: Tensor) -> int:
@@ -110,6 +147,7 @@ class _Masked(torch.autograd.Function):
         return run_backward(ctx.backward_of, grad, packed, ctx.strides), None, None
 
 
+@overridable
 def masked_function(x: Tensor, function: OneBit, inplace: bool = False) -> Tensor:
     """Return function(x), keeping ceil(elements / 8) bytes for backward and nothing else."""
     return _Masked.apply(x, function, inplace)

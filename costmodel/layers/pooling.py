@@ -18,13 +18,14 @@ from torch import Tensor
 from ..errors import InputError
 from ..rules.reductions import index_bits, pair
 from .activations import wants_gradient
-from .functions import first_order
+from .functions import first_order, overridable
 from .masks import chunk_size
 from .packing import flat, pack, unpack
 
 _aten = torch.ops.aten
 
 
+@overridable
 def max_pool2d(
     input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False, keep="indices"
 ) -> Tensor:
@@ -44,6 +45,7 @@ def max_pool2d(
     return _MaxPool.apply(input, window, keep)
 
 
+@overridable
 def avg_pool2d(
     input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ) -> Tensor:
@@ -57,6 +59,7 @@ def avg_pool2d(
     return _AveragePool.apply(input, (*sizes, ceil_mode, count_include_pad, divisor_override))
 
 
+@overridable
 def adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     """Return torch.nn.functional.adaptive_avg_pool2d of the same arguments; keeps nothing."""
     wanted = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)

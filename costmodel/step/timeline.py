@@ -19,7 +19,7 @@ from .precision import Precision
 from .regions import Regions, Segment, regions
 from .schedule import Schedule
 from .simulation import CATEGORIES, GRADIENTS, SAVED, TRANSIENT, Gradient, Moment, Simulation
-from .sizes import prefix_bytes, sizes
+from .sizes import prefix_bytes, sizes, trained_bytes
 from .step import Step
 
 
@@ -49,7 +49,7 @@ def moments(step: Step) -> list[Moment[int]]:
 def simulate(required: Requirements, carried: Carried[Count]) -> list[Moment[Count]]:
     """Return the memory of a step, moment by moment, or the accounting's own timeline in its place."""
     if ACCOUNTINGS.find(required.accounting).timeline is not None:
-        return _own_timeline(required, carried.micro_batch, carried.precision.activation_bytes)
+        return _own_timeline(required, carried)
     schedule, optimizer = carried.schedule, carried.optimizer
     found = sizes(required, carried.precision, carried.kernels, carried.micro_batch)
     cut, piece, cached = regions(required, schedule), None, (0, 0)
@@ -158,17 +158,30 @@ class _Part(Simulation[int]):
         self.most = max(self.most, sum(self.now) + extra)
 
 
-def _own_timeline(required: Requirements, micro_batch: Count, float_bytes: int) -> list[Moment[Count]]:
-    """Return the moments of books that follow no step of their own."""
-    own = ACCOUNTINGS.find(required.accounting).timeline
-    assert own is not None
+def _own_timeline(required: Requirements, carried: Carried[Count]) -> list[Moment[Count]]:
+    """Return the moments of books that follow no step of their own.
+
+    Where they are those of a whole step, what the optimizer keeps is added, and the gradients that passes add up.
+
+    Errors: InputError for such books and a schedule that cuts the network up.
+    """
+    books, micro_batch = ACCOUNTINGS.find(required.accounting), carried.micro_batch
+    assert books.timeline is not None  # who calls this has looked
+    more: dict[str, int] = {}
+    if books.whole_step:
+        if carried.schedule.is_cut:
+            raise InputError(f"the accounting {books.name!r} prices no prefix in pieces and no segments; take lean")
+        trained = trained_bytes(required, carried.precision)
+        more["optimizer"] = sum(map(carried.optimizer.state_bytes, trained.values()))
+        more["gradients"] = sum(trained.values()) if carried.passes > 1 else 0
     several = isinstance(micro_batch, np.ndarray)
     batches = micro_batch.tolist() if several else [micro_batch]
-    each = [own(required.graph, required.assignment, required.books, batch, float_bytes) for batch in batches]
+    float_bytes = carried.precision.activation_bytes
+    each = [books.timeline(required.graph, required.assignment, required.books, one, float_bytes) for one in batches]
     found: list[Moment[Any]] = []
     for instants in zip(*each, strict=True):
         phase, layer, _ = instants[0]
-        rows = [[by_category.get(name, 0) for _, _, by_category in instants] for name in CATEGORIES]
+        rows = [[(more | by_category).get(name, 0) for _, _, by_category in instants] for name in CATEGORIES]
         by_category: Any = np.array(rows) if several else tuple(row[0] for row in rows)  # `Count`, as in `now`
         found.append(Moment(phase, layer, by_category))
     return found

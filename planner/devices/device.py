@@ -97,17 +97,20 @@ class StepTimes(_Quantity):
         return StepTime.from_features(self.seconds, basis=self.source, **own)
 
 
+_PROCESSES = {"python": "Python with torch", "executorch": "ExecuTorch's runtime"}
+
+
 class Device(_Table):
     """A device: its memory, who else needs of it, and how fast it computes.
 
     name: for people. processor: what trains, the CPU or the GPU. runtime: `python` (a process with torch, which needs
-    `process` beside the training) or `bare metal`. system: the operating system, or the firmware. flash: where weights
-    that do not train could stay; no part of `ram`.
+    `process` beside the training), `executorch` (one without Python) or `bare metal`. system: the operating system, or
+    the firmware. flash: where weights that do not train could stay; no part of `ram`.
     """
 
     name: Text
     processor: Text
-    runtime: Literal["python", "bare metal"]
+    runtime: Literal["python", "executorch", "bare metal"]
     ram: Memory
     system: Memory
     process: Memory | None = None
@@ -118,8 +121,8 @@ class Device(_Table):
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
-        if (self.runtime == "python") != (self.process is not None):
-            wanted = "needs" if self.runtime == "python" else "has no"
+        if (self.runtime in _PROCESSES) != (self.process is not None):
+            wanted = "needs" if self.runtime in _PROCESSES else "has no"
             raise ValueError(f"runtime {self.runtime!r} {wanted} [process]")
         if self.training_ram_bytes < 1:
             raise ValueError(f"nothing is left for training: {self._sum()}")
@@ -129,6 +132,13 @@ class Device(_Table):
     def training_ram_bytes(self) -> int:
         """Bytes that are left for the training itself."""
         return self.ram.bytes - self.system.bytes - (self.process.bytes if self.process else 0)
+
+    def without_python(self, runtime_bytes: int) -> Device:
+        """Return the device with a native runtime of so many bytes in place of Python; bare metal stays what it is."""
+        if self.process is None:
+            return self
+        runtime = Memory(bytes=runtime_bytes, source="Source: benchmarks/results/export_executorch.md")
+        return self.model_copy(update={"runtime": "executorch", "process": runtime})
 
     def step_seconds(self, flops: Numbers, moved_bytes: Numbers) -> Numbers:
         """Return the roofline time of one step: the longer of computing at the peak and moving at full bandwidth.
@@ -166,7 +176,7 @@ class Device(_Table):
         rows = [
             (what, format_bytes(memory.bytes), memory.source)
             for what, memory in (
-                ("RAM", self.ram), (self._system, self.system), ("Python with torch", self.process),
+                ("RAM", self.ram), (self._system, self.system), (_PROCESSES.get(self.runtime, ""), self.process),
                 ("flash", self.flash),
             )
             if memory is not None
@@ -183,12 +193,12 @@ class Device(_Table):
 
     @property
     def _system(self) -> str:
-        return "system" if self.runtime == "python" else "firmware (bare metal, no Python)"
+        return "system" if self.runtime in _PROCESSES else "firmware (bare metal, no Python)"
 
     def _sum(self) -> str:
         parts = [f"{format_bytes(self.ram.bytes)} RAM", f"{format_bytes(self.system.bytes)} {self._system}"]
         if self.process:
-            parts.append(f"{format_bytes(self.process.bytes)} Python with torch")
+            parts.append(f"{format_bytes(self.process.bytes)} {_PROCESSES[self.runtime]}")
         return " - ".join(parts)
 
 

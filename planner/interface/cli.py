@@ -16,6 +16,7 @@ from costmodel.secrets import shown
 from costmodel.units import parse_bytes
 
 from ..devices.budget import Held, ProcessBudget
+from .exporting import add_exporting, without_python
 from .space import DeviceName, Json, Models, decimals, names, with_space
 from .train_cli import add_training
 
@@ -30,6 +31,14 @@ app = typer.Typer(
     "--debug shows the traceback of an error.",
 )
 with_version(app)
+add_exporting(app)
+
+
+class Runtime(StrEnum):
+    """What carries a step out."""
+
+    pytorch = "pytorch"
+    executorch = "executorch"
 
 
 class Against(StrEnum):
@@ -87,6 +96,9 @@ def recommend_command(
         str,
         typer.Option(help="What the frontier is made of, of memory, flops, time, flash, recovery, accuracy, typical."),
     ] = "memory,flops,recovery",
+    runtime: Annotated[Runtime, typer.Option(help="What trains: the budget is held against its memory.")] = (
+        Runtime.pytorch
+    ),
     save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -98,6 +110,8 @@ def recommend_command(
 
     target = _device(device)
     ram_bytes = None if ram is None else parse_bytes(ram)
+    if runtime is Runtime.executorch:
+        target, ram_bytes = without_python(space, target, ram_bytes)
     budget = _budget(target, process_ram, allocator, models[0])
     available = budget.step_bytes if budget else target.training_ram_bytes if target else None
     if available is not None:

@@ -1,0 +1,1 @@
+"""A training step for a runtime without Python."""

@@ -1,0 +1,140 @@
+"""A network and its training step as a folder with which a device trains: program, manifest, runner.
+
+Everything is made and checked in memory first, so that a refusal leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import platform
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, ModelError, missing_package
+from ..step.schedule import Schedule
+from ..training.applied import Applied
+from .comparing import Check, compare
+from .recording import record
+from .saved import MANIFEST, MANIFEST_VERSION, PROGRAM, WEIGHTS
+
+if TYPE_CHECKING:
+    from .lowering import Program
+
+
+@dataclass(frozen=True)
+class Export:
+    """A program and what was asked for. weights: the network's state dict at the start."""
+
+    program: Program
+    check: Check | None
+    optimizer: str
+    delegate: str
+    batch: int
+    resolution: int
+    classes: int
+    learning_rate: float
+    weights: dict[str, Tensor]
+
+    def manifest(self, plan: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what goes with the program as plain values; plan: what was exported."""
+        return {
+            "version": MANIFEST_VERSION,
+            "made_with": {name: version(name) for name in ("finetune-planner", "torch", "executorch")}
+            | {"python": platform.python_version()},
+            "plan": None if plan is None else dict(plan),
+            "inputs": {"batch": self.batch, "channels": 3, "resolution": self.resolution, "classes": self.classes},
+            "optimizer": self.optimizer,
+            "delegate": self.delegate,
+            "program": {
+                "file": PROGRAM,
+                "sha256": hashlib.sha256(self.program.content).hexdigest(),
+                "crc32": zlib.crc32(self.program.content),
+                "bytes": len(self.program.content),
+                "arena_bytes": dict(self.program.arena_bytes),
+                "state_bytes": self.program.state_bytes,
+            },
+            "state": [
+                {"name": name, "shape": list(shape), "dtype": dtype}
+                for name, shape, dtype in self.program.state
+            ],
+            "check": None if self.check is None else {**asdict(self.check), "agrees": self.check.agrees},
+        }  # fmt: skip
+
+    def write(self, folder: str | Path, plan: Mapping[str, Any] | None = None) -> None:
+        """Write program, manifest, starting weights, runner and instructions to a new or empty folder.
+
+        Errors: InputError if there is something in the folder, or it cannot be written.
+        """
+        target = Path(folder)
+        try:
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                raise InputError(f"{target} is not empty; give --out a folder that does not exist yet")
+            target.mkdir(parents=True, exist_ok=True)
+            (target / PROGRAM).write_bytes(self.program.content)
+            (target / MANIFEST).write_text(json.dumps(self.manifest(plan), indent=2) + "\n", encoding="utf-8")
+            torch.save(self.weights, target / WEIGHTS)
+            with resources.as_file(resources.files("costmodel.export") / "runner") as runner:
+                for file in sorted(runner.iterdir()):
+                    if file.is_file():
+                        shutil.copyfile(file, target / file.name)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot write {str(target)!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def export_step(
+    network: torch.nn.Module,
+    optimizer: str,
+    batch: int,
+    resolution: int,
+    *,
+    delegate: str = "none",
+    schedule: Schedule | None = None,
+    learning_rate: float = 0.01,
+    check_steps: int = 10,
+) -> Export:
+    """Return an applied network's training step as a program, checked against PyTorch over some steps.
+
+    network: what `costmodel.apply` returned. schedule: whose micro-batches the step takes; default: that which the
+    network was applied with, of which the program has the prefix and segments in any case. Updates are made as soon as
+    a gradient is there. delegate: none or xnnpack. learning_rate: of the check. check_steps: 0 for no check.
+
+    Errors: InputError for a network that is not applied or arguments that do not exist; ModelError, naming them, for
+    operations that the runtime has not, and if the program trains otherwise than PyTorch.
+    """
+    if not isinstance(network, Applied):
+        raise InputError("only an applied network can be exported; use costmodel.apply(model, ...) first")
+    schedule = schedule or network.training_plan.schedule
+    if schedule.cache is not None:
+        raise InputError("a step from cached prefixes cannot be exported; apply the network with another schedule")
+    micro_batch = schedule.images_per_pass(batch)
+    network = copy.deepcopy(network).train()
+    try:
+        from .lowering import lower
+        from .running import Running
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "export_step") or error from error
+    recording = record(network, optimizer, batch, resolution, micro_batch)
+    program = lower(recording, delegate)
+    check = None
+    if check_steps:
+        running = Running(program.content, [name for name, *_ in program.state])
+        check = compare(running, network, recording, optimizer, learning_rate, check_steps)
+    if check is not None and not check.agrees:
+        raise ModelError(
+            f"the program trains otherwise than PyTorch: after {check.steps} steps losses differ by up to "
+            f"{check.loss_difference:.1e} and weights by {check.weight_difference:.1e}, more than rounding; nothing "
+            "was written; please report it with the network"
+        )
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    return Export(program, check, optimizer, delegate, batch, resolution, recording.classes, learning_rate, weights)

@@ -1,0 +1,135 @@
+"""Rewrites of a recorded graph that change nothing of what it computes: fewer copies, updates as early as can be.
+
+The graph is functional: no node writes what another one reads, so a copy is as good as what it was made of.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+_aten = torch.ops.aten
+_COPIES = (
+    _aten.clone.default, _aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.default,
+)  # fmt: skip
+_TRANSPOSED = (_aten.t.default, _aten.permute.default, _aten.transpose.int)
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Take out copies, and write products with a transposed weight as linear maps, which copy no weight."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _COPIES and _alike(node, node.args[0]):
+            _become(node, node.args[0])
+        elif node.target is _aten.copy.default and _alike(node, node.args[1]):
+            _become(node, node.args[1])
+        elif node.target in (_aten.mm.default, _aten.addmm.default):
+            _make_linear(graph, node)
+    graph.eliminate_dead_code()
+
+
+def _alike(node: fx.Node, other: object) -> bool:
+    """Whether both are tensors of one shape, kind and memory order; a result stays a copy of what is given."""
+    if not isinstance(other, fx.Node):
+        return False
+    if other.op == "placeholder" and any(user.op == "output" for user in node.users):
+        return False
+    one, two = node.meta.get("val"), other.meta.get("val")
+    return (
+        isinstance(one, Tensor) and isinstance(two, Tensor)
+        and (one.shape, one.dtype, one.stride()) == (two.shape, two.dtype, two.stride())
+    )  # fmt: skip
+
+
+def _become(node: fx.Node, other: fx.Node) -> None:
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
+def _make_linear(graph: fx.Graph, node: fx.Node) -> None:
+    arguments: Any = node.args  # torch's type leaves open which are nodes
+    *bias, given, transposed = arguments[:3]
+    if not isinstance(transposed, fx.Node) or transposed.target not in _TRANSPOSED:
+        return
+    weight: Any = transposed.args[0]
+    if weight.meta["val"].dim() != 2 or (bias and bias[0].meta["val"].dim() != 1):
+        return
+    if any(value != 1 for value in node.kwargs.values()):
+        return
+    with graph.inserting_before(node):
+        linear = graph.call_function(_aten.linear.default, (given, weight, *bias))
+    linear.meta = dict(node.meta)
+    _become(node, linear)
+
+
+def hoist_updates(graph: fx.Graph, labels: fx.Node, images: fx.Node, updates: dict[fx.Node, str]) -> None:
+    """Make each parameter's update as soon as its gradient is there.
+
+    updates: the nodes of new values, each with the parameter that it belongs to. What reaches one parameter only and
+    comes after the loss is moved up; so are single numbers that depend on no image, such as a learning rate's factor.
+    """
+    parameters = {name: 1 << place for place, name in enumerate(dict.fromkeys(updates.values()))}
+    reaches: dict[fx.Node, int] = {}
+    for node in reversed(graph.nodes):
+        found = parameters[updates[node]] if node in updates else 0
+        for user in node.users:
+            found |= -1 if user.op == "output" and node not in updates else reaches.get(user, 0)
+        reaches[node] = found
+    of_labels, of_images = _descendants(graph, labels), _descendants(graph, images)
+    nodes = list(graph.nodes)
+    inputs_end = sum(node.op == "placeholder" for node in nodes) - 1
+    place: dict[fx.Node, int] = {}
+    for number, node in enumerate(nodes):
+        one_parameter = node in of_labels and reaches[node] in parameters.values()
+        free = node not in of_labels and node not in of_images and _is_number(node) and reaches[node]
+        place[node] = number
+        if node.op == "call_function" and (one_parameter or free):
+            place[node] = max([inputs_end, *(place[given] for given in node.all_input_nodes)])
+    ordered = sorted(range(len(nodes)), key=lambda number: (place[nodes[number]], number))
+    for before, after in itertools.pairwise(ordered):
+        nodes[before].append(nodes[after])
+
+
+def _is_number(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.numel() == 1
+
+
+def _descendants(graph: fx.Graph, root: fx.Node) -> set[fx.Node]:
+    found = {root}
+    for node in graph.nodes:
+        if any(given in found for given in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def write_back_early(graph: fx.Graph, views: Iterable[object]) -> None:
+    """Move each write of a buffer up behind the new value and the last reader of the old one.
+
+    views: operations whose result is their input's memory; who reads them reads the buffer.
+    """
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or getattr(node.target, "__name__", "").split(".")[0] != "copy_":
+            continue
+        buffer, value = node.args[:2]
+        readers = [reader for reader in _readers(buffer, tuple(views)) if reader is not node]
+        last = max([value, *readers], key=place.__getitem__)
+        if last.op == "placeholder" or place[last] > place[node]:
+            continue
+        last.append(node)
+        place[node] = place[last]
+
+
+def _readers(node: fx.Node, views: tuple[object, ...]) -> Iterable[fx.Node]:
+    for user in node.users:
+        if user.op == "output":
+            continue
+        yield user
+        if user.target in views:
+            yield from _readers(user, views)

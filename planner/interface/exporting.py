@@ -1,0 +1,122 @@
+"""The commands that take a plan to a device without Python, and its weights back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from costmodel import EXECUTORCH_RUNTIME_BYTES, InputError
+from costmodel.units import format_bytes
+
+from .space import Json
+
+if TYPE_CHECKING:
+    from ..devices.device import Device
+
+Out = Annotated[str, typer.Option(help="The folder to write, new or empty.", show_default=False)]
+
+
+def add_exporting(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command("export")(export_command)
+    app.command("prepare-data")(prepare_data_command)
+    app.command("import-weights")(import_weights_command)
+
+
+def without_python(
+    space: dict[str, Any], target: Device | None, ram_bytes: int | None
+) -> tuple[Device | None, int | None]:
+    """Set the accounting to that of ExecuTorch; return the device, and the budget less what the runtime takes.
+
+    Errors: InputError for another accounting, and for a budget that the runtime alone exceeds.
+    """
+    if space["accounting"] not in ("lean", "executorch"):
+        raise InputError(f"--runtime executorch has its own accounting; leave out --accounting {space['accounting']}")
+    space["accounting"] = "executorch"
+    if ram_bytes is not None:
+        if ram_bytes <= EXECUTORCH_RUNTIME_BYTES:
+            raise InputError(
+                f"--ram {format_bytes(ram_bytes)} is less than the runtime takes by itself, "
+                f"{format_bytes(EXECUTORCH_RUNTIME_BYTES)}; give more"
+            )
+        ram_bytes -= EXECUTORCH_RUNTIME_BYTES
+    if target is None:
+        return None, ram_bytes
+    if target.process is None:
+        print(
+            f"note: {target.name} has no operating system. What follows fits in principle, in float32; the exported "
+            "runner needs Linux, and training in 8 bits, which such processors ask for, is missing",
+            file=sys.stderr,
+        )
+    return target.without_python(EXECUTORCH_RUNTIME_BYTES), ram_bytes
+
+
+def export_command(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="What planner recommend --save wrote.")],
+    out: Out,
+    to: Annotated[str, typer.Option(help="The runtime.")] = "executorch",
+    weights: Annotated[str | None, typer.Option(help="DEFAULT (the library's own), a file, or random.")] = None,
+    delegate: Annotated[str, typer.Option(help="none, or xnnpack: faster kernels for what does not train.")] = "none",
+    as_json: Json = False,
+) -> None:
+    """A program that trains the network as planned, without Python, with a runner to build on the device.
+
+    The program is compared with PyTorch over ten steps before anything is written.
+    """
+    if to != "executorch":
+        raise InputError(f"unknown runtime {to!r}; it can be: executorch")
+    from ..campaign.exporting import export_plan
+    from ..choosing.plan import Plan
+
+    chosen = Plan.load(plan)
+    made = export_plan(chosen, weights, delegate)
+    made.write(out, chosen.model_dump(mode="json"))
+    manifest = made.manifest()
+    if as_json:
+        print(json.dumps(manifest, indent=2))
+        return
+    program, check = manifest["program"], manifest["check"]
+    print(f"wrote {out}: {chosen.model}, {chosen.way.description}, batch {chosen.batch}")
+    print(
+        f"program {format_bytes(program['bytes'])}; memory planned for a step: "
+        f"{format_bytes(program['arena_bytes']['step'])} of intermediate values and "
+        f"{format_bytes(program['state_bytes'])} of what trains"
+    )
+    print(
+        f"compared with PyTorch over {check['steps']} steps: losses differ by up to {check['loss_difference']:.1e}, "
+        f"weights by {check['weight_difference']:.1e}"
+    )
+    print(f"{out}/README.md says how to build the runner and to train")
+
+
+def prepare_data_command(
+    folder: Annotated[str, typer.Argument(help="A folder of images, one subfolder per class, or train/ and test/.")],
+    resolution: Annotated[int, typer.Option(help="Height and width of the images in pixels.", show_default=False)],
+    out: Out,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse images that cannot be read.")] = False,
+) -> None:
+    """Images as the files that an exported program's runner trains and tests with."""
+    from ..campaign.exporting import prepare_data
+
+    found = prepare_data(folder, resolution, out, strict)
+    for note in found.notes:
+        print(f"note: {note}")
+    print(
+        f"wrote {out}/train.bin ({found.images['train']:,} images) and {out}/test.bin "
+        f"({found.images['test']:,} images) of {len(found.classes)} classes"
+    )
+
+
+def import_weights_command(
+    folder: Annotated[str, typer.Argument(help="What planner export wrote.")],
+    state: Annotated[str, typer.Argument(help="What the runner saved.")],
+    out: Annotated[str, typer.Option(help="The file to write: a state dict for torch.load.", show_default=False)],
+) -> None:
+    """What a runner trained, as a PyTorch state dict of the whole network."""
+    from ..campaign.exporting import save_weights
+
+    tensors, steps = save_weights(folder, state, out)
+    print(f"wrote {out}: {tensors} tensors after {steps:,} steps")

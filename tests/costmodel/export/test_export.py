@@ -1,0 +1,253 @@
+"""A training step as a program of ExecuTorch: it trains as PyTorch does, and the runtime's traps are kept shut."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("executorch", reason="needs the extra: pip install 'finetune-planner[executorch]'")
+
+from costmodel import InputError, ModelError, Schedule, Step, apply, export_step, footprint, import_state
+from costmodel.export.delegating import check_delegates
+from costmodel.export.lowering import lower
+from costmodel.export.recording import record
+from costmodel.export.running import Running
+from costmodel.export.saved import MAGIC
+from costmodel.step.regions import regions
+from costmodel.step.simulation import CATEGORIES
+
+SIDE, BATCH, CLASSES = 16, 4, 5
+
+
+class Block(nn.Module):
+    """An inverted residual with in-place activations."""
+
+    def __init__(self, given: int, made: int, stride: int, activation: type[nn.Module]):
+        super().__init__()
+        wide = 2 * given
+        self.body = nn.Sequential(
+            nn.Conv2d(given, wide, 1, bias=False), nn.BatchNorm2d(wide), activation(inplace=True),
+            nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide),
+            activation(inplace=True), nn.Conv2d(wide, made, 1, bias=False), nn.BatchNorm2d(made),
+        )  # fmt: skip
+        self.adds = stride == 1 and given == made
+
+    def forward(self, x):
+        """Return the block's result."""
+        return x + self.body(x) if self.adds else self.body(x)
+
+
+class Small(nn.Module):
+    """Two blocks of 8 channels and one of 16, dropout, a head."""
+
+    def __init__(self, activation: type[nn.Module] = nn.ReLU6, dropout: float = 0.0):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), activation(inplace=True))
+        self.blocks = nn.Sequential(
+            Block(8, 8, 1, activation), Block(8, 16, 2, activation), Block(16, 16, 1, activation)
+        )
+        self.drop, self.head = nn.Dropout(dropout), nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        """Return logits."""
+        return self.head(self.drop(self.blocks(self.stem(x)).mean((2, 3))))
+
+
+def small(method: str, blocks: int | None = None, schedule: Schedule | None = None, **arguments) -> nn.Module:
+    """Return a small network, applied, with running statistics as after a training."""
+    torch.manual_seed(0)
+    network = Small(**arguments)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return apply(network, method, blocks, SIDE, schedule=schedule or Schedule())
+
+
+def export(network: nn.Module, optimizer: str = "sgd", **arguments):
+    """Export a network with three steps of comparison."""
+    return export_step(network, optimizer, BATCH, SIDE, **{"check_steps": 3, **arguments})
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The network and its export that several tests look at."""
+    network = small("mobiletl", 1, dropout=0.3)
+    return network, export(network)
+
+
+def test_a_program_trains_as_pytorch_does(plain):
+    _, found = plain
+    check = found.check
+    assert check.steps == 3 and len({round(loss, 3) for loss in check.losses}) == 3  # the losses tell steps apart
+    assert check.loss_difference < 1e-5
+    assert check.weight_difference < 1e-5
+    assert check.logit_difference < 1e-4
+    assert check.right
+
+
+def predicted_arena_bytes(network, batch=BATCH):
+    """Return what the accounting says of the arena of a plain step."""
+    plan = network.training_plan
+    found = footprint(Step(plan.required.graph, plan.required.way, batch, accounting="executorch"))
+    places = [CATEGORIES.index(name) for name in ("input", "saved_activations", "transient")]
+    return max(sum(moment.by_category[place] for place in places) for moment in found.moments)
+
+
+def test_the_arena_is_predicted(plain):
+    network, found = plain
+    planned = found.program.arena_bytes["step"]
+    assert abs(predicted_arena_bytes(network) / planned - 1) < 0.01
+
+
+@pytest.mark.parametrize(("method", "optimizer", "arguments"), [
+    ("full", "adam", {"activation": nn.Hardswish}),  # the zeros of its state are constants of the program, too
+    ("bias", "momentum", {"schedule": Schedule(micro_batch=2)}),
+])  # fmt: skip
+def test_ways_optimizers_and_micro_batches(method, optimizer, arguments):
+    network = small(method, **arguments)
+    found = export(network, optimizer, learning_rate=0.001)
+    check = found.check
+    if network.training_plan.schedule.micro_batch is None:
+        assert abs(predicted_arena_bytes(network) / found.program.arena_bytes["step"] - 1) < 0.01
+    assert check.loss_difference < 1e-5
+    assert check.weight_difference < max(1e-5, 10 * (check.rounding or 0))
+
+
+def test_recording_leaves_the_network_as_it_was(plain):
+    """Recording runs a real step: with the network's own tensors it would train it."""
+    network, found = plain
+    fresh = small("mobiletl", 1, dropout=0.3)
+    torch.testing.assert_close(network.state_dict(), fresh.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(found.weights, fresh.state_dict(), rtol=0, atol=0)
+
+
+def test_buffers_start_with_their_values_and_methods_share_them(plain):
+    """The runtime leaves buffers that change empty unless told otherwise, and could give each method its own."""
+    network, found = plain
+    running = Running(found.program.content, [name for name, *_ in found.program.state])
+    x = torch.randn(BATCH, 3, SIDE, SIDE)
+    network = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(running.predict(x), network(x), rtol=1e-4, atol=1e-5)
+    before = running.state()
+    running.step(x, torch.zeros(BATCH, dtype=torch.int64), 0.1)
+    assert not torch.equal(running.predict(x), network(x))
+    after = running.state()
+    assert int(after["step"]) == 1 and before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in network.training_plan.required.assignment.trained)
+
+
+def test_no_weight_is_copied(plain):
+    """`detach` and in-place activations become copies unless they are taken out."""
+    copies = {"aten::clone.out", "aten::detach_copy.out", "aten::alias_copy.out", "aten::lift_fresh_copy.out"}
+    assert not copies & {*plain[1].program.operators}
+
+
+def test_shapes_are_fixed(plain):
+    running = Running(plain[1].program.content, [name for name, *_ in plain[1].program.state])
+    with pytest.raises(RuntimeError):
+        running.predict(torch.zeros(BATCH + 1, 3, SIDE, SIDE))
+
+
+def test_a_delegate_never_holds_what_trains():
+    found = export(small("mobiletl", 1), delegate="xnnpack")
+    assert found.program.delegated > 0
+    assert found.check.weight_difference < 1e-4  # weights that it held would not have moved
+
+
+def test_a_delegate_that_holds_what_trains_is_refused():
+    """With the runtime's own partitioner, which takes all it can, the trained head ends up in the delegate."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    from costmodel.export import lowering
+
+    network = small("last")
+    recording = record(network, "sgd", BATCH, SIDE, BATCH)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match="would compute with them for ever"):
+        patch.setattr(lowering, "partitioner", lambda changed: XnnpackPartitioner())
+        lower(recording, "xnnpack")
+    assert check_delegates  # what refuses
+
+
+def test_a_segment_that_runs_again_stays_twice_in_the_program():
+    """A compiler that merged equal calls would keep what was to be made again."""
+    plan = small("full").training_plan
+    layers = [layer for layer in plan.required.graph.layers if layer.module.startswith("blocks.1")]
+    schedule = Schedule(segments=((layers[0].index, layers[-1].index, "recompute"),))
+    assert regions(plan.required, schedule).segments
+    stock, again = export(small("full")), export(small("full", schedule=schedule))
+    assert again.check.loss_difference < 1e-5
+    assert again.program.arena_bytes["step"] < stock.program.arena_bytes["step"]
+
+
+def test_a_prefix_in_pieces_takes_less():
+    whole, pieces = export(small("last")), export(small("last", schedule=Schedule(prefix_batch=1)))
+    assert pieces.check.loss_difference < 1e-5
+    assert pieces.program.arena_bytes["step"] < whole.program.arena_bytes["step"]
+
+
+class Unknown(nn.Module):
+    """A network with an operation that the runtime has no kernel for."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        """Return logits."""
+        return self.head(torch.nn.functional.pad(self.conv(x), (2, 2, 2, 2), mode="reflect").mean((2, 3)))
+
+
+def test_what_the_runtime_has_not_is_named():
+    with pytest.raises(ModelError, match="reflection_pad2d_backward"):
+        export(apply(Unknown(), "full", resolution=SIDE))
+
+
+def test_only_applied_networks_and_known_delegates():
+    with pytest.raises(InputError, match=r"costmodel\.apply"):
+        export(Small())
+    with pytest.raises(InputError, match="xnnpack"):
+        export(small("last"), delegate="xnnpak")
+
+
+def test_a_folder_holds_everything_and_weights_come_back(plain, tmp_path):
+    network, found = plain
+    found.write(tmp_path / "out", {"any": "plan"})
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "program.pte", "manifest.json", "weights.pt", "runner.cpp", "CMakeLists.txt", "README.md",
+    }  # fmt: skip
+    assert manifest["plan"] == {"any": "plan"} and manifest["check"]["agrees"]
+    running = Running(tmp_path / "out/program.pte", [entry["name"] for entry in manifest["state"]])
+    running.step(torch.ones(BATCH, 3, SIDE, SIDE), torch.ones(BATCH, dtype=torch.int64), 0.1)
+    state = running.state()
+    import struct
+
+    head = MAGIC + struct.pack("<IQ", manifest["program"]["crc32"], manifest["program"]["bytes"])
+    content = head + b"".join(state[entry["name"]].numpy().tobytes() for entry in manifest["state"])
+    (tmp_path / "state").write_bytes(content)
+    weights, rest = import_state(tmp_path / "out", tmp_path / "state")
+    assert int(rest["step"]) == 1
+    assert weights.keys() == network.state_dict().keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, state.get(name, network.state_dict()[name]), rtol=0, atol=0)
+    for damaged, said in ((content[:-1], "bytes of tensors"), (b"x" + content, "does not begin"),
+                          (MAGIC + bytes(12) + content[20:], "another program")):  # fmt: skip
+        (tmp_path / "state").write_bytes(damaged)
+        with pytest.raises(InputError, match=said):
+            import_state(tmp_path / "out", tmp_path / "state")
+    with pytest.raises(InputError, match="not empty"):
+        found.write(tmp_path / "out")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was():
+    before = logging.root.manager.disable
+    yield
+    assert logging.root.manager.disable == before
