@@ -279,7 +279,7 @@ def schedule_frontier(
     Errors: those of `best_schedule`, but for budgets.
     """
     step = _step(what, method, blocks, batch, options, optimizer, accounting)
-    found = [Scheduled.of(step), *(Scheduled.of(replace(step, schedule=each)) for each in _bases(step, allow))]
+    found = [Scheduled.of(step), *(Scheduled.of(replace(step, schedule=each)) for each in free_schedules(step, allow))]
     for chain in _chains(step, allow):
         label = chain.solve(found[0].peak_bytes)
         while label is not None:
@@ -316,7 +316,7 @@ def _simplest(step: Step, found: Scheduled, ram_bytes: int) -> Scheduled:
     return found
 
 
-def _bases(step: Step, allow: Collection[str]) -> Iterator[Schedule]:
+def free_schedules(step: Step, allow: Collection[str]) -> Iterator[Schedule]:
     """Yield schedules without segments, which cost no FLOPs, that no other is better than in every part of a step.
 
     To update in place is never worse. The prefix in pieces collects its results, which may be more than it saves.
@@ -338,14 +338,14 @@ def _chains(step: Step, allow: Collection[str]) -> Iterator[Chain]:
         mode.partition("-")[0], {"recompute"}) <= {*allow}]  # fmt: skip
     if not modes or not can_be_cut(step.requirements):
         return
-    for schedule in _bases(step, allow):
+    for schedule in free_schedules(step, allow):
         yield Chain(replace(step, schedule=schedule), modes)
 
 
 def _within(step: Step, ram_bytes: int, most: float, allow: Collection[str], plain: Scheduled) -> Iterator[Scheduled]:
     """Yield schedules for a budget; they may miss it."""
     yield plain
-    free = [Scheduled.of(replace(step, schedule=schedule)) for schedule in _bases(step, allow)]
+    free = [Scheduled.of(replace(step, schedule=schedule)) for schedule in free_schedules(step, allow)]
     yield from free
     if min(each.peak_bytes for each in (plain, *free)) <= ram_bytes:
         return  # nothing need be done again
@@ -365,7 +365,7 @@ def _within(step: Step, ram_bytes: int, most: float, allow: Collection[str], pla
 def _least(step: Step, most: float, allow: Collection[str], plain: Scheduled) -> Iterator[Scheduled]:
     """Yield schedules that take little within a number of FLOPs."""
     yield plain
-    yield from (Scheduled.of(replace(step, schedule=schedule)) for schedule in _bases(step, allow))
+    yield from (Scheduled.of(replace(step, schedule=schedule)) for schedule in free_schedules(step, allow))
     for chain in _chains(step, allow):
         low, high, best = chain.floor - 1, plain.peak_bytes, None
         while high - low > _CLOSE_BYTES:

@@ -113,7 +113,7 @@ def fine_tune(
 
     Errors: InputError for a number that makes no sense and for less data than one batch; those of `costmodel.apply`.
     """
-    train, test = _data_set(train), _data_set(test)
+    train, test = as_data_set(train), as_data_set(test)
     _check(train, test, recipe, evaluate_every)
     with torch.random.fork_rng(devices=[]):
         memory = measure_memory(model, way, recipe) if check_memory else None
@@ -138,7 +138,7 @@ def fine_tune(
 
 def train_epochs(network: nn.Module, train: Data, recipe: Recipe) -> Iterator[int]:
     """Train what asks for gradients, in place; yield each epoch's number when it is done."""
-    loader = DataLoader(_data_set(train), recipe.batch, shuffle=True, drop_last=True)
+    loader = DataLoader(as_data_set(train), recipe.batch, shuffle=True, drop_last=True)
     update = make_optimizer(recipe.optimizer, network, recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(update, recipe.epochs * len(loader))
     for epoch in range(1, recipe.epochs + 1):
@@ -163,11 +163,11 @@ def measure_memory(model: nn.Module, way: Way, recipe: Recipe) -> Memory:
 def classify(network: nn.Module, test: Data) -> tuple[bool, ...]:
     """Return of each image whether the network, set to eval mode, classifies it right."""
     network.eval()
-    batches = DataLoader(_data_set(test), _TEST_BATCH)
+    batches = DataLoader(as_data_set(test), _TEST_BATCH)
     return tuple(right for images, labels in batches for right in (network(images).argmax(1) == labels).tolist())
 
 
-def _data_set(data: Data) -> Dataset:
+def as_data_set(data: Data) -> Dataset:
     return TensorDataset(*data) if isinstance(data, tuple) else data
 
 
