@@ -1,4 +1,4 @@
-"""A small elastic super-network, pre-trained on rendered letters (see `tasks`): what the benchmark of adaptation adapts.
+"""A small elastic super-network, pre-trained on rendered letters (see `tasks`): what `adaptation.py` adapts.
 
     python benchmarks/elastic_letters.py     # pre-trains it, in a few minutes on two cores, and keeps the weights
 
@@ -26,7 +26,7 @@ DESIGN = replace(
     stages=tuple(replace(stage, stride=stride) for stage, stride in zip(PROXYLESS.stages, STRIDES, strict=True)),
 )  # fmt: skip
 RENDERED = 9_000
-RECIPE = Recipe(epochs=5, learning_rate=3e-3, batch=64, resolution=RESOLUTION, optimizer="adam")
+RECIPE = Recipe(epochs=3, learning_rate=3e-3, batch=64, resolution=RESOLUTION, optimizer="adam")
 FOLDER = Path(__file__).parent / ".cache"
 WEIGHTS = FOLDER / f"elastic-{RENDERED}-letters-{RECIPE.epochs}-epochs.pt"
 

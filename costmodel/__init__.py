@@ -3,8 +3,8 @@
     graph = trace("torchvision:mobilenet_v2")
     print(footprint(graph, method="mobiletl", blocks=5, batch=8))
 
-Only `build`, `replace_head`, `verify`, `apply`, `restore`, and `trace` of a network whose trace is not stored, load
-torch.
+Only `build`, `supernetwork`, `replace_head`, `verify`, `apply`, `restore`, and `trace` of a network whose trace is not
+stored, load torch.
 """
 
 from __future__ import annotations
@@ -40,22 +40,27 @@ from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
 from .step.schedule import Schedule, schedule_from
 from .step.step import Step
+from .zoo.block_prices import BlockPrices, SubnetworkPrices
+from .zoo.elastic import Design, Subnetwork
 
 if TYPE_CHECKING:
     from .checking.verification import Verification, verify
     from .traces.stored import trace
-    from .tracing.models import build, replace_head
+    from .tracing.models import build, replace_head, supernetwork
     from .training.applied import apply, restore
     from .training.optimizers import make_optimizer
+    from .zoo.once_for_all import SuperNetwork
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
+    "SuperNetwork": "zoo.once_for_all",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
+    "supernetwork": "tracing.models",
     "trace": "traces.stored",
     "verify": "checking.verification",
 }
@@ -80,7 +85,9 @@ __all__ = [
     "OPTIMIZERS",
     "RULES",
     "Assignment",
+    "BlockPrices",
     "CostModelError",
+    "Design",
     "Footprint",
     "InfeasibleError",
     "InputError",
@@ -95,6 +102,9 @@ __all__ = [
     "Schedule",
     "Scheduled",
     "Step",
+    "Subnetwork",
+    "SubnetworkPrices",
+    "SuperNetwork",
     "Tensor",
     "UnknownOperationError",
     "Verification",
@@ -118,6 +128,7 @@ __all__ = [
     "restore",
     "schedule_from",
     "schedule_frontier",
+    "supernetwork",
     "trace",
     "values_per_norm",
     "verify",

@@ -42,7 +42,7 @@ from ..step.simulation import SAVED, Moment
 from ..step.sizes import trained_bytes
 from ..step.step import Step
 from ..units import Counts
-from .elastic import EXPANSIONS, KERNELS, Design, Subnetwork
+from .elastic import Design, Subnetwork
 
 LEVERS = ("inplace", "micro-batch")
 # Of a part, whatever the schedule. The update goes through the parameters in their order, in which a part has one run,
@@ -114,21 +114,21 @@ class BlockPrices:
 
     def key(self, stage: int, place: int, kernel: int, expansion: int, behind: int) -> tuple[int, ...]:
         """Return what tells a block's price. behind: elastic blocks behind it."""
-        return stage, min(place, _LAST_PLACE), kernel, expansion, self._tier(behind)
+        return stage, min(place, _LAST_PLACE), kernel, expansion, self.tier(behind)
 
-    def _tier(self, behind: int) -> int:
+    def tier(self, behind: int) -> int:
+        """Return what a block's number of blocks behind it matters for."""
         return sum(behind < mark for mark in self.marks)
+
+    def alike(self, beginning: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return the known keys that begin so: of a block, whatever stands behind it."""
+        return [key for key in self.row_of if key[: len(beginning)] == beginning]
 
     def keys_of(self, chosen: Subnetwork) -> list[tuple[int, ...]]:
         """Return the keys of a sub-network's parts in their order: stem, blocks, tail."""
         places, count = self.design.places_of(chosen), len(chosen.kernels)
-        return [
-            (-1, self._tier(count)),
-            *(self.key(stage, place, k, e, count - 1 - number)
-              for number, ((stage, place), k, e) in enumerate(zip(places, chosen.kernels, chosen.expansions,
-                                                                  strict=True))),
-            (-2,),
-        ]  # fmt: skip
+        blocks = zip(places, chosen.kernels, chosen.expansions, reversed(range(count)), strict=True)
+        return [(-1, self.tier(count)), *(self.key(*place, k, e, behind) for place, k, e, behind in blocks), (-2,)]
 
     def add(self, chosen: Subnetwork) -> None:
         """Read off what one sub-network's parts take. Errors: ModelError if a known part takes something else here."""
@@ -182,15 +182,12 @@ class BlockPrices:
         kernels = np.fromiter(chain.from_iterable(each.kernels for each in many), np.int64)
         expansions = np.fromiter(chain.from_iterable(each.expansions for each in many), np.int64)
         behind = np.cumsum(present[:, ::-1], axis=1)[:, ::-1] - 1
-        tiers = sum((behind < mark for mark in self.marks), np.zeros_like(behind))
+        tiers = self._tiers(behind)
         codes[present] = (kernels * 10 + expansions) * (len(self.marks) + 1) + tiers[present]
         numbers = np.full((len(many), present.shape[1] + 2), _ABSENT, np.int64)
         count = present.sum(axis=1)
-        stem = sum((count < mark for mark in self.marks), np.zeros_like(count))
-        for column, keys in (
-            (0, [(-1, int(tier)) for tier in stem]), (-1, [(-2,)] * len(many)),
-        ):  # fmt: skip
-            numbers[:, column] = self._rows_of(keys, many)
+        numbers[:, 0] = self._rows_of([(-1, tier) for tier in self._tiers(count).tolist()], many)
+        numbers[:, -1] = self._rows_of([(-2,)] * len(many), many)
         for column, (stage, place) in enumerate(zip(stages, places, strict=True), 1):
             values, inverse = np.unique(codes[:, column - 1], return_inverse=True)
             examples = [many[int(np.argmax(inverse == each))] for each in range(len(values))]
@@ -200,6 +197,10 @@ class BlockPrices:
                 keys.append((stage, min(place, _LAST_PLACE), *divmod(sizes, 10), tier) if sizes else ())
             numbers[:, column] = self._rows_of(keys, examples)[inverse]
         return numbers
+
+    def _tiers(self, behind: Counts) -> Counts:
+        """Return the tier of each number of blocks behind."""
+        return (behind[..., None] < np.array(self.marks, np.int64)).sum(axis=-1)
 
     def _rows_of(self, keys: Sequence[tuple[int, ...]], examples: Sequence[Subnetwork]) -> Counts:
         """Return the row of each key; examples: a sub-network with each."""
@@ -257,7 +258,7 @@ def _read(step: Step, schedules: Sequence[Schedule], columns: dict[str, int]) ->
     """Return what each part of a step takes, and the bytes kept, and there at its start, that belong to no part."""
     required = step.requirements
     ranges = _ranges(required)
-    of_layer = {layer.name: part for part, each in enumerate(ranges) for layer in required.graph.layers[each.start : each.stop]}  # fmt: skip
+    of_layer = {required.graph.layers[index].name: part for part, each in enumerate(ranges) for index in each}
     rows = np.zeros((len(ranges), len(columns)), np.int64)
     _read_sizes(step, ranges, rows, columns)
     kept, starts = 0, []
@@ -316,9 +317,7 @@ def _read_sizes(step: Step, ranges: Sequence[range], rows: Counts, columns: dict
         before, last_part = size, part
 
 
-def _read_moments(
-    found: Footprint, of_layer: dict[str, int], rows: Counts, columns: dict[str, int], s: int
-) -> None:
+def _read_moments(found: Footprint, of_layer: dict[str, int], rows: Counts, columns: dict[str, int], s: int) -> None:
     """Fill in what each part takes at most, from the last pass of a step with a schedule."""
     step, count = found.step, len(rows)
     start = found.moments[0].total_bytes
@@ -352,5 +351,3 @@ def _read_moments(
     rows[:, columns[f"kept_{s}"]] = np.diff(kept)
     for phase, values in most.items():
         rows[:, columns[f"{phase}_{s}"]] = values
-
-

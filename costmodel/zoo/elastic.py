@@ -133,9 +133,7 @@ class Design:
                 return given * len(places)
             return given if len(given) == len(places) else tuple(given[number] for number in numbers)
 
-        return Subnetwork(
-            depths, of_blocks("k", kernels, KERNELS), of_blocks("e", expansions, EXPANSIONS)
-        )
+        return Subnetwork(depths, of_blocks("k", kernels, KERNELS), of_blocks("e", expansions, EXPANSIONS))
 
     @property
     def largest(self) -> Subnetwork:

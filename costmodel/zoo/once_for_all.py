@@ -7,14 +7,15 @@ each tensor the first channels; a smaller depthwise kernel is the middle of the 
 With norm `group` every batch norm is a group norm of 8 channels per group and every convolution but those of
 squeeze-excite standardises its weight, as TinyTL's networks.
 
-Source: as in `elastic`; dynamic_op.py and dynamic_layers.py there for how weights are shared, layers.py for sub-networks;
-ofa/utils/my_modules.py for the group norm.
+Source: as in `elastic`; dynamic_op.py and dynamic_layers.py there for how weights are shared, layers.py for
+sub-networks; ofa/utils/my_modules.py for the group norm.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -140,7 +141,7 @@ class SuperNetwork(nn.Module):
             shared = _shared_name(name, design.numbers_of(design.largest))
             _register(self, shared, value, name in parameters)
             if shared.endswith("depth_conv.conv.conv.weight"):
-                for small, large in zip(KERNELS, KERNELS[1:], strict=False):
+                for small, large in pairwise(KERNELS):
                     matrix = nn.Parameter(torch.eye(small**2))
                     _register(self, shared.replace("conv.conv.weight", f"conv.{large}to{small}_matrix"), matrix, True)
 
@@ -209,7 +210,7 @@ def _register(root: nn.Module, name: str, value: torch.Tensor, is_parameter: boo
 
 def _smaller_kernel(weight: torch.Tensor, size: int, path: str, shared: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return depthwise weights (C x 1 x K x K) of a smaller kernel: the middle of each, times the learned matrix."""
-    for small, large in reversed(list(zip(KERNELS, KERNELS[1:], strict=False))):
+    for small, large in reversed(list(pairwise(KERNELS))):
         if size <= small:
             edge = (large - small) // 2
             middle = weight[:, :, edge : edge + small, edge : edge + small]

@@ -7,23 +7,21 @@ are what the others learn (sandwich rule with in-place distillation: Yu, Huang: 
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
-from costmodel import make_optimizer
-from costmodel.zoo.elastic import Subnetwork
-from costmodel.zoo.once_for_all import SuperNetwork
+from costmodel import Subnetwork, SuperNetwork, make_optimizer
+from costmodel.zoo.elastic import DEPTHS, EXPANSIONS, KERNELS
 
 from .fine_tuning import Data, Recipe, as_data_set
 
 Draw = Callable[[], Sequence[Subnetwork]]
+CALIBRATION_BATCH, CALIBRATION_BATCHES = 64, 32  # Source: once-for-all's calib_bn, 2,000 images
 
 
 def sandwich(network: SuperNetwork, seed: int, others: int = 1) -> Draw:
@@ -57,3 +55,56 @@ def train_elastic(network: SuperNetwork, train: Data, recipe: Recipe, draw: Draw
             update.zero_grad(set_to_none=True)
             schedule.step()
         yield epoch
+
+
+def spread(network: SuperNetwork, number: int) -> Subnetwork:
+    """Return the sub-network of a number: small and large ones as often as those between.
+
+    Drawn with equal chances for every block, nearly all are of middling size, and tell little of small budgets.
+    """
+    randomness, design = random.Random(number), network.design
+    lean = {"d": randomness.random(), "k": randomness.random(), "e": randomness.random()}
+
+    def pick(name: str, values: Sequence[int]) -> int:
+        steps = len(values) - 1
+        return values[sum(randomness.random() < lean[name] for _ in range(steps))]
+
+    depths = tuple(pick("d", DEPTHS) for _ in design.elastic)
+    count = len(design.places_of(Subnetwork(depths, (), ())))
+    kernels = tuple(pick("k", KERNELS) for _ in range(count))
+    return Subnetwork(depths, kernels, tuple(pick("e", EXPANSIONS) for _ in range(count)))
+
+
+def calibrated(network: SuperNetwork, chosen: Subnetwork, images: Data) -> nn.Module:
+    """Return a sub-network on its own, the running statistics of its batch norms those of some images.
+
+    The shared ones are of all sub-networks mixed. Source: once-for-all, section 3.3, recalibration of batch norms.
+    """
+    own = network.extract(chosen)
+    norms = [module for module in own.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return own
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    own.train()
+    loader = DataLoader(as_data_set(images), CALIBRATION_BATCH, shuffle=False)
+    with torch.no_grad():
+        for number, (given, _) in enumerate(loader):
+            if number == CALIBRATION_BATCHES:
+                break
+            if len(given) > 1:
+                own(given)
+    for norm in norms:
+        norm.momentum = 0.1
+    return own
+
+
+def folds_of(images: Sequence[int], count: int) -> list[list[int]]:
+    """Return the numbers of the images of each fold; every class is in all of them alike. images: their labels."""
+    seen: dict[int, int] = {}
+    folds: list[list[int]] = [[] for _ in range(count)]
+    for number, label in enumerate(images):
+        folds[seen.setdefault(label, 0) % count].append(number)
+        seen[label] += 1
+    return folds

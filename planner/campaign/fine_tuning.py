@@ -168,6 +168,7 @@ def classify(network: nn.Module, test: Data) -> tuple[bool, ...]:
 
 
 def as_data_set(data: Data) -> Dataset:
+    """Return (images, labels) as a data set; a data set as it is."""
     return TensorDataset(*data) if isinstance(data, tuple) else data
 
 
