@@ -64,6 +64,7 @@ STORAGE = "sqlite:///runs.db"
 SUBNETWORKS, FOLDS = 200, 2
 _MEASURED = Way("full")  # what stands for a sub-network's trial: all of the super-network was trained
 _FIRST_FOLD = 2**30  # numbers of trials that train the super-network
+_SEEDS = 1_000_000  # numbers of one seed's draws
 _LOOK_SECONDS = 1.0
 
 
@@ -101,18 +102,19 @@ class Adapted:
 class Adaptation:
     """One worker of an adaptation: a super-network, images, a recipe, and the database that workers share.
 
-    name: the super-network's. way: how a sub-network is to be trained. Weights of super-networks in training are kept
-    in `folder`.
+    name: the super-network's. way: how a sub-network is to be trained. seed: of the super-network's training and of the
+    sub-networks that are drawn. Weights of super-networks in training are kept in `folder`.
     """
 
     def __init__(
         self, name: str, images: DataSet, dataset: str, weights: Weights, recipe: Recipe, storage: str,
         folder: Path, *, trained: Way | None = None, rates: Sequence[float] = (), subnetworks: int = SUBNETWORKS,
-        folds: int = FOLDS, super_epochs: int | None = None, watch: Watch | None = None, **storage_options,
+        folds: int = FOLDS, super_epochs: int | None = None, seed: int = 0, watch: Watch | None = None,
+        **storage_options,
     ):  # fmt: skip
         self.name, self.images, self.dataset, self.weights, self.recipe = name, images, dataset, weights, recipe
         self.storage, self.folder, self.rates = storage, folder, rates
-        self.subnetworks, self.folds = subnetworks, folds
+        self.subnetworks, self.folds, self.seed = subnetworks, folds, seed
         self.watch, self.storage_options = watch or Watch(), storage_options
         self.classes = len(set(images.train.labels))
         largest = trace(name, recipe.resolution, self.classes)
@@ -126,7 +128,7 @@ class Adaptation:
             "data": images.digest,
             "weights": f"{weights.label} {digest(self.start)}",
             "versions": settings_of(largest, dataset, images, self.start, weights, recipe, ())["versions"],
-            "adaptation": {**asdict(self.super_recipe), "folds": folds},
+            "adaptation": {**asdict(self.super_recipe), "folds": folds, "seed": seed},
         }
 
     def model_of(self, chosen: Subnetwork) -> str:
@@ -165,7 +167,7 @@ class Adaptation:
                 time.sleep(_LOOK_SECONDS)
             else:
                 self._measure(store, networks, number)
-        found = [(spread(self.start, number), percent) for number, percent in sorted(done.items())]
+        found = [(self._drawn(number), percent) for number, percent in sorted(done.items())]
         return found, "the time is over" if late else f"all {self.subnetworks} sub-networks are measured"
 
     def _store(self, settings: dict[str, Any], methods: set[str], blocks: int) -> Store:
@@ -198,8 +200,9 @@ class Adaptation:
 
         def work() -> None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(fold)
-                for epoch in train_elastic(network, train, self.super_recipe, one_at_random(network, fold)):
+                seed = self.seed * _SEEDS + fold
+                torch.manual_seed(seed)
+                for epoch in train_elastic(network, train, self.super_recipe, one_at_random(network, seed)):
                     self.watch.does(f"super-network without fold {fold + 1}", epoch, self.super_recipe.epochs)
             self.folder.mkdir(parents=True, exist_ok=True)
             part = self._fold_path(fold).with_suffix(f".{os.getpid()}.part")
@@ -225,7 +228,7 @@ class Adaptation:
             return
         with claim.alive():
             try:
-                chosen, correct = spread(self.start, number), []
+                chosen, correct = self._drawn(number), []
                 for fold, network in enumerate(networks):
                     train, held_out = self._parts(fold)
                     correct += classify(calibrated(network, chosen, train), held_out)
@@ -234,6 +237,10 @@ class Adaptation:
                 raise
             results = {"subnetwork": chosen.text, "held_out": len(correct), "held_out_correct": pack(tuple(correct))}
             claim.complete(100 * sum(correct) / len(correct), False, results)
+
+    def _drawn(self, number: int) -> Subnetwork:
+        """Return the sub-network of a trial."""
+        return spread(self.start, self.seed * _SEEDS + number)
 
     def _attributes(self) -> dict[str, Any]:
         return {"command": command(), "versions": versions(), "skipped_images": list(self.images.skipped)}

@@ -36,6 +36,9 @@ UNIT_POINTS = 0.01
 _TRIED_FIRST = 3000  # sub-networks at random: the best that fits is what the search has to beat
 _REPEATS = 8
 _BUDGETS = 12  # of a frontier
+_MOBILETL_BLOCKS = (
+    8  # Source: benchmarks/results/decision_quality.md: more gains little, and every sub-network has them
+)
 
 
 @dataclass(frozen=True)
@@ -366,7 +369,8 @@ def plan_without_data(
 
 def default_way(design: Design) -> Way:
     """Return how sub-networks train: by TinyTL where they have its norm, else by MobileTL."""
-    return way("tinytl-lb") if design.norm == "group" else way("mobiletl", 8)
+    blocks = len(design.smallest.kernels) + 1
+    return way("tinytl-lb") if design.norm == "group" else way("mobiletl", min(_MOBILETL_BLOCKS, blocks))
 
 
 def subnetwork_name(model: str, chosen: Subnetwork) -> str:
