@@ -116,7 +116,9 @@ class Static(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits, N x classes."""
-        x = self.blocks(self.first_conv(x))
+        x = self.first_conv(x)
+        for block in self.blocks:  # one by one, so that the stem's result is not held until the last one is done
+            x = block(x)
         for name in self._tail[: self.pool_at]:
             x = getattr(self, name)(x)
         x = x.mean((2, 3), keepdim=True)

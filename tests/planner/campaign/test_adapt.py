@@ -15,7 +15,7 @@ from PIL import Image
 from repository import ROOT
 from tiny_elastic import DESIGN, make
 
-from costmodel import InputError, footprint, trace
+from costmodel import InputError, footprint, trace, way
 from costmodel.errors import InfeasibleError
 from planner import Plan
 from planner.campaign.adapt import Adaptation, adapt
@@ -48,7 +48,7 @@ def test_an_adaptation_ends_in_a_plan_and_a_rerun_does_nothing_again(pictures, t
     torch.save(make(37).state_dict(), path)  # of another task: the head starts anew
     arguments = {
         "weights": str(path), "recipe": RECIPE, "subnetworks": 20, "storage": f"sqlite:///{tmp_path}/runs.db",
-        "folder": tmp_path / "work",
+        "folder": tmp_path / "work", "trained": way("bias"),
     }  # fmt: skip
     first = adapt(TINY, pictures, 600_000, **arguments)
     # 1 and 2: two folds and 20 sub-networks; 4: one run

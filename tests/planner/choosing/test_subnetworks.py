@@ -125,13 +125,13 @@ def test_a_frontier_from_known_accuracies(tmp_path):
     chosen = [TINY.draw(drawn) for _ in range(25)]
     # Larger is better: half a point for each block, a tenth for each step of kernel or expansion.
     rows = [(one.text, 50 + len(one.kernels) / 2 + (sum(one.kernels) + sum(one.expansions)) / 10) for one in chosen]
-    found = plan_without_data(model, write(tmp_path / "known.csv", rows), None, None, 16, 3)
+    found = plan_without_data(model, write(tmp_path / "known.csv", rows), None, way("bias"), 16, 3)
     peaks = [one.peak_bytes for one in found.best]
     assert len(peaks) > 2 and peaks == sorted(peaks)
     accuracies = [one.expected_percent for one in found.best]
     assert accuracies == sorted(accuracies)
     with pytest.raises(InfeasibleError):
-        plan_without_data(model, str(tmp_path / "known.csv"), 1000, None, 16, 3)
+        plan_without_data(model, str(tmp_path / "known.csv"), 1000, way("bias"), 16, 3)
 
 
 @pytest.mark.parametrize(
