@@ -47,8 +47,8 @@ NAME = f"{Path(__file__).parent.name}/elastic_letters.py:supernetwork"
 IMAGES_PER_CLASS, RESOLUTION = 20, 32
 BUDGETS = (4_000_000, 5_000_000, 7_000_000)
 SEEDS, RANDOM_EACH = (0, 1, 2), 10
-TUNING = Recipe(epochs=8, learning_rate=0.003, batch=8, resolution=RESOLUTION, optimizer="adam")
-SUPER_EPOCHS, SUBNETWORKS = 10, 150
+TUNING = Recipe(epochs=5, learning_rate=0.003, batch=8, resolution=RESOLUTION, optimizer="adam")
+SUPER_EPOCHS, SUBNETWORKS = 8, 80
 NORMALISATION = ((0.5,) * 3, (0.5,) * 3)
 FOUND, RUNS = RESULTS / "adaptation.csv", RESULTS / "adaptation_runs.csv"
 FOUND_COLUMNS = (

@@ -179,7 +179,11 @@ class Adaptation:
 
     def _fold_network(self, fold: int) -> SuperNetwork:
         network = make_supernetwork(self.graph_of(self.design.largest), self.weights, 0)[0]
-        network.load_state_dict(torch.load(self._fold_path(fold), weights_only=True))
+        path = self._fold_path(fold)
+        try:
+            network.load_state_dict(torch.load(path, weights_only=True))
+        except Exception as error:  # the unpickler raises of every kind
+            raise InputError(f"{path} is damaged; delete it, and the super-network is trained again") from error
         return network
 
     def _parts(self, fold: int) -> tuple[Subset, Subset]:
