@@ -35,10 +35,19 @@ from .methods.method import Method
 from .methods.table import METHODS, anchor, register_method, values_per_norm, way, way_from
 from .methods.way import Way, read_options
 from .rules.table import RULES
-from .schedules.best import Scheduled, best_schedule, schedule_frontier
+from .schedules.best import (
+    LEVERS,
+    MOST_FLOPS,
+    ON_DEMAND,
+    Frontier,
+    Scheduled,
+    best_schedule,
+    nearest_schedule,
+    schedule_frontier,
+)
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
-from .step.schedule import Schedule, schedule_from
+from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
 from .zoo.block_prices import BlockPrices, SubnetworkPrices
 from .zoo.elastic import Design, Subnetwork
@@ -48,7 +57,8 @@ if TYPE_CHECKING:
     from .traces.stored import trace
     from .tracing.models import build, replace_head, supernetwork
     from .training.applied import apply, restore
-    from .training.optimizers import make_optimizer
+    from .training.cache import cached_prefix
+    from .training.optimizers import make_optimizer, update_in_place
     from .zoo.once_for_all import SuperNetwork
 
 # What loads torch is imported when it is first asked for.
@@ -57,11 +67,13 @@ _LATER = {
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
+    "cached_prefix": "training.cache",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
     "supernetwork": "tracing.models",
     "trace": "traces.stored",
+    "update_in_place": "training.optimizers",
     "verify": "checking.verification",
 }
 
@@ -81,14 +93,19 @@ def __getattr__(name: str):
 
 __all__ = [
     "ACCOUNTINGS",
+    "LEVERS",
     "METHODS",
+    "MOST_FLOPS",
+    "ON_DEMAND",
     "OPTIMIZERS",
+    "PLAIN",
     "RULES",
     "Assignment",
     "BlockPrices",
     "CostModelError",
     "Design",
     "Footprint",
+    "Frontier",
     "InfeasibleError",
     "InputError",
     "Kernels",
@@ -115,9 +132,11 @@ __all__ = [
     "block_count",
     "body_digest",
     "build",
+    "cached_prefix",
     "convolutions",
     "footprint",
     "make_optimizer",
+    "nearest_schedule",
     "parts",
     "precision_from",
     "price",
@@ -130,6 +149,7 @@ __all__ = [
     "schedule_frontier",
     "supernetwork",
     "trace",
+    "update_in_place",
     "values_per_norm",
     "verify",
     "way",

@@ -14,6 +14,7 @@ from .errors import InputError
 # Assumption: a hundred times the largest of its kind that was seen; a larger one is something else, or meant to harm.
 MOST_BYTES = {
     "plan": 2**17,
+    "manifest": 2**17,
     "device file": 2**17,
     "evidence": 2**26,
     "trace": 2**26,

@@ -17,8 +17,9 @@ from ..methods.assignment import Assignment
 from ..methods.table import Trained
 from ..methods.way import Options, Way
 from ..rules.facts import Facts
+from ..step.cache import CacheCost
 from ..step.optimizers import OPTIMIZERS
-from ..step.regions import again, recomputed_flops, saved_bytes
+from ..step.regions import again, recomputed_flops, saved_bytes, skipped, skipped_flops
 from ..step.schedule import Schedule
 from ..step.simulation import CATEGORIES, Moment
 from ..step.sizes import trained_bytes
@@ -129,6 +130,11 @@ class Footprint:
         return max(self.moments, key=lambda moment: moment.total_bytes)
 
     @property
+    def start(self) -> Moment[int]:
+        """The moment before the step's first layer: what is there in any case."""
+        return next(moment for moment in self.moments if moment.phase == "start")
+
+    @property
     def peak_bytes(self) -> int:
         """The most memory that the step takes at any moment."""
         return self.peak.total_bytes
@@ -173,17 +179,19 @@ class Footprint:
         """FLOPs of one update by phase; see `CONVENTION`."""
         counts = self.requirements.flops(self.batch, self.step.passes)
         backward = counts["backward_input"] + counts["backward_weight"]
-        again, elementwise = recomputed_flops(self.requirements, self.step.schedule, self.batch, self.step.passes)
-        recompute = counts["recompute"] + again
+        of_step = self.requirements, self.step.schedule, self.batch, self.step.passes
+        again, elementwise = recomputed_flops(*of_step)
+        cached, elementwise_cached = skipped_flops(*of_step)
+        recompute, forward = counts["recompute"] + again, counts["forward"] - cached
         return {
-            "forward": counts["forward"],
+            "forward": forward,
             "backward": backward,
             "backward_input": counts["backward_input"],
             "backward_weight": counts["backward_weight"],
             "recompute": recompute,
-            "total": counts["forward"] + backward + recompute,
+            "total": forward + backward + recompute,
             "elementwise": {
-                "forward": counts["elementwise_forward"],
+                "forward": counts["elementwise_forward"] - elementwise_cached,
                 "backward": counts["elementwise_backward"] + elementwise,
                 "update": OPTIMIZERS.find(self.optimizer).flops_per_parameter * self.trained_parameters,
             },
@@ -195,8 +203,10 @@ class Footprint:
         """Bytes that one update reads from and writes to memory; see `costmodel.traffic` for what is assumed."""
         precision = self.step.precision
         update = update_bytes(trained_bytes(self.requirements, precision), OPTIMIZERS.find(self.optimizer))
-        layers = again(self.requirements, self.step.schedule)
-        return self.step.passes * pass_bytes(self.requirements, precision, self.micro_batch, layers) + update
+        required, schedule = self.requirements, self.step.schedule
+        layers = again(required, schedule)
+        of_pass = pass_bytes(required, precision, self.micro_batch, layers, skipped(required, schedule))
+        return self.step.passes * of_pass + update
 
     @property
     def forward_flops(self) -> int:
@@ -217,6 +227,7 @@ class Footprint:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as plain values."""
+        cache = CacheCost.of(self.step)
         return {
             **self.step.to_dict(),
             "saved_bytes": self.saved_bytes,
@@ -224,7 +235,10 @@ class Footprint:
             "peak": {"layer": self.peak.layer, "phase": self.peak.phase},
             "flops": self.flops,
             "trained_parameters": self.trained_parameters,
-            "schedule": self.step.schedule.to_dict(self.batch),
+            "schedule": {
+                **self.step.schedule.to_dict(self.batch),
+                **({} if cache is None else {"cache": cache.to_dict()}),
+            },
         }
 
     def to_frame(self, by: str = "layer") -> pandas.DataFrame:
@@ -314,6 +328,11 @@ class Footprint:
             ("trained parameters", f"{format_count(self.trained_parameters)} of "
                                    f"{format_count(self.graph.parameter_count)}"),
         ]  # fmt: skip
+        if (cache := CacheCost.of(self.step)) is not None:
+            rows += [
+                ("cache", f"{format_bytes(cache.bytes_per_image)} of storage per image ({cache.rounding}), filled once "
+                          f"with {format_count(cache.fill_flops_per_image)} FLOPs per image"),
+            ]  # fmt: skip
         return rows
 
     def __rich__(self):

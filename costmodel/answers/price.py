@@ -26,7 +26,7 @@ from ..methods.table import as_way
 from ..methods.way import ShortWay
 from ..step.optimizers import OPTIMIZERS, STATELESS, Optimizer
 from ..step.precision import Precision
-from ..step.regions import again, recomputed_flops, saved_bytes
+from ..step.regions import again, recomputed_flops, saved_bytes, skipped, skipped_flops
 from ..step.schedule import PLAIN, Schedule
 from ..step.simulation import CATEGORIES, update_working
 from ..step.sizes import trained_bytes
@@ -82,7 +82,7 @@ class _How:
 
     def is_linear(self, books: Accounting) -> bool:
         """Whether the moments at a few batches give those at any batch."""
-        whole = self.schedule.prefix_batch is None  # a pass may be of fewer images than its pieces
+        whole = not self.schedule.has_prefix  # a pass may be of fewer images than its pieces
         return books.linear_in_batch and self.kernels.library == "none" and whole
 
     def adds_optimizer(self, books: Accounting) -> bool:
@@ -124,7 +124,7 @@ def _lines(required: Requirements, how: _How, optimizer: Optimizer, batches: Cou
         np.array([moment.by_category for moment in found]),
         tuple((moment.phase, moment.layer) for moment in found),
         saved_bytes(required, how.schedule, batches, precision.activation_bytes),
-        pass_bytes(required, precision, batches, again(required, how.schedule)),
+        pass_bytes(required, precision, batches, again(required, how.schedule), skipped(required, how.schedule)),
         updates,
     )
 
@@ -184,9 +184,14 @@ def price(
         for row, value in enumerate(_of_the_way(required, batch, batch // micro), len(_OF_MOMENTS)):
             prices[row, number] = value[:, None] if isinstance(value, np.ndarray) else value
         for (schedule, _), mine in alike:
-            if schedule.segments:
-                more, _ = recomputed_flops(required, schedule, batch[mine], (batch // micro)[mine])
-                prices[_PRICES.index("total_flops"), number, :, mine] += more[:, None, None]
+            if not schedule.is_cut:
+                continue
+            more, less = (
+                flops(required, schedule, batch[mine], (batch // micro)[mine])[0]
+                for flops in (recomputed_flops, skipped_flops)
+            )
+            prices[_PRICES.index("total_flops"), number][:, mine] += (more - less)[:, None]
+            prices[_PRICES.index("forward_flops"), number][:, mine] -= less[:, None]
         for which, precision in enumerate(precisions):
             for (schedule, passes), mine in alike:
                 how = _How(schedule, precision, used, first_step, passes)

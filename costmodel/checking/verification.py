@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -25,6 +26,7 @@ from ..step.step import Step
 from ..tracing.models import build
 from ..tracing.tracer import trace
 from ..training.applied import apply
+from ..training.cache import cached_prefix
 from ..training.optimizers import make_optimizer, update_in_place
 from .measuring import kept_bytes, loss_of, peak_bytes, prepare, saved_bytes_by_module, step_flops
 
@@ -120,8 +122,6 @@ def verify(
         raise InputError("this machine has no CUDA device; leave out --device cuda")
     if schedule.is_cut and accounting == EAGER.name:
         raise InputError("a schedule is carried out by this package's layers; use --accounting lean")
-    if schedule.micro_batch is not None:
-        raise InputError("micro-batches are the training loop's and are not verified; leave them out")
     progress("tracing")
     graph = trace(model, resolution, classes)
     way = method if isinstance(method, Way) else way_of(graph, method, blocks, options, trained)
@@ -132,19 +132,23 @@ def verify(
     progress("building the network")
     network = _network(model, graph, classes, predicted).to(device)
     images = torch.randn(batch, *graph.input.shape[1:], device=device)
+    if schedule.cache is not None:
+        progress("filling the cache")
+        images = _from_cache(network, schedule, images)
     try:
         progress("measuring saved bytes")
-        by_module = {} if schedule.segments else saved_bytes_by_module(network, images)
-        saved = kept_bytes(network, images) if schedule.segments else sum(by_module.values())
+        one_pass = images[: predicted.micro_batch]
+        by_module = {} if schedule.segments else saved_bytes_by_module(network, one_pass)
+        saved = kept_bytes(network, one_pass) if schedule.segments else sum(by_module.values())
         progress("counting FLOPs")
-        forward, backward = step_flops(network, images)
+        forward, backward = (predicted.step.passes * count for count in step_flops(network, one_pass))
         progress("measuring the peak")
         peak = _second_step_peak(network, images, predicted.step, device)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"{graph.model} cannot be trained with batch {batch}: {' '.join(str(error).split())[:300]}"
         ) from error
-    above_start = predicted.peak_bytes - predicted.moments[0].total_bytes
+    above_start = max(m.total_bytes for m in predicted.moments if m.phase != "fill") - predicted.start.total_bytes
     tolerance = PEAK_TOLERANCE[accounting, device]
     slack = PEAK_SLACK_BYTES if device != "cpu" or torch.get_num_threads() > 1 else 0
     return Verification(
@@ -177,6 +181,14 @@ def _network(
         ).train()  # fmt: skip
 
 
+def _from_cache(network: torch.nn.Module, schedule: Schedule, images: torch.Tensor) -> torch.Tensor:
+    """Return what a step starts from in place of images."""
+    labels = torch.zeros(len(images), dtype=torch.long)
+    with TemporaryDirectory() as folder:
+        cached = cached_prefix(network, schedule, [(images, labels)], folder)
+        return torch.stack([cached[number][0] for number in range(len(cached))]).to(images.device)
+
+
 def _measurable(predicted: Footprint) -> int:
     """Return the predicted bytes that the measurement sees.
 
@@ -189,7 +201,7 @@ def _measurable(predicted: Footprint) -> int:
     cut = regions(predicted.requirements, predicted.step.schedule)
     absent = {key for one in cut.segments for key in one.absent}
     masks = sum(
-        saved.bytes(predicted.batch)
+        saved.bytes(predicted.micro_batch)
         for key, saved in predicted.books.saved.items()
         if key.of == "layer" and predicted.graph.layers[key.id].op == "dropout" and key not in absent
     )
@@ -212,7 +224,8 @@ def _second_step_peak(network: torch.nn.Module, images: torch.Tensor, made: Step
         update_in_place(network, update)
 
     def step() -> None:
-        loss_of(network(images)).backward()
+        for part in images.split(made.micro_batch):
+            loss_of(network(part)).backward()
         update.step()
         update.zero_grad(set_to_none=True)
 
@@ -225,7 +238,7 @@ def _differences(predicted: Footprint, measured: dict[str, int]) -> Iterator[tup
     expected: dict[str, int] = {}
     for saved in predicted.books.saved.values():
         module = predicted.graph.layers[min(saved.uses)].module
-        expected[module] = expected.get(module, 0) + saved.bytes(predicted.batch)
+        expected[module] = expected.get(module, 0) + saved.bytes(predicted.micro_batch)
     for module in expected | measured:
         if expected.get(module, 0) != measured.get(module, 0):
             yield module or "the network itself", expected.get(module, 0), measured.get(module, 0)

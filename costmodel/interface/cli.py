@@ -68,6 +68,7 @@ def footprint(
     frozen_dtype: given.FrozenDtype = "float32",
     inplace_update: given.InplaceUpdate = False,
     prefix_batch: given.PrefixBatch = None,
+    cache: given.Cache = None,
     recompute: given.Recompute = None,
     ram: given.Ram = None,
     most_flops: given.MostFlops = None,
@@ -80,7 +81,7 @@ def footprint(
     graph = trace(model, resolution, classes, fresh=fresh)
     step = Step(
         graph, way(method, blocks, read_options(option or ())), batch,
-        Schedule(micro_batch, inplace_update, prefix_batch),
+        Schedule(micro_batch, inplace_update, prefix_batch, cache=cache),
         Precision(frozen=frozen_dtype, activations=activation_dtype), optimizer, accounting, first_step,
     )  # fmt: skip
     answer = cost(_scheduled(step, recompute, ram, most_flops))
@@ -146,6 +147,7 @@ def verify(
         str | None, typer.Option(help="The books to check: eager (default) or lean (with --schedule, always).")
     ] = None,
     schedule: Annotated[str | None, typer.Option(help="best: check the schedule of --recompute best.")] = None,
+    cache: given.Cache = None,
     ram: given.Ram = None,
     most_flops: given.MostFlops = None,
     device: Annotated[given.Device, typer.Option(help="Where to train.")] = given.Device.cpu,
@@ -164,8 +166,11 @@ def verify(
     with bar:
         task = bar.add_task("starting", total=None)
         chosen = way(method, blocks, read_options(option or ()))
-        books = accounting or ("eager" if schedule is None else "lean")
-        step = Step(trace(model, resolution, classes), chosen, batch, optimizer=optimizer, accounting=books)
+        books = accounting or ("eager" if schedule is None and cache is None else "lean")
+        step = Step(
+            trace(model, resolution, classes), chosen, batch, Schedule(cache=cache), optimizer=optimizer,
+            accounting=books,
+        )  # fmt: skip
         carried_out = _scheduled(step, schedule, ram, most_flops).schedule
         result = run_verification(
             model, chosen, None, batch, resolution, classes, books, optimizer, device.value,

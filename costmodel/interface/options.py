@@ -11,6 +11,7 @@ from ..accounting.table import ACCOUNTINGS
 from ..methods.table import METHODS
 from ..step.optimizers import OPTIMIZERS
 from ..step.precision import ACTIVATIONS, FROZEN
+from ..step.schedule import CACHE_DTYPES
 
 MODEL_HELP = "MODEL is torchvision:NAME, timm:NAME, zoo:NAME, path/file.py:function, or a bare NAME."
 
@@ -39,11 +40,18 @@ InplaceUpdate = Annotated[bool, typer.Option(help="Update and free each gradient
 PrefixBatch = Annotated[
     int | None, typer.Option(help="Images at a time in the frozen layers below the first trained one; exact.")
 ]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        help="Store what the frozen layers below the first trained one give, once for each image, and train from that: "
+        f"{', '.join(CACHE_DTYPES)}."
+    ),
+]
 Recompute = Annotated[
     str | None,
     typer.Option(
         help="best: what backward can make again is not kept, as far as --ram or --most-flops ask for it; exact. With "
-        "--micro-batch, --prefix-batch or --inplace-update on top of these, else they are chosen, too."
+        "--micro-batch, --prefix-batch, --cache or --inplace-update on top of these, else they are chosen, too."
     ),
 ]
 Ram = Annotated[str | None, typer.Option(help="Memory for the step, such as 48MB, for --recompute best.")]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..answers.footprint import Footprint
     from ..checking.reproduction import Reproduction
-    from ..schedules.best import Scheduled
+    from ..schedules.best import Frontier
 
 # Colour and hatching in the order of CATEGORIES: neighbours differ in lightness or hatching, for print.
 _LOOKS = (
@@ -120,20 +120,20 @@ def _mark_peak(axes: Axes, data: pandas.DataFrame) -> None:
 # --- memory against FLOPs, over schedules -----------------------------------------------------------------------------
 
 
-def frontier_data(found: Sequence[Scheduled], plain: Footprint) -> pandas.DataFrame:
+def frontier_data(found: Frontier, plain: Footprint) -> pandas.DataFrame:
     """Return a row per schedule of a way: peak_bytes, times_flops (the plain step's), label."""
     import pandas
 
     return pandas.DataFrame(
         {
-            "peak_bytes": [each.peak_bytes for each in found],
-            "times_flops": [each.total_flops / plain.total_flops for each in found],
-            "label": [each.schedule.label(plain.batch) or "plain" for each in found],
+            "peak_bytes": found.peak_bytes,
+            "times_flops": found.total_flops / plain.total_flops,
+            "label": [found.schedule(number).label(plain.batch) or "plain" for number in range(len(found))],
         }
     )
 
 
-def draw_frontier(found: Sequence[Scheduled], plain: Footprint, path: str | Path) -> None:
+def draw_frontier(found: Frontier, plain: Footprint, path: str | Path) -> None:
     """Draw the memory of a step against its FLOPs for every schedule that no other beats, the plain one marked.
 
     Errors: those of `plot_path`.
@@ -148,15 +148,15 @@ def draw_frontier(found: Sequence[Scheduled], plain: Footprint, path: str | Path
     axes.annotate(f"plain: {format_bytes(plain.peak_bytes)}", (1, plain.peak_bytes / 1e6), (8, -3),
                   textcoords="offset points", fontsize=9, color=BLACK)  # fmt: skip
     for times, away, side in ((1.0, (8, 5), "left"), (1.1, (0, 11), "center"), (1.33, (4, -16), "right")):
-        within = [each for each in found if each.total_flops <= times * plain.total_flops]
-        if within:
-            best = min(within, key=lambda each: each.peak_bytes)
-            at = best.total_flops / plain.total_flops, best.peak_bytes / 1e6
+        within = data[data["times_flops"] <= times]
+        if len(within):
+            best = within.loc[within["peak_bytes"].idxmin()]
+            at = best["times_flops"], best["peak_bytes"] / 1e6
             axes.plot(*at, "D", color=VERMILLION, markersize=6)
-            axes.annotate(f"{format_bytes(best.peak_bytes)} within x{times:g}", at, away,
+            axes.annotate(f"{format_bytes(best['peak_bytes'])} within x{times:g}", at, away,
                           textcoords="offset points", ha=side, fontsize=9, color=VERMILLION)  # fmt: skip
     axes.set(xlabel="FLOPs of a step, times those of the plain one", ylabel="peak memory of a step, MB")
-    axes.set_ylim(0, 1.08e-6 * max(plain.peak_bytes, *(each.peak_bytes for each in found)))
+    axes.set_ylim(0, 1.08e-6 * max(plain.peak_bytes, data["peak_bytes"].max()))
     axes.margins(x=0.12)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)

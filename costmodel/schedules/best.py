@@ -1,197 +1,34 @@
 """The schedule that fits a budget with the fewest FLOPs, or takes the least memory within a number of FLOPs.
 
-The trained part of a network is a chain of links between places that one tensor passes (its blocks, where it has
-some). Each run of links is a segment that keeps everything, makes cheap work again, runs again, or both; what it takes
-alone is known from the simulation of its layers (`step.timeline.alone`). Exact dynamic programming over the chain: a
-label is what is kept so far and what was done again; of two labels at a place the one that is worse in both is dropped.
-Source of the scheme: Beaumont et al., Optimal checkpointing for heterogeneous chains, arXiv 1911.13214.
-
-The winner is replayed by the simulation of the whole step, which is what its answer says. Where variables of the
-network's code hold a tensor longer than its links need it, the chain's sum is too low; then less is asked of it.
+The chain of the trained part (`chain`) tells for every budget the cheapest segments. The winner is replayed by the
+simulation of the whole step, which is what its answer says. Where variables of the network's code hold a tensor longer
+than its links need it, the chain's sum is too low; then less is asked of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import overload
 
-from ..accounting.kernels import as_kernels
-from ..accounting.requirements import Requirements
-from ..accounting.table import ACCOUNTINGS
+import numpy as np
+
 from ..answers.footprint import footprint
-from ..errors import InfeasibleError, InputError, unknown
-from ..graph.blocks import parts
+from ..errors import InfeasibleError, unknown
 from ..graph.layer_graph import LayerGraph
-from ..graph.passages import passages
-from ..kept import kept
 from ..methods.table import values_per_norm, way_of
 from ..methods.way import Options, Way
-from ..step.optimizers import OPTIMIZERS
-from ..step.regions import CHEAP, can_be_cut, prefix_end, segment
+from ..step.regions import can_be_cut, prefix_end
 from ..step.schedule import MODES, PLAIN, Schedule
 from ..step.step import Step
-from ..step.timeline import Alone, Carried, alone
-from ..units import format_bytes
+from ..units import Counts, format_bytes
+from .chain import Chain
 
 LEVERS = ("prefix", "inplace", "cheap", "recompute", "micro-batch")
+# Levers that are used only where they are named: a cache needs storage, and images that are not augmented.
+ON_DEMAND = ("cache",)
 MOST_FLOPS = 1.33  # where neither a budget nor a number is given; Source: the price of running everything once again
-_LONGEST = 5  # links that run again together
 _REPLAYS = 8
-
-
-@dataclass(frozen=True)
-class _Option:
-    """A run of links in one mode: where it ends, what it takes, and the FLOPs and element-wise work done again."""
-
-    end: int
-    mode: str
-    alone: Alone
-    flops: int
-    elementwise: int
-
-
-class _Label(NamedTuple):
-    """A way of carrying out the links up to a place: the cost of what is done again, and the bytes kept.
-
-    place: the link that comes next. number: tells equal ones apart.
-    """
-
-    flops: int
-    elementwise: int
-    kept: int
-    number: int
-    place: int
-    before: _Label | None = None
-    option: _Option | None = None
-
-
-class Chain:
-    """The trained part of a network as links, for one step but for its segments."""
-
-    def __init__(self, step: Step, modes: Collection[str]):
-        self.step, self.required = step, step.requirements
-        self.starts = links(self.required)
-        self.ends = [*self.starts[1:], len(self.required.graph.layers)]
-        kernels = step.kernels or ACCOUNTINGS.find(step.accounting).kernels
-        self.carried = Carried(
-            replace(step.schedule, prefix_batch=None, segments=()), step.precision, as_kernels(kernels),
-            OPTIMIZERS.find(step.optimizer), step.micro_batch, step.passes,
-        )  # fmt: skip
-        plain = footprint(replace(step, schedule=replace(step.schedule, segments=())))
-        self.base_flops = plain.total_flops
-        self.start_bytes = plain.moments[0].total_bytes
-        of_chain = {layer.name for layer in self.required.graph.layers[self.starts[0] :]}
-        in_place = step.schedule.inplace_update  # then updates are part of the links' backward
-        others = [m for m in plain.moments if m.phase in ("start", "end", *(() if in_place else ("update",)))]
-        others += [m for m in plain.moments if m.phase == "forward" and m.layer not in of_chain]
-        self.floor = max(moment.total_bytes for moment in others)
-        self.options = [list(self._options(first, modes)) for first in range(len(self.starts))]
-        gradients = [next(o.alone.gradients for o in each if o.mode == "") for each in self.options]
-        self.held = held = sum(gradients) if step.passes > 1 else 0  # from the second pass on they are there
-        if step.schedule.inplace_update:
-            self.later = [0] * len(gradients)
-        else:
-            self.later = [held or sum(gradients[place + 1 :]) for place in range(len(gradients))]
-
-    def _options(self, first: int, modes: Collection[str]) -> Iterator[_Option]:
-        required = self.required
-        place = self.starts[first]
-        before = passages(required.graph)[place]
-        counted = any(
-            min(saved.uses) < place for saved in required.books.saved.values() if saved.storage is before.storage
-        )
-        for last in range(first, min(first + _LONGEST, len(self.starts))):
-            part = range(place, self.ends[last])
-            if last == first:
-                yield _Option(last + 1, "", alone(required, self.carried, part, None, counted), 0, 0)
-            for mode in modes:
-                if mode == "cheap" and last > first:
-                    continue
-                try:
-                    own = segment(required, part.start, part.stop - 1, mode)
-                except InputError:  # nothing to gain
-                    continue
-                again = [*own.rerun]
-                again += [index for each in own.demands.values() for demand in each for index in demand.layers]
-                facts = [required.facts[index] for index in again]
-                batch = self.step.batch
-                yield _Option(
-                    last + 1, mode, alone(required, self.carried, part, own, counted),
-                    batch * sum(each.forward_flops for each in facts),
-                    batch * sum(each.forward_elementwise for each in facts),
-                )  # fmt: skip
-
-    def solve(self, budget: int, most_flops: float = float("inf")) -> _Label | None:
-        """Return the cheapest way that fits; most_flops: done again, at most.
-
-        Labels are taken up in the order of their cost, so that the first at the end is the best, and one at a place
-        counts only if it keeps less than those before.
-        """
-        if self.floor > budget:
-            return None
-        room = [
-            [(budget - self.start_bytes - max(o.alone.forward + self.held, o.alone.backward + self.later[o.end - 1]), o)
-             for o in options]
-            for options in self.options
-        ]  # fmt: skip
-        open_ones, number = [_Label(0, 0, 0, 0, 0)], 0
-        least_kept = [float("inf")] * (len(self.starts) + 1)
-        while open_ones:
-            label = heappop(open_ones)
-            if label.place == len(self.starts):
-                return label
-            if label.kept >= least_kept[label.place]:
-                continue
-            least_kept[label.place] = label.kept
-            for spare, option in room[label.place]:
-                flops, own = label.flops + option.flops, label.kept + option.alone.kept
-                if label.kept <= spare and flops <= most_flops and own < least_kept[option.end]:
-                    number += 1
-                    heappush(
-                        open_ones,
-                        _Label(flops, label.elementwise + option.elementwise, own, number, option.end, label, option),
-                    )
-        return None
-
-    def peak_of(self, label: _Label) -> int:
-        """Return the most memory that a way through the chain takes, by the sum of its links."""
-        peak = self.floor
-        while label.before is not None and label.option is not None:
-            option, label = label.option, label.before
-            own = max(option.alone.forward + self.held, option.alone.backward + self.later[option.end - 1])
-            peak = max(peak, self.start_bytes + label.kept + own)
-        return peak
-
-    def schedule(self, label: _Label) -> Schedule:
-        """Return the schedule of a way through the chain."""
-        found = []
-        while label.before is not None and label.option is not None:
-            option, label = label.option, label.before
-            if option.mode:
-                found.append((self.starts[label.place], self.ends[option.end - 1] - 1, option.mode))
-        return replace(self.step.schedule, segments=tuple(reversed(found)))
-
-
-@kept
-def links(required: Requirements) -> tuple[int, ...]:
-    """Return where the links of the trained part begin: at blocks, or, without any, before what is no cheap work.
-
-    Errors: InputError where there is nothing to cut.
-    """
-    graph, end = required.graph, prefix_end(required)
-    if not can_be_cut(required):
-        raise InputError(
-            f"{required.way.label} on {graph.model} computes weights, or has layers of its own: no part of it can run "
-            "again; the levers inplace and micro-batch remain"
-        )
-    places = passages(graph)
-    begins = [block.first for block in parts(graph).blocks] + [parts(graph).tail.start]
-    if not parts(graph).blocks:
-        begins = [place for place in places if graph.layers[place].op not in CHEAP]
-    first = end if end in places else 0
-    return tuple(sorted({first, *(place for place in begins if place in places and place > first)}))
 
 
 @dataclass(frozen=True)
@@ -212,9 +49,49 @@ class Scheduled:
     @property
     def order(self) -> tuple:
         """What is to be least: FLOPs, then element-wise work, then what is done out of the ordinary."""
-        schedule = self.schedule
-        levers = (schedule.micro_batch is not None, schedule.inplace_update, schedule.prefix_batch is not None)
-        return self.total_flops, self.elementwise_flops, sum(levers), self.peak_bytes
+        return self.total_flops, self.elementwise_flops, self.levers, self.peak_bytes
+
+    @property
+    def levers(self) -> int:
+        """How many things are out of the ordinary, but for segments."""
+        return levers_of(self.schedule)
+
+
+def levers_of(schedule: Schedule) -> int:
+    """Return how many things of a schedule are out of the ordinary, but for segments."""
+    return sum((schedule.micro_batch is not None, schedule.inplace_update, schedule.prefix_batch is not None))
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier(Sequence[Scheduled]):
+    """The schedules of a step that no other is better than in memory and FLOPs, those with fewest FLOPs first.
+
+    peak_bytes, total_flops: of each, by the sum of its links. An item is what the simulation of the whole step says,
+    which is asked when the item is; its peak is higher where variables of the network's code hold a tensor longer than
+    its links need it. origins: the schedule of each, or the chain that knows it, with its number there.
+    """
+
+    step: Step
+    peak_bytes: Counts
+    total_flops: Counts
+    origins: Sequence[tuple[Schedule | Chain, int]]
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    @overload
+    def __getitem__(self, index: int) -> Scheduled: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Scheduled]: ...
+    def __getitem__(self, index: int | slice) -> Scheduled | list[Scheduled]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return Scheduled.of(replace(self.step, schedule=self.schedule(index)))
+
+    def schedule(self, index: int) -> Schedule:
+        """Return the schedule alone."""
+        origin, number = self.origins[index]
+        return origin if isinstance(origin, Schedule) else origin.schedule(number)
 
 
 def best_schedule(
@@ -236,29 +113,41 @@ def best_schedule(
     prefix and updates stay as they are, if it has any. most_flops: at most so many times the plain step's FLOPs;
     without ram_bytes, the least memory within that (1.33 if neither is given). allow: which of `LEVERS` may be used:
     the frozen prefix image by image, updates in place, cheap work done again, segments recomputed, and micro-batches,
-    where no norm takes statistics of the batch.
+    where no norm takes statistics of the batch; "cache", which has to be named, lets the frozen prefix's outputs be
+    stored.
 
     Errors: InfeasibleError, naming the least, if no schedule fits; InputError for an unknown lever.
     """
     for lever in allow:
-        if lever not in LEVERS:
-            raise unknown("lever", lever, LEVERS)
+        if lever not in LEVERS + ON_DEMAND:
+            raise unknown("lever", lever, LEVERS + ON_DEMAND)
     step = _step(what, method, blocks, batch, options, optimizer, accounting)
+    found = nearest_schedule(step, ram_bytes, most_flops, allow)
+    if ram_bytes is None or found.peak_bytes <= ram_bytes:
+        return found.schedule
+    raise InfeasibleError(
+        f"no schedule of {step.way.label} on {step.graph.model} fits in {format_bytes(ram_bytes)}: the least is "
+        f"{format_bytes(found.peak_bytes)} ({found.peak_bytes} bytes), {found.schedule.label(step.batch)}; allow that "
+        "much, or train less, or take a smaller batch or resolution"
+    )
+
+
+def nearest_schedule(
+    step: Step, ram_bytes: int | None, most_flops: float | None = None, allow: Collection[str] = LEVERS
+) -> Scheduled:
+    """Return the schedule that `best_schedule` would; where none fits, the one that takes the least memory.
+
+    The step's own micro-batch, prefix and updates stay as they are, if it has any; its segments are left out.
+    """
+    step = replace(step, schedule=replace(step.schedule, segments=()))
     plain = Scheduled.of(step)
     most = (most_flops or (MOST_FLOPS if ram_bytes is None else float("inf"))) * plain.total_flops
     if ram_bytes is None:
-        return min(_least(step, most, allow, plain), key=lambda each: (each.peak_bytes, each.order)).schedule
+        return min(_least(step, most, allow, plain), key=lambda each: (each.peak_bytes, each.order))
     fitting = [each for each in _within(step, ram_bytes, most, allow, plain) if each.peak_bytes <= ram_bytes]
     if fitting:
-        return _simplest(step, min(fitting, key=lambda each: each.order), ram_bytes).schedule
-    least = min(_least(step, most, allow, plain), key=lambda each: each.peak_bytes)
-    if least.peak_bytes <= ram_bytes:
-        return least.schedule
-    raise InfeasibleError(
-        f"no schedule of {step.way.label} on {step.graph.model} fits in {format_bytes(ram_bytes)}: the least is "
-        f"{format_bytes(least.peak_bytes)} ({least.peak_bytes} bytes), {least.schedule.label(step.batch)}; allow that "
-        "much, or train less, or take a smaller batch or resolution"
-    )
+        return _simplest(step, min(fitting, key=lambda each: each.order), ram_bytes)
+    return min(_least(step, most, allow, plain), key=lambda each: each.peak_bytes)
 
 
 def schedule_frontier(
@@ -271,25 +160,37 @@ def schedule_frontier(
     options: Options | None = None,
     optimizer: str = "sgd",
     accounting: str = "lean",
-) -> list[Scheduled]:
+) -> Frontier:
     """Return the schedules of a step that no other is better than in memory and FLOPs, those with fewest FLOPs first.
 
-    The arguments are those of `best_schedule`; each schedule comes with what the simulation of the step says of it.
+    The arguments are those of `best_schedule`. All depths of a method, and all ways of a network, share what they have
+    in common: the first question takes longest.
 
     Errors: those of `best_schedule`, but for budgets.
     """
     step = _step(what, method, blocks, batch, options, optimizer, accounting)
-    found = [Scheduled.of(step), *(Scheduled.of(replace(step, schedule=each)) for each in free_schedules(step, allow))]
-    for chain in _chains(step, allow):
-        label = chain.solve(found[0].peak_bytes)
-        while label is not None:
-            found.append(Scheduled.of(replace(step, schedule=chain.schedule(label))))
-            label = chain.solve(chain.peak_of(label) - 1)
-    on: list[Scheduled] = []
-    for each in sorted(found, key=lambda each: each.order):
-        if not on or each.peak_bytes < on[-1].peak_bytes:
-            on.append(each)
-    return on
+    free = [
+        Scheduled.of(replace(step, schedule=each))
+        for each in dict.fromkeys([step.schedule, *free_schedules(step, allow)])
+    ]
+    columns = [[(each.peak_bytes, each.total_flops, each.elementwise_flops, each.levers, 0)] for each in free]
+    chains = list(_chains(step, allow))
+    columns += [
+        np.stack([
+            each.peak_bytes, each.total_flops, each.elementwise_flops,
+            np.full(each.steps.spare.size, levers_of(each.step.schedule)), np.arange(each.steps.spare.size),
+        ], axis=1)
+        for each in chains
+    ]  # fmt: skip
+    origin = np.repeat(np.arange(len(columns)), [len(each) for each in columns])
+    peak, flops, elementwise, levers, number = np.concatenate(columns).T
+    order = np.lexsort((peak, levers, elementwise, flops))
+    least = np.minimum.accumulate(peak[order])
+    on = order[np.diff(least, prepend=least[0] + 1) < 0]
+    origins = (*(each.schedule for each in free), *chains)
+    return Frontier(
+        step, peak[on], flops[on], [(origins[one], int(n)) for one, n in zip(origin[on], number[on], strict=True)]
+    )
 
 
 def _step(
@@ -305,7 +206,7 @@ def _step(
 
 def _simplest(step: Step, found: Scheduled, ram_bytes: int) -> Scheduled:
     """Return a schedule with those levers left out that it does not need."""
-    for without in ({"prefix_batch": None}, {"inplace_update": False}):
+    for without in ({"cache": None}, {"prefix_batch": None}, {"inplace_update": False}):
         other = replace(found.schedule, **without)
         if (
             step.schedule == PLAIN
@@ -324,9 +225,12 @@ def free_schedules(step: Step, allow: Collection[str]) -> Iterator[Schedule]:
     if step.schedule != PLAIN:
         yield step.schedule
         return
-    prefixes = [1, None] if "prefix" in allow and prefix_end(step.requirements) else [None]
+    has_prefix = prefix_end(step.requirements) > 0
+    prefixes = [1, None] if "prefix" in allow and has_prefix else [None]
     is_exact = values_per_norm(step.graph, step.way) is None
     smaller = [n for n in range(step.batch - 1, 0, -1) if step.batch % n == 0]
+    if "cache" in allow and has_prefix:
+        yield Schedule(inplace_update="inplace" in allow, cache="float32")
     for prefix in prefixes:
         yield Schedule(inplace_update="inplace" in allow, prefix_batch=prefix)
         for micro in smaller if "micro-batch" in allow and is_exact else ():
@@ -334,8 +238,8 @@ def free_schedules(step: Step, allow: Collection[str]) -> Iterator[Schedule]:
 
 
 def _chains(step: Step, allow: Collection[str]) -> Iterator[Chain]:
-    modes = [mode for mode in MODES if {"cheap": {"cheap"}, "both": {"cheap", "recompute"}}.get(
-        mode.partition("-")[0], {"recompute"}) <= {*allow}]  # fmt: skip
+    modes = tuple(mode for mode in MODES if {"cheap": {"cheap"}, "both": {"cheap", "recompute"}}.get(
+        mode.partition("-")[0], {"recompute"}) <= {*allow})  # fmt: skip
     if not modes or not can_be_cut(step.requirements):
         return
     for schedule in free_schedules(step, allow):
@@ -352,10 +256,10 @@ def _within(step: Step, ram_bytes: int, most: float, allow: Collection[str], pla
     for chain in _chains(step, allow):
         budget = ram_bytes
         for _ in range(_REPLAYS):
-            label = chain.solve(budget, most - chain.base_flops)
-            if label is None:
+            number = chain.fitting(budget)
+            if number is None or chain.total_flops[number] > most:
                 break
-            found = Scheduled.of(replace(step, schedule=chain.schedule(label)))
+            found = Scheduled.of(replace(step, schedule=chain.schedule(number)))
             yield found
             if found.peak_bytes <= ram_bytes:
                 break
@@ -367,13 +271,5 @@ def _least(step: Step, most: float, allow: Collection[str], plain: Scheduled) ->
     yield plain
     yield from (Scheduled.of(replace(step, schedule=schedule)) for schedule in free_schedules(step, allow))
     for chain in _chains(step, allow):
-        low, high, best = chain.floor - 1, plain.peak_bytes, None
-        while high - low > _CLOSE_BYTES:
-            middle = (low + high) // 2
-            label = chain.solve(middle, most - chain.base_flops)
-            low, high, best = (middle, high, best) if label is None else (low, middle, label)
-        if best is not None:
-            yield Scheduled.of(replace(step, schedule=chain.schedule(best)))
-
-
-_CLOSE_BYTES = 1024  # how near to the least a search comes
+        if (number := chain.within(most)) is not None:
+            yield Scheduled.of(replace(step, schedule=chain.schedule(number)))

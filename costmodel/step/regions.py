@@ -61,7 +61,7 @@ class Segment:
     runs_to: int
     plain_from: int
 
-    @property
+    @cached_property
     def stop(self) -> int:
         """The last layer that uses something absent: its backward asks first."""
         return max(self.needed_by)
@@ -71,7 +71,13 @@ class Segment:
         """The layers that run again together."""
         return range(self.first, self.runs_to if self.runs_again else self.first)
 
-    @property
+    @cached_property
+    def again(self) -> tuple[int, ...]:
+        """The layers that run again in backward, as often as they do."""
+        asked = (demand for each in self.demands.values() for demand in each)
+        return (*self.rerun, *(index for demand in asked for index in demand.layers))
+
+    @cached_property
     def release(self) -> int:
         """The layer whose backward is the last to need the segment's input."""
         return min(self.needed_by)
@@ -91,11 +97,15 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """A network cut up by a schedule: layers below `prefix` run in pieces (0: none do); segments run again."""
+    """A network cut up by a schedule: layers below `prefix` run apart (0: none do); segments run again.
+
+    cached: the layers below `prefix` do not run in a step, which starts from what they gave once.
+    """
 
     prefix: int
     prefix_output: Tensor | None
     segments: tuple[Segment, ...]
+    cached: bool = False
 
     @cached_property
     def segment_of(self) -> Mapping[int, Segment]:
@@ -124,6 +134,7 @@ def prefix_end(required: Requirements) -> int:
     return max((place for place in passages(graph) if 0 < place <= most), default=0)
 
 
+@kept
 def can_be_cut(required: Requirements) -> bool:
     """Whether no weight is computed from parameters, and no layer was put in by the method: these are not cut up."""
     return not any(
@@ -135,10 +146,11 @@ def can_be_cut(required: Requirements) -> bool:
 def regions(required: Requirements, schedule: Schedule) -> Regions:
     """Return the network cut up. Errors: InputError for a schedule of another network or way, with what fits."""
     graph, end = required.graph, prefix_end(required)
-    if schedule.prefix_batch is not None and not end:
+    if schedule.has_prefix and not end:
+        lever, does = ("prefix_batch", "run in pieces") if schedule.cache is None else ("cache", "be cached")
         raise InputError(
-            f"prefix_batch does not fit {required.way.label} on {graph.model}: there is no frozen prefix that could "
-            "run in pieces; leave it out"
+            f"{lever} does not fit {required.way.label} on {graph.model}: there is no frozen prefix that could {does}; "
+            "leave it out"
         )
     segments, before = [], 0
     for first, last, mode in schedule.segments:
@@ -146,9 +158,9 @@ def regions(required: Requirements, schedule: Schedule) -> Regions:
             raise InputError(f"segments must not overlap, as layers {first} to {last} do; make the schedule anew")
         segments.append(segment(required, first, last, mode))
         before = last + 1
-    if schedule.prefix_batch is None:
+    if not schedule.has_prefix:
         return Regions(0, None, tuple(segments))
-    return Regions(end, passages(graph)[end], tuple(segments))
+    return Regions(end, passages(graph)[end], tuple(segments), schedule.cache is not None)
 
 
 @kept
@@ -240,10 +252,21 @@ def _derivable(required: Requirements, layers: Sequence[Layer], inside: frozense
     }
 
 
+@kept
+def _views(graph: LayerGraph) -> dict[int, list[tuple[int, tuple[int, ...]]]]:
+    """Return which layers read a storage, and in which shapes, of those that are read in several."""
+    reads: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+    for layer in graph.layers:
+        for tensor in layer.inputs.values():
+            reads.setdefault(tensor.storage.id, []).append((layer.index, tensor.shape))
+    return {id_: found for id_, found in reads.items() if len({shape for _, shape in found}) > 1}
+
+
 def _has_views(graph: LayerGraph, tensor: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether layers also read what a tensor's memory holds in another shape."""
-    given = (each for layer in layers for each in layer.inputs.values())
-    return any(each.storage is tensor.storage and each.shape != tensor.shape for each in given)
+    first, last = layers[0].index, layers[-1].index
+    reads = _views(graph).get(tensor.storage.id, ())
+    return any(first <= index <= last and shape != tensor.shape for index, shape in reads)
 
 
 def _demands(
@@ -302,13 +325,25 @@ def recomputed_flops(required: Requirements, schedule: Schedule, batch: Count, p
     return flops, elementwise
 
 
+def skipped_flops(required: Requirements, schedule: Schedule, batch: Count, passes: Count) -> tuple[Count, Count]:
+    """Return the FLOPs of an update that need not be done since a cache has their results, and element-wise ones."""
+    flops: Count = 0 * batch
+    elementwise: Count = 0 * batch
+    for index in range(skipped(required, schedule)):
+        times = batch if required.graph.layers[index].output.batched else passes
+        flops = flops + times * required.facts[index].forward_flops
+        elementwise = elementwise + times * required.facts[index].forward_elementwise
+    return flops, elementwise
+
+
+def skipped(required: Requirements, schedule: Schedule) -> int:
+    """Return how many layers, from the first on, do not run in a step, since a cache has their results."""
+    return regions(required, schedule).prefix if schedule.cache is not None else 0
+
+
 def again(required: Requirements, schedule: Schedule) -> tuple[int, ...]:
     """Return the layers that run again in backward, as often as they do."""
-    found: list[int] = []
-    for one in regions(required, schedule).segments:
-        found += one.rerun
-        found += [index for each in one.demands.values() for demand in each for index in demand.layers]
-    return tuple(found)
+    return tuple(index for one in regions(required, schedule).segments for index in one.again)
 
 
 def saved_bytes(required: Requirements, schedule: Schedule, micro_batch: Count, float_bytes: int) -> Count:

@@ -156,8 +156,11 @@ class Simulation(Generic[Count]):
             found[index] = _Again(inner, made_bytes, held_bytes)
         return found
 
-    def start(self, state: dict[str, int], first_step: bool) -> None:
-        """Fill in what is there before the step."""
+    def start(self, state: dict[str, int], first_step: bool, cached: tuple[int, int] = (0, 0)) -> None:
+        """Fill in what is there before the step.
+
+        cached: bytes of the weights and of the buffers that are needed to fill a cache, and by no step.
+        """
         now, sizes = self.now, self.sizes
         now[WEIGHTS], now[BUFFERS] = sizes.weights_bytes, sizes.buffers_bytes
         now[INPUT] = self.graph.input.bytes(sizes.batch, FLOAT_BYTES)
@@ -165,6 +168,14 @@ class Simulation(Generic[Count]):
             self.missing_state = state
         else:
             now[OPTIMIZER] = sum(state.values())
+        if self.cut.cached:
+            output = self.cut.prefix_output
+            assert output is not None  # what is cached
+            self.fill(output)
+            now[WEIGHTS] -= cached[0]
+            now[BUFFERS] -= cached[1]
+            now[INPUT] = output.bytes(sizes.batch, FLOAT_BYTES)
+            self.live[output.storage.id] = 0  # it is the step's input
         self.mark("start", "")
 
     def mark(self, phase: str, layer: str, extra: Any = 0) -> None:
@@ -176,7 +187,7 @@ class Simulation(Generic[Count]):
     def forward(self) -> None:
         """Run the whole forward pass."""
         self.live[self.graph.input.storage.id] = 0  # it has a category of its own
-        if self.cut.prefix:
+        if self.cut.prefix and not self.cut.cached:
             self.prefix()
         self.run(range(self.cut.prefix, len(self.graph.layers)))
 
@@ -216,27 +227,37 @@ class Simulation(Generic[Count]):
         now, sizes, piece, end = self.now, self.sizes, self.piece, self.cut.prefix
         output = self.cut.prefix_output
         assert piece is not None and output is not None  # where there is a prefix
-        batch, float_bytes = piece.batch, piece.float_bytes
-        several = bool(np.any(np.asarray(sizes.batch) > batch))
+        several = bool(np.any(np.asarray(sizes.batch) > piece.batch))
         for as_recorded in (False, True)[: 1 + several]:
             dying = _dying_inside(self.graph, tuple(range(end))) if as_recorded else _dying(self.graph)
-            live: dict[int, Any] = {self.graph.input.storage.id: 0}
-            for layer in self.graph.layers[:end]:
-                for tensor in layer.outputs:
-                    storage = tensor.storage
-                    if storage.id not in live and storage.id not in self.graph.resident_storages:
-                        live[storage.id] = size = storage.bytes(batch, float_bytes)
-                        now[TRANSIENT] += size
-                self.mark(
-                    "forward", layer.name, piece.copied.get(layer.index, 0) + piece.working.get(layer.index, (0, 0))[0]
-                )
-                for id_ in dying.get(layer.index, ()):
-                    now[TRANSIENT] -= live.pop(id_, 0) if id_ != output.storage.id else 0
+            live = self.one_piece("forward", piece, dying, output)
             if not as_recorded:  # the results of all pieces are collected in one place
-                self.live[output.storage.id] = size = output.storage.bytes(sizes.batch, float_bytes)
+                self.live[output.storage.id] = size = output.storage.bytes(sizes.batch, piece.float_bytes)
                 now[SAVED if output.storage.id in self.kept else TRANSIENT] += size
                 self.mark("forward", "the prefix's results")
             now[TRANSIENT] -= sum(live.values())
+
+    def one_piece(
+        self, phase: str, piece: Sizes, dying: Mapping[int, Sequence[int]], output: Tensor
+    ) -> dict[int, Any]:  # fmt: skip
+        """Run the prefix for one piece; return what is left in memory, by storage, the output among it."""
+        now, live = self.now, {self.graph.input.storage.id: 0}
+        for layer in self.graph.layers[: self.cut.prefix]:
+            for tensor in layer.outputs:
+                storage = tensor.storage
+                if storage.id not in live and storage.id not in self.graph.resident_storages:
+                    live[storage.id] = size = storage.bytes(piece.batch, piece.float_bytes)
+                    now[TRANSIENT] += size
+            self.mark(phase, layer.name, piece.copied.get(layer.index, 0) + piece.working.get(layer.index, (0, 0))[0])
+            for id_ in dying.get(layer.index, ()):
+                now[TRANSIENT] -= live.pop(id_, 0) if id_ != output.storage.id else 0
+        return live
+
+    def fill(self, output: Tensor) -> None:
+        """Run the prefix for a piece of the images, whose output is stored, before any step."""
+        assert self.piece is not None  # where there is a prefix
+        live = self.one_piece("fill", self.piece, _dying(self.graph), output)
+        self.now[TRANSIENT] -= sum(live.values())
 
     def recompute(self, segment: Segment) -> None:
         """Run a segment again, keeping what its layers keep."""

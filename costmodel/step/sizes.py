@@ -57,6 +57,31 @@ def _buffers_bytes(required: Requirements) -> int:
 
 
 @kept
+def names_before(required: Requirements, end: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the parameters and of the buffers that only layers before `end` use."""
+    graph = required.graph
+    parameters, modules = (set(), set()), (set(), set())
+    for layer in graph.layers:
+        parameters[layer.index >= end].update(tensor.name for tensor in layer.parameters.values())
+        modules[layer.index >= end].add(layer.module)
+    own = modules[False] - modules[True]
+    return (
+        tuple(name for name in graph.parameters if name in parameters[False] - parameters[True]),
+        tuple(name for name in graph.buffers if name.rpartition(".")[0] in own),
+    )
+
+
+def prefix_bytes(required: Requirements, precision: Precision, end: int) -> tuple[int, int]:
+    """Return the bytes of the parameters and of the buffers that only layers before `end` use."""
+    graph, trained = required.graph, required.assignment.trained
+    parameters, buffers = names_before(required, end)
+    return (
+        sum(precision.stored_bytes(graph.parameters[name], name in trained) for name in parameters),
+        sum(graph.buffers[name].bytes(1) for name in buffers),
+    )
+
+
+@kept
 def trained_bytes(required: Requirements, precision: Precision) -> dict[str, int]:
     """Return the bytes of each trained parameter's gradient."""
     return {name: precision.gradient_bytes * count for name, count in required.trained_elements.items()}

@@ -13,14 +13,13 @@ from ..accounting.requirements import Requirements
 from ..accounting.table import ACCOUNTINGS
 from ..errors import InputError
 from ..graph.passages import passages
-from ..kept import kept
 from ..units import Count
 from .optimizers import OPTIMIZERS, Optimizer
 from .precision import Precision
 from .regions import Regions, Segment, regions
 from .schedule import Schedule
 from .simulation import CATEGORIES, GRADIENTS, SAVED, TRANSIENT, Gradient, Moment, Simulation
-from .sizes import sizes
+from .sizes import prefix_bytes, sizes
 from .step import Step
 
 
@@ -53,8 +52,11 @@ def simulate(required: Requirements, carried: Carried[Count]) -> list[Moment[Cou
         return _own_timeline(required, carried.micro_batch, carried.precision.activation_bytes)
     schedule, optimizer = carried.schedule, carried.optimizer
     found = sizes(required, carried.precision, carried.kernels, carried.micro_batch)
-    cut, piece = regions(required, schedule), None
-    if schedule.prefix_batch is not None:
+    cut, piece, cached = regions(required, schedule), None, (0, 0)
+    if schedule.cache is not None:
+        piece = sizes(required, carried.precision, carried.kernels, schedule.prefix_batch or 1)
+        cached = prefix_bytes(required, carried.precision, cut.prefix)
+    elif schedule.prefix_batch is not None:
         images: Any = np.minimum(carried.micro_batch, schedule.prefix_batch)
         if np.any(np.asarray(carried.micro_batch) % images):
             raise InputError(
@@ -64,7 +66,7 @@ def simulate(required: Requirements, carried: Carried[Count]) -> list[Moment[Cou
         images = images if isinstance(carried.micro_batch, np.ndarray) else int(images)
         piece = sizes(required, carried.precision, carried.kernels, images)
     run = Simulation(required, found, optimizer, cut, piece)
-    run.start({name: optimizer.state_bytes(size) for name, size in found.trained.items()}, carried.first_step)
+    run.start({name: optimizer.state_bytes(size) for name, size in found.trained.items()}, carried.first_step, cached)
     # From the second micro-batch on every pass is the same: gradients are there and are added to.
     for _ in range(min(carried.passes, 2)):
         run.forward()
@@ -91,7 +93,6 @@ class Alone:
     gradients: int
 
 
-@kept
 def alone(
     required: Requirements, carried: Carried[int], part: range, segment: Segment | None, given_is_kept: bool
 ) -> Alone:
@@ -100,8 +101,7 @@ def alone(
     segment: how the part makes things again, if it does.
     """
     found = sizes(required, carried.precision, carried.kernels, carried.micro_batch)
-    cut = Regions(0, None, () if segment is None else (segment,))
-    run = Simulation(required, found, carried.optimizer, cut, part=part)
+    run = _Part(required, found, carried.optimizer, Regions(0, None, () if segment is None else (segment,)), part=part)
     graph, in_place = required.graph, carried.schedule.inplace_update
     before, behind = passages(graph)[part.start], passages(graph).get(part.stop)
     if carried.passes > 1:
@@ -111,11 +111,9 @@ def alone(
     )
     run.now[SAVED if before.storage.id in run.kept else TRANSIENT] += size
     run.run(part)
-    forward = max(moment.total_bytes for moment in run.moments)
-    count = len(run.moments)
+    pending: dict[int, Gradient] = {}
     if behind is None:
         pending = run.loss()
-        forward = max(forward, *(moment.total_bytes for moment in run.moments[count:]))
         kept_bytes = run.now[SAVED]
     else:
         id_ = behind.storage.id
@@ -123,17 +121,41 @@ def alone(
         if id_ in run.live and not is_saved_here:
             run.now[SAVED if id_ in run.kept else TRANSIENT] -= run.live.pop(id_)
         kept_bytes = run.now[SAVED]
-        pending = {}
         readers = graph.consumers[behind.id]
         if any(one.inputs[role] is behind for one in readers for role in required.wanted.get(one.index, ())):
             pending[behind.id] = Gradient(behind.bytes(found.batch, found.float_bytes))
             run.now[TRANSIENT] += pending[behind.id].bytes
-    count = len(run.moments)
+    forward, run.most = run.most, 0
     run.mark("backward", "")
     run.backward(pending, in_place, part)
-    backward = max(moment.total_bytes for moment in run.moments[count:])
     own = {t.name for index in part for t in graph.layers[index].parameters.values()} & found.trained.keys()
-    return Alone(kept_bytes, forward, backward, sum(found.trained[name] for name in own))
+    return Alone(kept_bytes, forward, run.most, sum(found.trained[name] for name in own))
+
+
+def alone_at_least(required: Requirements, carried: Carried[int], segment: Segment, given_is_kept: bool) -> Alone:
+    """Return what a segment that runs again takes at least, without simulating it: less than `alone`, or as much.
+
+    When it has run again all that it keeps then is there, with its input and the gradient that it was run for.
+    """
+    batch, float_bytes = carried.micro_batch, carried.precision.activation_bytes
+    before = segment.input
+    given = 0 if given_is_kept or before.kind == "input" else before.storage.bytes(batch, float_bytes)
+    made = {
+        saved.storage or key: (saved.storage or saved).bytes(batch, float_bytes)
+        for key in segment.absent - segment.dropped
+        for saved in (required.books.saved[key],)
+    }
+    gradient = required.graph.layers[segment.stop].output.bytes(batch, float_bytes)
+    return Alone(given, 0, given + sum(made.values()) + gradient, 0)
+
+
+class _Part(Simulation[int]):
+    """A part of a step, of which only the most memory counts."""
+
+    most = 0
+
+    def mark(self, phase: str, layer: str, extra: int = 0) -> None:
+        self.most = max(self.most, sum(self.now) + extra)
 
 
 def _own_timeline(required: Requirements, micro_batch: Count, float_bytes: int) -> list[Moment[Count]]:

@@ -33,9 +33,15 @@ def update_bytes(trained: Mapping[str, int], optimizer: Optimizer) -> int:
     return sum(3 * size + 2 * optimizer.state_bytes(size) for size in trained.values())
 
 
-def pass_bytes(required: Requirements, precision: Precision, micro_batch: Count, again: tuple[int, ...] = ()) -> Count:
-    """Return the bytes that one forward and backward pass moves; again: the layers that run again in backward."""
-    tally = _tally(required, precision, again)
+def pass_bytes(
+    required: Requirements, precision: Precision, micro_batch: Count, again: tuple[int, ...] = (), first: int = 0
+) -> Count:
+    """Return the bytes that one forward and backward pass moves.
+
+    again: the layers that run again in backward. first: the layer that runs first, if a cache has what those before it
+    give.
+    """
+    tally = _tally(required, precision, again, first)
     packed = over_batch(0, False, micro_batch)
     for saved in tally.packed:
         packed = packed + saved.bytes(micro_batch, precision.activation_bytes)
@@ -43,19 +49,19 @@ def pass_bytes(required: Requirements, precision: Precision, micro_batch: Count,
 
 
 @kept
-def _tally(required: Requirements, precision: Precision, again: tuple[int, ...]) -> _Tally:
-    return _Tally(required, precision, again)
+def _tally(required: Requirements, precision: Precision, again: tuple[int, ...], first: int) -> _Tally:
+    return _Tally(required, precision, again, first)
 
 
 class _Tally:
     """What one pass moves: of every image, once for all of them, and of bits that are packed over the whole batch."""
 
-    def __init__(self, required: Requirements, precision: Precision, again: tuple[int, ...]):
+    def __init__(self, required: Requirements, precision: Precision, again: tuple[int, ...], first: int):
         self.required, self.precision = required, precision
         self.each = self.once = 0
         self.packed: list[Saved] = []
         graph, books = required.graph, required.books
-        for layer in (*graph.layers, *(graph.layers[index] for index in (*books.recomputed, *again))):
+        for layer in (*graph.layers[first:], *(graph.layers[index] for index in (*books.recomputed, *again))):
             if not layer.is_view:
                 self.move(layer.inputs.values())
                 self.move(layer.outputs)

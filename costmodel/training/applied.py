@@ -43,7 +43,8 @@ class Applied(nn.Module):
         plan = self.training_plan
         replacements = plan.replacements if self.training else plan.in_eval
         if plan.schedule.is_cut and self.training and torch.is_grad_enabled():
-            with ScheduledPass(self, plan, replacements, (args, kwargs)):
+            with ScheduledPass(self, plan, replacements, (args, kwargs)) as scheduled:
+                args, kwargs = scheduled.inputs
                 return super().forward(*args, **kwargs)
         if not replacements and not plan.joints:
             return super().forward(*args, **kwargs)

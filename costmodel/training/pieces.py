@@ -1,7 +1,7 @@
-"""The frozen prefix of a forward pass, some images at a time.
+"""The frozen prefix of a forward pass, some images at a time, or to and from a cache.
 
-The network sees stand-ins that have the shape of the whole batch and no memory; each call runs on the first piece and
-is recorded. Where the prefix ends the tape runs on the other pieces, and the network goes on with all results.
+In pieces, the network sees stand-ins that have the shape of the whole batch and no memory; each call runs on the first
+piece and is recorded. Where the prefix ends the tape runs on the other pieces; the network goes on with all results.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..errors import InputError
 from .tape import Tape
 
 
@@ -37,6 +38,69 @@ def _counted(whole: Any, piece: Any) -> Any:
         return torch.Size([_counted(*each) for each in zip(whole, piece, strict=True)])
     is_number = isinstance(whole, int) and not isinstance(whole, bool)
     return _Count(whole) if is_number and whole != piece else whole
+
+
+class Filled(BaseException):
+    """Ends a forward pass where its frozen prefix is done; `output`: what the prefix gave."""
+
+    def __init__(self, output: torch.Tensor):
+        super().__init__()
+        self.output = output
+
+
+class PrefixToCache:
+    """The frozen prefix alone, for all images that are given; what comes behind does not run."""
+
+    def __init__(self):
+        self.results = WeakIdKeyDictionary()
+
+    def run(self, run: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Make a call."""
+        with torch.no_grad():
+            result = run(*args, **kwargs)
+        _note(self.results, result)
+        return result
+
+    def finish(self, output: torch.Tensor) -> torch.Tensor:
+        """End the pass. Errors: `Filled`, with the output."""
+        raise Filled(output)
+
+
+class PrefixFromCache:
+    """The frozen prefix whose outputs are there: its calls run on tensors without memory.
+
+    given: the outputs. images: the shape of what the network is called with, without the batch.
+    """
+
+    def __init__(self, given: torch.Tensor, images: tuple[int, ...]):
+        self.given, self.results = given, WeakIdKeyDictionary()
+        self.images = torch.empty((len(given), *images), dtype=given.dtype, device="meta")
+
+    def run(self, run: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Make a call on tensors without memory."""
+        with torch.no_grad(), torch._C._DisableTorchDispatch():  # nothing is computed that a counter should see
+            result = run(*tree_map(_without_memory, args), **tree_map(_without_memory, kwargs))
+        _note(self.results, result)
+        return result
+
+    def finish(self, output: torch.Tensor) -> torch.Tensor:
+        """Return what is there in place of the output. Errors: InputError if it has another shape."""
+        if output.shape != self.given.shape:
+            raise InputError(
+                f"the network trains from a cache whose outputs are {tuple(output.shape)} in size, but was called with "
+                f"{tuple(self.given.shape)}; train with the data set of cached_prefix, or call .eval() for images"
+            )
+        return self.given
+
+
+def _without_memory(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
+def _note(results: WeakIdKeyDictionary, made: Any) -> None:
+    for value in tree_leaves(made):
+        if isinstance(value, torch.Tensor):
+            results[value] = True
 
 
 class PrefixInPieces:

@@ -18,16 +18,20 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..step.regions import RANDOM, Segment
 from ..tracing.calls import argument_names
 from .again import CheapWork, Own, SegmentAgain, unpack
-from .pieces import PrefixInPieces
+from .pieces import PrefixFromCache, PrefixInPieces, PrefixToCache
 from .replacing import Call, Replacement, Replacing, TrainingPlan
 from .tape import address
 
 
 class ScheduledPass(Replacing):
-    """One forward pass of an applied network by its schedule. inputs: what it is called with."""
+    """One forward pass of an applied network by its schedule. inputs: what it is called with.
+
+    fills: whether the pass ends where the frozen prefix does, with its output (`Filled`).
+    """
 
     def __init__(
-        self, network: nn.Module, plan: TrainingPlan, replacements: dict[Call, Replacement], inputs: Any
+        self, network: nn.Module, plan: TrainingPlan, replacements: dict[Call, Replacement], inputs: Any,
+        fills: bool = False,
     ):  # fmt: skip
         super().__init__(network, plan, replacements)
         self.regions = plan.regions
@@ -40,8 +44,13 @@ class ScheduledPass(Replacing):
         self.in_segment: Segment | None = None
         self.segment: SegmentAgain | CheapWork | None = None
         self.collected = WeakIdKeyDictionary()  # what the prefix came to, by the stand-in that the network holds
-        self.prefix = None
-        if plan.schedule.prefix_batch is not None:
+        self.inputs, self.prefix = inputs, None
+        if fills:
+            self.prefix = PrefixToCache()
+        elif plan.schedule.cache is not None:
+            self.prefix = PrefixFromCache(images[0], plan.required.graph.input.shape[1:])
+            self.inputs = (self.prefix.images,), {}
+        elif plan.schedule.prefix_batch is not None:
             self.prefix = PrefixInPieces(self.own.tensors, images, plan.schedule.prefix_batch)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

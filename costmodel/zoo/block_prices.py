@@ -34,7 +34,7 @@ from ..errors import InputError, ModelError
 from ..graph.blocks import parts
 from ..graph.layer_graph import LayerGraph
 from ..methods.table import METHODS
-from ..schedules.best import MOST_FLOPS, free_schedules
+from ..schedules.best import MOST_FLOPS, free_schedules, levers_of
 from ..step.optimizers import OPTIMIZERS
 from ..step.precision import Precision
 from ..step.schedule import PLAIN, Schedule
@@ -163,8 +163,8 @@ class BlockPrices:
         best = np.zeros(len(numbers), np.int64)
         every = np.arange(len(numbers))
         for s, schedule in enumerate(self.schedules):
-            levers = np.array([_levers(each) for each in self.schedules])
-            mine = np.stack([peaks[s], flops[s], work[s], np.full(len(every), _levers(schedule))])
+            levers = np.array([levers_of(each) for each in self.schedules])
+            mine = np.stack([peaks[s], flops[s], work[s], np.full(len(every), levers_of(schedule))])
             theirs = np.stack([peaks[best, every], flops[best, every], work[best, every], levers[best]])
             best = np.where((flops[s] <= MOST_FLOPS * flops[0]) & _before(mine, theirs), s, best)
         return SubnetworkPrices(
@@ -239,10 +239,6 @@ class BlockPrices:
                     before = np.where(first > 0, last, before)
             peak = np.maximum(peak, gradients + working)
         return peak + sum(of("start", part) for part in every)
-
-
-def _levers(schedule: Schedule) -> int:
-    return (schedule.micro_batch is not None) + schedule.inplace_update
 
 
 def _before(mine: Counts, theirs: Counts) -> Counts:

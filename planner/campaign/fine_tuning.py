@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from costmodel import OPTIMIZERS, Verification, Way, apply, make_optimizer, verify
+from costmodel import OPTIMIZERS, PLAIN, Schedule, Verification, Way, apply, make_optimizer, verify
 from costmodel.errors import InputError, require_count
 
 Data = tuple[torch.Tensor, torch.Tensor] | Dataset
@@ -104,19 +104,21 @@ def fine_tune(
     report: Callable[[int, float], bool] | None = None,
     evaluate_every: int = 1,
     check_memory: bool = True,
+    schedule: Schedule = PLAIN,
 ) -> Run:
     """Fine-tune a copy of the model in a way and return what came of it; the model itself stays as it is.
 
     train, test: (images, labels) as tensors, or data sets of such pairs. report: called with the epoch and the accuracy
     on `test` in percent; returns True to stop. evaluate_every: epochs between two evaluations; the last is evaluated
-    in any case. The same seed gives the same run, on the same machine and number of threads.
+    in any case. schedule: by which the memory of a step is checked; it changes no result, and the run itself is carried
+    out plainly. The same seed gives the same run, on the same machine and number of threads.
 
     Errors: InputError for a number that makes no sense and for less data than one batch; those of `costmodel.apply`.
     """
     train, test = as_data_set(train), as_data_set(test)
     _check(train, test, recipe, evaluate_every)
     with torch.random.fork_rng(devices=[]):
-        memory = measure_memory(model, way, recipe) if check_memory else None
+        memory = measure_memory(model, way, recipe, schedule) if check_memory else None
         torch.manual_seed(seed)
         network = apply(copy.deepcopy(model), way, resolution=recipe.resolution)
         start = time.perf_counter()
@@ -151,10 +153,11 @@ def train_epochs(network: nn.Module, train: Data, recipe: Recipe) -> Iterator[in
         yield epoch
 
 
-def measure_memory(model: nn.Module, way: Way, recipe: Recipe) -> Memory:
+def measure_memory(model: nn.Module, way: Way, recipe: Recipe, schedule: Schedule = PLAIN) -> Memory:
     """Return the memory of one step, predicted and measured on a copy of the model."""
     found = verify(
-        model, way, batch=recipe.batch, resolution=recipe.resolution, accounting="lean", optimizer=recipe.optimizer
+        model, way, batch=recipe.batch, resolution=recipe.resolution, accounting="lean", optimizer=recipe.optimizer,
+        schedule=schedule,
     )  # fmt: skip
     return Memory.of(found)
 

@@ -11,7 +11,8 @@ from networks import traced
 
 import costmodel
 from costmodel import InfeasibleError, InputError, Schedule, Step, best_schedule, footprint, schedule_frontier, way
-from costmodel.schedules.best import LEVERS, Chain
+from costmodel.schedules.best import LEVERS
+from costmodel.schedules.chain import Chain, Option
 from costmodel.step.schedule import MODES, schedule_from
 
 # Megabytes of a step at 224 pixels, batch 8, SGD: today, and the least at 1.00, 1.10 and 1.33 times the FLOPs. Source:
@@ -47,24 +48,52 @@ def test_the_winner_is_that_of_brute_force(name, method, k, inplace, data):
     """Every way of carrying out a short chain, priced by its links: none that fits costs less."""
     step = Step(traced(name, 64), way(method, k), schedule=Schedule(inplace_update=inplace))
     chain = Chain(step, tuple(MODES))
-    every = list(paths(chain, 0))
+    every = list(paths(chain, [chain.every_option(first) for first in range(len(chain.starts))]))
     budget = data.draw(st.sampled_from(sorted({peak for _, _, peak in every})))
     best = min((flops, elementwise) for flops, elementwise, peak in every if peak <= budget)
-    label = chain.solve(budget)
-    assert (label.flops, label.elementwise) == best and chain.peak_of(label) <= budget
-    assert chain.solve(min(peak for _, _, peak in every) - 1) is None
+    number = chain.fitting(budget)
+    assert (chain.steps.flops[number], chain.steps.elementwise[number]) == best
+    assert chain.peak_bytes[number] <= budget
+    assert chain.fitting(min(peak for _, _, peak in every) - 1) is None
 
 
-def paths(chain: Chain, place: int, kept: int = 0):
+def paths(chain: Chain, options: list[list[Option]], place: int = 0, kept: int = 0):
     """Yield the cost and the peak of every way from a place to the end."""
     if place == len(chain.starts):
         yield 0, 0, chain.floor
         return
-    for option in chain.options[place]:
-        own = max(option.alone.forward + chain.held, option.alone.backward + chain.later[option.end - 1])
-        for flops, elementwise, peak in paths(chain, option.end, kept + option.alone.kept):
-            here = chain.start_bytes + kept + own
+    for option in options[place]:
+        here = chain.always + kept + chain.own_bytes(place, option)
+        for flops, elementwise, peak in paths(chain, options, place + option.count, kept + option.alone.kept):
             yield flops + option.flops, elementwise + option.elementwise, max(peak, here)
+
+
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small", "torchvision:resnet18"])
+def test_no_option_takes_less_than_its_lower_bound(name):
+    """What is left out by its bound is left out rightly."""
+    checked = 0
+    for one in (way("full"), way("mobiletl", 3), way("norm")):
+        chain = Chain(Step(traced(name), one), tuple(MODES))
+        for first, place in enumerate(chain.places):
+            for option in place.options:
+                if not option.is_exact:
+                    exact, least = chain.exact(first, option).alone, option.alone
+                    assert exact.kept >= least.kept and exact.backward >= least.backward
+                    checked += 1
+    assert checked > 20
+
+
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "timm:tinynet_e"])
+def test_depths_share_what_they_have_in_common(name):
+    """A depth that finds its places in the table of a deeper one gets what it gets alone."""
+    alone, shared = costmodel.trace(name), costmodel.trace(name)
+    assert alone is not shared
+    for depth in (8, 5, 4):
+        alone = costmodel.trace(name)
+        found, other = (schedule_frontier(graph, "blocks", depth) for graph in (alone, shared))
+        assert len(found) > 3 and found.peak_bytes.tolist() == other.peak_bytes.tolist()
+        assert found.total_flops.tolist() == other.total_flops.tolist()
+        assert [found.schedule(n) for n in range(len(found))] == [other.schedule(n) for n in range(len(other))]
 
 
 @pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small"])
@@ -74,15 +103,16 @@ def test_links_add_up_to_the_simulation(name):
 
     step = Step(traced(name), way("blocks", 6), schedule=Schedule(inplace_update=True, prefix_batch=1))
     chain, draw = Chain(step, tuple(MODES)), random.Random(0)
+    options = [chain.every_option(first) for first in range(len(chain.starts))]
     for _ in range(30):
         place, kept, peak, segments = 0, 0, chain.floor, []
         while place < len(chain.starts):
-            option = draw.choice(chain.options[place])
-            own = max(option.alone.forward, option.alone.backward + chain.later[option.end - 1])
-            peak, kept = max(peak, chain.start_bytes + kept + own), kept + option.alone.kept
+            option = draw.choice(options[place])
+            peak = max(peak, chain.always + kept + chain.own_bytes(place, option))
+            kept, behind = kept + option.alone.kept, place + option.count
             if option.mode:
-                segments.append((chain.starts[place], chain.ends[option.end - 1] - 1, option.mode))
-            place = option.end
+                segments.append((chain.starts[place], chain.ends[behind - 1] - 1, option.mode))
+            place = behind
         schedule = Schedule(inplace_update=True, prefix_batch=1, segments=tuple(segments))
         whole = footprint(Step(step.graph, step.way, schedule=schedule)).peak_bytes
         assert abs(peak / whole - 1) < 0.005
@@ -130,10 +160,13 @@ def test_the_frontier_trades_memory_for_flops():
     graph = traced("torchvision:mobilenet_v3_small")
     found = schedule_frontier(graph, "full")
     assert len(found) > 10
-    assert [each.total_flops for each in found] == sorted(each.total_flops for each in found)
-    assert [each.peak_bytes for each in found] == sorted((each.peak_bytes for each in found), reverse=True)
-    for each in found[:: len(found) // 5]:
-        assert footprint(Step(graph, way("full"), schedule=each.schedule)).peak_bytes == each.peak_bytes
+    assert found.total_flops.tolist() == sorted(found.total_flops.tolist())
+    assert found.peak_bytes.tolist() == sorted(found.peak_bytes.tolist(), reverse=True)
+    every = len(found) // 8
+    for number, each in zip(range(0, len(found), every), found[::every], strict=True):
+        whole = footprint(Step(graph, way("full"), schedule=found.schedule(number)))
+        assert (each.peak_bytes, each.total_flops) == (whole.peak_bytes, whole.total_flops)
+        assert (found.peak_bytes[number], found.total_flops[number]) == (whole.peak_bytes, whole.total_flops)
 
 
 def test_a_step_with_a_schedule_of_its_own_keeps_it():

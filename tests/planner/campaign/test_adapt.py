@@ -62,7 +62,7 @@ def test_an_adaptation_ends_in_a_plan_and_a_rerun_does_nothing_again(pictures, t
     graph = trace(first.model, 16, 3)
     step = replace(footprint(graph, plan.way.method, plan.way.blocks).step, schedule=plan.schedule)
     assert footprint(step).peak_bytes == plan.peak_bytes == first.found.peak_bytes <= 600_000
-    assert plan.expected.accuracy_percent == pytest.approx(first.runs[0])
+    assert plan.promises.accuracy_percent == pytest.approx(first.runs[0])
     plan.save(tmp_path / "plan.json")
     network, _ = make_network(graph, load_weights(TINY, str(path)), 0)
     Plan.load(tmp_path / "plan.json").apply(network)
