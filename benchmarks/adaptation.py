@@ -34,7 +34,7 @@ from tasks import NETWORKS, digits
 from verifying import RESULTS, Rows, versions
 
 from costmodel import BlockPrices, Step, best_schedule, footprint, trace
-from costmodel.zoo.block_prices import LEVERS
+from costmodel.schedules.block_prices import LEVERS
 from planner.campaign.adapt import Adaptation
 from planner.campaign.fine_tuning import Recipe, fine_tune
 from planner.campaign.images import DataSet, Images

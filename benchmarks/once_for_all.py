@@ -20,7 +20,8 @@ from dataclasses import replace
 import torch
 from verifying import RESULTS, versions
 
-from costmodel.zoo.elastic import ELASTIC, Design, Subnetwork
+from costmodel.graph.elastic import Design, Subnetwork
+from costmodel.zoo.elastic import ELASTIC
 from costmodel.zoo.once_for_all import SuperNetwork
 
 THEIRS = {"ofa_proxyless": "OFAProxylessNASNets", "ofa_mobilenet_v3": "OFAMobileNetV3"}

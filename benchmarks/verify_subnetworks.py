@@ -17,7 +17,7 @@ from dataclasses import replace
 from verifying import RESULTS, Rows, arguments, versions
 
 from costmodel import BlockPrices, LayerGraph, Step, Subnetwork, best_schedule, footprint, supernetwork, trace, way
-from costmodel.zoo.block_prices import LEVERS
+from costmodel.schedules.block_prices import LEVERS
 
 CASES = (
     ("zoo:ofa_proxyless@norm=group", way("tinytl-lb"), 8, "sgd", "lean"),
@@ -53,9 +53,9 @@ def traced(prices: BlockPrices, chosen: Subnetwork) -> tuple[dict[str, int], str
     return found, least.schedule.label(step.batch)
 
 
-def verify(given) -> tuple[Rows, list[str]]:
+def verify(given) -> Rows:
     rows = Rows(RESULTS / "verify_subnetworks.csv", COLUMNS, COLUMNS[:6], given.resume)
-    lines = []
+    seconds: dict[str, float] = {}
     for name, *step in CASES:
         prices, _ = table(name, tuple(step))
         design = prices.design
@@ -63,6 +63,9 @@ def verify(given) -> tuple[Rows, list[str]]:
         chosen = [design.draw(randomness) for _ in range(EACH)]
         many = [design.draw(randomness) for _ in range(MANY)]
         found = prices.price(chosen)
+        start = time.perf_counter()
+        prices.price(many)
+        seconds[name] = time.perf_counter() - start
         for number, one in enumerate(chosen):
             key = {"network": name, "method": step[0].label, "batch": step[1], "optimizer": step[2],
                    "accounting": step[3], "subnetwork": one.text}  # fmt: skip
@@ -74,34 +77,35 @@ def verify(given) -> tuple[Rows, list[str]]:
             differs = [column for column in NUMBERS if own[column] != other[column]]
             differs += ["schedule"] if schedule != best else []
             rows.add({**key, **own, "schedule": schedule, "differs": " ".join(differs)})
-        start = time.perf_counter()
-        prices.price(many)
-        seconds = time.perf_counter() - start
+            if not number % 25:
+                write(given, rows, seconds)
+        write(given, rows, seconds)
+    return rows
+
+
+def write(given, rows: Rows, seconds: dict[str, float]) -> None:
+    """Write the table of what is verified so far."""
+    lines = []
+    for name, trained, batch, optimizer, accounting in CASES:
         mine = [row for row in rows.rows if row["network"] == name]
         equal = sum(not row["differs"] for row in mine)
+        timed = f"{seconds[name]:.1f} s" if name in seconds else ""
         lines.append(
-            f"| `{name}` | {step[0].label}, {step[2]}, batch {step[1]}, {step[3]} | {len(mine)} | {equal} | "
-            f"{len(prices.rows) - 1} | {seconds:.1f} s |"
+            f"| `{name}` | {trained.label}, {optimizer}, batch {batch}, {accounting} | {len(mine)} | {equal} | "
+            f"{timed} |"
         )
-        print(lines[-1], flush=True)
-    return rows, lines
-
-
-def main() -> None:
-    given = arguments(__doc__ or "")
-    rows, lines = verify(given)
     text = [
         "# Sub-networks priced from tables of their blocks", "", f"{given.date}, {given.machine}; {versions()}; "
         f"{RESOLUTION} x {RESOLUTION}, {CLASSES} classes; `benchmarks/verify_subnetworks.py`.", "",
         "Equal: saved bytes, peak, FLOPs, trained parameters, and least peak and schedule are those of the "
-        "sub-network's own trace, all of them. Rows: what is in the table: blocks by stage, place, kernel, expansion, "
-        "and what the method distinguishes.", "",
-        f"| super-network | step | random sub-networks | equal | rows | {MANY:,} priced in |",
-        "|---|---|---|---|---|---|",
-        *lines,
+        f"sub-network's own trace, all of them. {EACH} of each are to be compared.", "",
+        f"| super-network | step | random sub-networks | equal | {MANY:,} priced in |", "|---|---|---|---|---|", *lines,
     ]  # fmt: skip
     (RESULTS / "verify_subnetworks.md").write_text("\n".join(text) + "\n")
-    if any(row["differs"] for row in rows.rows):
+
+
+def main() -> None:
+    if any(row["differs"] for row in verify(arguments(__doc__ or "")).rows):
         raise SystemExit(1)
 
 

@@ -27,6 +27,7 @@ from .errors import (
     missing_package,
 )
 from .graph.blocks import block_count, body_digest, parts
+from .graph.elastic import Design, Subnetwork
 from .graph.layer_graph import LayerGraph
 from .graph.values import Layer, Tensor
 from .methods.assignment import Assignment
@@ -45,12 +46,11 @@ from .schedules.best import (
     nearest_schedule,
     schedule_frontier,
 )
+from .schedules.block_prices import BlockPrices, SubnetworkPrices
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
 from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
-from .zoo.block_prices import BlockPrices, SubnetworkPrices
-from .zoo.elastic import Design, Subnetwork
 
 if TYPE_CHECKING:
     from .checking.verification import Verification, verify

@@ -34,13 +34,13 @@ TORCH = {
 }  # fmt: skip
 # Files of these that are about torch without loading it.
 WITHOUT_TORCH_THEMSELVES = {
-    "costmodel/zoo/elastic.py", "costmodel/zoo/block_prices.py", "planner/campaign/next_trial.py",
+    "costmodel/zoo/elastic.py", "planner/campaign/next_trial.py",
     "planner/campaign/storage.py", "planner/campaign/watch.py",
 }  # fmt: skip
 # What `planner` may use beside the names that `costmodel` shows.
 OPEN_MODULES = {
     "costmodel.errors", "costmodel.secrets", "costmodel.units", "costmodel.table", "costmodel.reading",
-    "costmodel.interface.running", "costmodel.interface.drawing", "costmodel.zoo.elastic",
+    "costmodel.interface.running", "costmodel.interface.drawing", "costmodel.graph.elastic",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "fvcore", "optuna", "sqlalchemy", "PIL", "matplotlib", "plotly"}
 

@@ -22,8 +22,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CostModelError, InputError, MissingPackageError, ModelError, needs, unknown
+from ..graph.elastic import split_name
 from ..graph.layer_graph import LayerGraph
-from ..zoo.elastic import ELASTIC, split_name
+from ..zoo.elastic import ELASTIC
 
 if TYPE_CHECKING:
     from ..zoo.once_for_all import SuperNetwork

@@ -23,7 +23,7 @@ import math
 import torch
 from torch import nn
 
-from .elastic import MULTIPLE, nearest
+from ..graph.elastic import MULTIPLE, nearest
 from .proxylessnas_mobile import STAGES, InvertedResidual, _conv_norm
 
 Row = tuple[int, int, int, int, int]  # kernel, width of the expansion (0: none), outputs, stride, blocks

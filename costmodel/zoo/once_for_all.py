@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from ..graph.elastic import KERNELS, Design, Subnetwork, nearest
 from ..layers.lite_residual import group_norm
-from .elastic import KERNELS, Design, Subnetwork, nearest
 from .proxylessnas_mobile_tinytl import StandardizedConv2d
 
 _ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "h_swish": nn.Hardswish}

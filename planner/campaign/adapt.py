@@ -37,7 +37,7 @@ from costmodel import (
     values_per_norm,
 )
 from costmodel.errors import InputError, require_count
-from costmodel.zoo.elastic import split_name
+from costmodel.graph.elastic import split_name
 
 from ..choosing.axes import axes
 from ..choosing.candidate import Candidate

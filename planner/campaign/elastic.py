@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from costmodel import Subnetwork, SuperNetwork, make_optimizer
-from costmodel.zoo.elastic import DEPTHS, EXPANSIONS, KERNELS
+from costmodel.graph.elastic import DEPTHS, EXPANSIONS, KERNELS
 
 from .fine_tuning import Data, Recipe, as_data_set
 

@@ -6,8 +6,8 @@ moments take beyond what the blocks before keep,
 
     most[b] = max(forward[b], backward[b] + gradients behind b, kept[b] + most[behind b])
 
-(`costmodel.zoo.block_prices`). What is worse in all four than another is dropped, and what cannot reach the best that
-is known to fit: for each block still to come, its start and kept bytes come on top, whatever the moment of the peak, so
+(`costmodel.BlockPrices`). What is worse in all four than another is dropped, and what cannot reach the best that is
+known to fit: for each block still to come, its start and kept bytes come on top, whatever the moment of the peak, so
 that the most accuracy for those bytes alone is a bound. It is known from a dynamic programme of its own, over two
 numbers.
 """
@@ -21,7 +21,7 @@ from itertools import product
 import numpy as np
 
 from costmodel import BlockPrices, Subnetwork
-from costmodel.zoo.elastic import DEPTHS, EXPANSIONS, KERNELS
+from costmodel.graph.elastic import DEPTHS, EXPANSIONS, KERNELS
 
 _CHUNK = 512  # rows that are compared at once
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from costmodel import BlockPrices, Design, LayerGraph, Schedule, Step, Subnetwork, Way, supernetwork, trace, way
 from costmodel.errors import InfeasibleError, InputError, shortened
+from costmodel.graph.elastic import DEPTHS, EXPANSIONS, KERNELS, split_name
 from costmodel.reading import read_file
 from costmodel.units import format_bytes
-from costmodel.zoo.elastic import DEPTHS, EXPANSIONS, KERNELS, split_name
 
 from ..estimates.subnetworks import LEAST, Quality, SubnetworkAccuracy, fit
 from .programme import Programme

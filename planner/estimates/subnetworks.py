@@ -18,7 +18,7 @@ import numpy as np
 import pandas
 
 from costmodel import Design, Subnetwork
-from costmodel.zoo.elastic import EXPANSIONS, KERNELS
+from costmodel.graph.elastic import EXPANSIONS, KERNELS
 
 from .intervals import Z95
 

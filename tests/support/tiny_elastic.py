@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from costmodel.zoo.elastic import Design, Stage
+from costmodel.graph.elastic import Design, Stage
 from costmodel.zoo.once_for_all import SuperNetwork
 
 DESIGN = Design(

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from repository import ROOT
 
 from costmodel import BlockPrices, InputError, Step, apply, best_schedule, build, footprint, supernetwork, trace, way
-from costmodel.zoo.block_prices import LEVERS
-from costmodel.zoo.elastic import ELASTIC, MOBILENET_V3, PROXYLESS, Subnetwork, split_name
+from costmodel.graph.elastic import Subnetwork, split_name
+from costmodel.schedules.block_prices import LEVERS
+from costmodel.zoo.elastic import ELASTIC, MOBILENET_V3, PROXYLESS
 from costmodel.zoo.once_for_all import Static, SuperNetwork
 
 TINY = f"{ROOT / 'tests' / 'support' / 'tiny_elastic.py'}:make"

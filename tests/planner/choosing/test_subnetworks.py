@@ -11,7 +11,7 @@ import pytest
 
 from costmodel import BlockPrices, InputError, Step, footprint, trace, way
 from costmodel.errors import InfeasibleError
-from costmodel.zoo.elastic import DEPTHS, EXPANSIONS, KERNELS, Design, Stage, Subnetwork
+from costmodel.graph.elastic import DEPTHS, EXPANSIONS, KERNELS, Design, Stage, Subnetwork
 from costmodel.zoo.once_for_all import Static
 from planner.choosing.subnetworks import Search, plan_without_data
 from planner.estimates.subnetworks import SubnetworkAccuracy, fit

@@ -32,6 +32,7 @@ from ..accounting.table import ACCOUNTINGS
 from ..answers.footprint import Footprint, footprint
 from ..errors import InputError, ModelError
 from ..graph.blocks import parts
+from ..graph.elastic import Design, Subnetwork
 from ..graph.layer_graph import LayerGraph
 from ..methods.table import METHODS
 from ..schedules.best import MOST_FLOPS, free_schedules, levers_of
@@ -42,7 +43,6 @@ from ..step.simulation import SAVED, Moment
 from ..step.sizes import trained_bytes
 from ..step.step import Step
 from ..units import Counts
-from .elastic import Design, Subnetwork
 
 LEVERS = ("inplace", "micro-batch")
 # Of a part, whatever the schedule. The update goes through the parameters in their order, in which a part has one run,
