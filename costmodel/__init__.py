@@ -3,8 +3,8 @@
     graph = trace("torchvision:mobilenet_v2")
     print(footprint(graph, method="mobiletl", blocks=5, batch=8))
 
-Only `build`, `supernetwork`, `replace_head`, `verify`, `apply`, `restore`, and `trace` of a network whose trace is not
-stored, load torch.
+Only `build`, `replace_head`, `verify`, `apply`, `restore`, and `trace` of a network whose trace is not stored, load
+torch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
-    from .checking.verification import Verification, verify
+    from .checking.verification import Verification, check_peak, verify
+    from .interface.summary import Summary, summary
     from .traces.stored import trace
     from .tracing.models import build, replace_head, supernetwork
     from .training.applied import apply, restore
@@ -63,14 +64,17 @@ if TYPE_CHECKING:
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
+    "Summary": "interface.summary",
     "SuperNetwork": "zoo.once_for_all",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
     "cached_prefix": "training.cache",
+    "check_peak": "checking.verification",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
+    "summary": "interface.summary",
     "supernetwork": "tracing.models",
     "trace": "traces.stored",
     "update_in_place": "training.optimizers",
@@ -121,6 +125,7 @@ __all__ = [
     "Step",
     "Subnetwork",
     "SubnetworkPrices",
+    "Summary",
     "SuperNetwork",
     "Tensor",
     "UnknownOperationError",
@@ -133,6 +138,7 @@ __all__ = [
     "body_digest",
     "build",
     "cached_prefix",
+    "check_peak",
     "convolutions",
     "footprint",
     "make_optimizer",
@@ -147,6 +153,7 @@ __all__ = [
     "restore",
     "schedule_from",
     "schedule_frontier",
+    "summary",
     "supernetwork",
     "trace",
     "update_in_place",

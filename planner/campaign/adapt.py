@@ -48,9 +48,10 @@ from ..estimates.subnetworks import LEAST, SubnetworkAccuracy, fit
 from ..evidence.database import COUNTED
 from ..evidence.rows import Row, pack
 from .elastic import calibrated, folds_of, one_at_random, spread, train_elastic
-from .fine_tuning import Recipe, Run, classify, fine_tune
+from .fine_tuning import Run, classify, fine_tune
 from .identity import settings_of
 from .images import DataSet, list_folder, read_folder
+from .loop import Recipe
 from .measure import command, versions
 from .rates import Rates
 from .storage import Store, prepare

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from costmodel import Subnetwork, SuperNetwork, make_optimizer
 from costmodel.graph.elastic import DEPTHS, EXPANSIONS, KERNELS
 
-from .fine_tuning import Data, Recipe, as_data_set
+from .fine_tuning import Data, as_data_set
+from .loop import Recipe
 
 Draw = Callable[[], Sequence[Subnetwork]]
 CALIBRATION_BATCH, CALIBRATION_BATCHES = 64, 32  # Source: once-for-all's calib_bn, 2,000 images
