@@ -28,6 +28,7 @@ from .errors import (
     missing_package,
 )
 from .graph.blocks import block_count, body_digest, parts
+from .graph.elastic import Design, Subnetwork
 from .graph.layer_graph import LayerGraph
 from .graph.values import Layer, Tensor
 from .machine.process import POLICIES, Floor, Process, kernels_of, process_of
@@ -48,6 +49,7 @@ from .schedules.best import (
     nearest_schedule,
     schedule_frontier,
 )
+from .schedules.block_prices import BlockPrices, SubnetworkPrices
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
 from .step.schedule import PLAIN, Schedule, schedule_from
@@ -60,17 +62,19 @@ if TYPE_CHECKING:
     from .interface.summary import Summary, summary
     from .machine.calibration import calibration
     from .traces.stored import trace
-    from .tracing.models import build, replace_head
+    from .tracing.models import build, replace_head, supernetwork
     from .training.applied import apply, restore
     from .training.arena.arena import Arena
     from .training.cache import cached_prefix
     from .training.optimizers import make_optimizer, update_in_place
+    from .zoo.once_for_all import SuperNetwork
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
     "Arena": "training.arena.arena",
     "Export": "export.exporting",
     "Summary": "interface.summary",
+    "SuperNetwork": "zoo.once_for_all",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "calibration": "machine.calibration",
@@ -83,6 +87,7 @@ _LATER = {
     "replace_head": "tracing.models",
     "restore": "training.applied",
     "summary": "interface.summary",
+    "supernetwork": "tracing.models",
     "trace": "traces.stored",
     "update_in_place": "training.optimizers",
     "verify": "checking.verification",
@@ -115,7 +120,9 @@ __all__ = [
     "RULES",
     "Arena",
     "Assignment",
+    "BlockPrices",
     "CostModelError",
+    "Design",
     "Export",
     "Floor",
     "Footprint",
@@ -136,7 +143,10 @@ __all__ = [
     "Seconds",
     "Step",
     "StepTime",
+    "Subnetwork",
+    "SubnetworkPrices",
     "Summary",
+    "SuperNetwork",
     "Tensor",
     "UnknownOperationError",
     "Verification",
@@ -169,6 +179,7 @@ __all__ = [
     "schedule_from",
     "schedule_frontier",
     "summary",
+    "supernetwork",
     "trace",
     "update_in_place",
     "values_per_norm",

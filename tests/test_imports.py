@@ -36,13 +36,15 @@ TORCH = {
 }  # fmt: skip
 # Files of these that are about torch without loading it.
 WITHOUT_TORCH_THEMSELVES = {
-    "costmodel/export/placing.py", "planner/campaign/next_trial.py", "planner/campaign/storage.py",
-    "planner/campaign/watch.py", "planner/training/trained.py", "planner/training/watch.py",
+    "costmodel/export/placing.py", "costmodel/zoo/elastic.py", "planner/campaign/next_trial.py",
+    "planner/campaign/storage.py", "planner/campaign/watch.py", "planner/training/trained.py",
+    "planner/training/watch.py",
 }  # fmt: skip
 # What `planner` may use beside the names that `costmodel` shows.
 OPEN_MODULES = {
     "costmodel.errors", "costmodel.secrets", "costmodel.units", "costmodel.table", "costmodel.reading",
     "costmodel.interface.running", "costmodel.interface.drawing", "costmodel.interface.layout",
+    "costmodel.graph.elastic",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "executorch", "fvcore", "optuna", "sqlalchemy", "PIL", "matplotlib", "plotly"}
 

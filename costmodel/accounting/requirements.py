@@ -96,9 +96,13 @@ class Requirements:
 
     @cached_property
     def _flops(self) -> tuple[dict[str, int], dict[str, int]]:
-        """FLOPs by kind: of each image, and of each pass whatever its batch."""
+        return self.flops_of(range(len(self.graph.layers)))
+
+    def flops_of(self, part: range) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the FLOPs of some layers by kind: of each image, and of each pass whatever its batch."""
         each, once = dict.fromkeys(FLOPS_KINDS, 0), dict.fromkeys(FLOPS_KINDS, 0)
-        for layer, facts in zip(self.graph.layers, self.facts, strict=True):
+        for index in part:
+            layer, facts = self.graph.layers[index], self.facts[index]
             count = each if layer.output.batched else once
             count["forward"] += facts.forward_flops
             count["elementwise_forward"] += facts.forward_elementwise
@@ -107,7 +111,7 @@ class Requirements:
                 kind = "backward_input" if layer.inputs[role].kind == "activation" else "backward_weight"
                 count[kind] += flops
             count["elementwise_backward"] += sum(facts.backward_elementwise.get(role, 0) for role in roles)
-        for index in self.books.recomputed:
+        for index in filter(part.__contains__, self.books.recomputed):
             count = each if self.graph.layers[index].output.batched else once
             count["recompute"] += self.facts[index].forward_flops
             count["elementwise_backward"] += self.facts[index].forward_elementwise

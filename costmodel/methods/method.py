@@ -44,7 +44,8 @@ class Method:
     anchor: whether it is an end of the scale of recovery: 'last' (0) or 'full' (1). evidence: the published method
     whose accuracies stand for it (default: its own). converts: whether it puts other operations into a network than it
     was pre-trained with, unless it was pre-trained so. needs_norm: whether it needs norm layers to differ from others.
-    depth_option: the option that counts how many of the last convolutions train, if one does.
+    depth_option: the option that counts how many of the last convolutions train, if one does. marks: numbers n of which
+    it treats the last n blocks differently, whatever trains.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Method:
     converts: bool = False
     needs_norm: bool = False
     depth_option: str = ""
+    marks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         Table("option", ((option.name, option) for option in self.options))  # refuses a name twice

@@ -183,6 +183,7 @@ TINYTL_L = Method(
     lacks=_lacks,
     converts=True,
     needs_norm=True,
+    marks=(SMALL_KERNEL_BLOCKS,),
 )
 TINYTL_LB = Method(
     "tinytl-lb",
@@ -193,4 +194,5 @@ TINYTL_LB = Method(
     lacks=_lacks,
     converts=True,
     needs_norm=True,
+    marks=(SMALL_KERNEL_BLOCKS,),
 )

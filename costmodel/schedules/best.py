@@ -55,10 +55,11 @@ class Scheduled:
     @property
     def levers(self) -> int:
         """How many things are out of the ordinary, but for segments."""
-        return _levers(self.schedule)
+        return levers_of(self.schedule)
 
 
-def _levers(schedule: Schedule) -> int:
+def levers_of(schedule: Schedule) -> int:
+    """Return how many things of a schedule are out of the ordinary, but for segments."""
     return sum((schedule.micro_batch is not None, schedule.inplace_update, schedule.prefix_batch is not None))
 
 
@@ -169,13 +170,16 @@ def schedule_frontier(
     Errors: those of `best_schedule`, but for budgets.
     """
     step = _step(what, method, blocks, batch, options, optimizer, accounting)
-    free = [Scheduled.of(replace(step, schedule=each)) for each in dict.fromkeys([step.schedule, *_bases(step, allow)])]
+    free = [
+        Scheduled.of(replace(step, schedule=each))
+        for each in dict.fromkeys([step.schedule, *free_schedules(step, allow)])
+    ]
     columns = [[(each.peak_bytes, each.total_flops, each.elementwise_flops, each.levers, 0)] for each in free]
     chains = list(_chains(step, allow))
     columns += [
         np.stack([
             each.peak_bytes, each.total_flops, each.elementwise_flops,
-            np.full(each.steps.spare.size, _levers(each.step.schedule)), np.arange(each.steps.spare.size),
+            np.full(each.steps.spare.size, levers_of(each.step.schedule)), np.arange(each.steps.spare.size),
         ], axis=1)
         for each in chains
     ]  # fmt: skip
@@ -215,7 +219,7 @@ def _simplest(step: Step, found: Scheduled, ram_bytes: int) -> Scheduled:
     return found
 
 
-def _bases(step: Step, allow: Collection[str]) -> Iterator[Schedule]:
+def free_schedules(step: Step, allow: Collection[str]) -> Iterator[Schedule]:
     """Yield schedules without segments, which cost no FLOPs, that no other is better than in every part of a step.
 
     To update in place is never worse. The prefix in pieces collects its results, which may be more than it saves.
@@ -240,14 +244,14 @@ def _chains(step: Step, allow: Collection[str]) -> Iterator[Chain]:
         mode.partition("-")[0], {"recompute"}) <= {*allow})  # fmt: skip
     if not modes or not can_be_cut(step.requirements):
         return
-    for schedule in _bases(step, allow):
+    for schedule in free_schedules(step, allow):
         yield Chain(replace(step, schedule=schedule), modes)
 
 
 def _within(step: Step, ram_bytes: int, most: float, allow: Collection[str], plain: Scheduled) -> Iterator[Scheduled]:
     """Yield schedules for a budget; they may miss it."""
     yield plain
-    free = [Scheduled.of(replace(step, schedule=schedule)) for schedule in _bases(step, allow)]
+    free = [Scheduled.of(replace(step, schedule=schedule)) for schedule in free_schedules(step, allow)]
     yield from free
     if min(each.peak_bytes for each in (plain, *free)) <= ram_bytes:
         return  # nothing need be done again
@@ -279,7 +283,7 @@ def _replayed(chain: Chain, ram_bytes: int, most: float) -> Iterator[Scheduled]:
 def _least(step: Step, most: float, allow: Collection[str], plain: Scheduled) -> Iterator[Scheduled]:
     """Yield schedules that take little within a number of FLOPs."""
     yield plain
-    yield from (Scheduled.of(replace(step, schedule=schedule)) for schedule in _bases(step, allow))
+    yield from (Scheduled.of(replace(step, schedule=schedule)) for schedule in free_schedules(step, allow))
     for chain in _chains(step, allow):
         if (number := chain.within(most)) is not None:
             yield Scheduled.of(replace(step, schedule=chain.schedule(number)))

@@ -1,5 +1,7 @@
 """Names -> torch models: "torchvision:NAME", "timm:NAME", "zoo:NAME", "path/file.py:function", or a bare NAME.
 
+A name of an elastic super-network means its largest sub-network, and with @d=...,k=...,e=... any other.
+
 On the meta device, for questions about shapes alone, a network is built without running its initialisation.
 """
 
@@ -13,14 +15,19 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CostModelError, InputError, MissingPackageError, ModelError, needs, unknown
+from ..graph.elastic import split_name
 from ..graph.layer_graph import LayerGraph
+from ..zoo.elastic import ELASTIC
+
+if TYPE_CHECKING:
+    from ..zoo.once_for_all import SuperNetwork
 
 _RANDOM_FILLS = {"normal_", "uniform_", "trunc_normal_", "bernoulli_", "random_", "exponential_"}
 
@@ -77,13 +84,14 @@ def usual_shape(name: str, resolution: int) -> tuple[int, ...] | None:
 def _zoo_names() -> list[str]:
     from ..zoo.table import ZOO
 
-    return list(ZOO)
+    return [*ZOO, *ELASTIC]
 
 
 def _zoo_model(name: str, **options) -> nn.Module:
+    from ..zoo.once_for_all import SuperNetwork
     from ..zoo.table import ZOO
 
-    return ZOO[name](**options)
+    return SuperNetwork(ELASTIC[name], **options) if name in ELASTIC else ZOO[name](**options)
 
 
 # A library of models: what it has, and how one is built. All take `num_classes`.
@@ -96,7 +104,7 @@ LIBRARIES: dict[str, tuple[Callable[[], list[str]], Callable[..., nn.Module]]] =
 
 def is_of_library(name: str) -> bool:
     """Return whether a full name's network is built by the library's own code: others may add to its names."""
-    source, _, model = name.rpartition(":")
+    source, _, model = split_name(name)[0].rpartition(":")
     if source == "torchvision":
         from torchvision import models
 
@@ -113,6 +121,9 @@ def resolve(name: str) -> str:
 
     Errors: InputError for a name that no library has (with near names), or that several have.
     """
+    base, choice = split_name(name)
+    if choice is not None:
+        return f"{resolve(base)}@{choice}"
     source, colon, model = name.rpartition(":")
     if name.endswith(".py"):
         source, model = name, ""
@@ -166,15 +177,52 @@ def build(name: str, classes: int | None = None, device: str = "cpu") -> nn.Modu
 
     Errors: InputError for an unknown name, ModelError if building fails.
     """
-    source, _, model = resolve(name).rpartition(":")
+    return _build(name, classes, device)
+
+
+def supernetwork(name: str, classes: int | None = None, device: str = "cpu") -> SuperNetwork:
+    """Return an elastic super-network itself, untrained; `build` returns a sub-network. Its `active` is that of name.
+
+    Errors: those of `build`; InputError for a network that is not elastic.
+    """
+    network = _build(name, classes, device, as_supernetwork=True)
+    if not hasattr(network, "design"):
+        raise InputError(
+            f"{name} is no elastic super-network; take {' or '.join(f'zoo:{each}' for each in ELASTIC)}, or a function "
+            "in path/file.py that returns a costmodel.zoo.once_for_all.SuperNetwork"
+        )
+    return cast("SuperNetwork", network)
+
+
+def _chosen(name: str, network: nn.Module, choice: str | None, as_supernetwork: bool) -> nn.Module:
+    """Return the sub-network, or the super-network of that width and norm, that a name means."""
+    from ..zoo.once_for_all import Static, SuperNetwork
+
+    if not isinstance(network, SuperNetwork):
+        if choice is not None:
+            raise InputError(f"{name} is no elastic super-network, which has sub-networks; leave out @{choice}")
+        return network
+    design, chosen = network.design.read(choice or "")
+    if not as_supernetwork:
+        return Static(design, chosen, network.num_classes)
+    if design != network.design:
+        network = SuperNetwork(design, network.num_classes)
+    network.active = chosen
+    return network
+
+
+def _build(name: str, classes: int | None, device: str, as_supernetwork: bool = False) -> nn.Module:
+    base, choice = split_name(resolve(name))
+    source, _, model = base.rpartition(":")
     options = {} if classes is None else {"num_classes": classes}
 
     def make() -> nn.Module:
-        return (
+        made = (
             _from_file(Path(source), model, options)
             if source.endswith(".py")
             else LIBRARIES[source][1](model, **options)
         )
+        return _chosen(base, made, choice, as_supernetwork)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

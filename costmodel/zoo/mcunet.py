@@ -23,6 +23,7 @@ import math
 import torch
 from torch import nn
 
+from ..graph.elastic import MULTIPLE, nearest
 from .proxylessnas_mobile import STAGES, InvertedResidual, _conv_norm
 
 Row = tuple[int, int, int, int, int]  # kernel, width of the expansion (0: none), outputs, stride, blocks
@@ -37,18 +38,9 @@ _MOBILENET_V2 = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (16
 _STEM = 32
 
 
-_MULTIPLE = 8
-
-
-def nearest(channels: float) -> int:
-    """Return a width as the nearest multiple of 8, not more than a tenth below. Source: MobileNetV2 (TensorFlow)."""
-    width = max(_MULTIPLE, int(channels + _MULTIPLE / 2) // _MULTIPLE * _MULTIPLE)
-    return width + _MULTIPLE if width < 0.9 * channels else width
-
-
 def rounded_up(channels: float) -> int:
     """Return a width as the next multiple of 8."""
-    return math.ceil(channels / _MULTIPLE) * _MULTIPLE
+    return math.ceil(channels / MULTIPLE) * MULTIPLE
 
 
 class MCUNet(nn.Module):

@@ -97,7 +97,7 @@ def fine_tune(
 
     Errors: InputError for a number that makes no sense and for less data than one batch; those of `costmodel.apply`.
     """
-    train, test = _data_set(train), _data_set(test)
+    train, test = as_data_set(train), as_data_set(test)
     _check(train, test, recipe, evaluate_every)
     with torch.random.fork_rng(devices=[]):
         memory = measure_memory(model, way, recipe, schedule) if check_memory else None
@@ -122,7 +122,7 @@ def fine_tune(
 
 def train_epochs(network: nn.Module, train: Data, recipe: Recipe, seed: int = 0) -> Iterator[int]:
     """Train what asks for gradients, in place; yield each epoch's number when it is done. Sets torch's random state."""
-    loop = Loop(network, _data_set(train), recipe, seed)
+    loop = Loop(network, as_data_set(train), recipe, seed)
     for epoch in range(1, recipe.epochs + 1):
         network.train()
         for step in range(loop.steps_per_epoch):
@@ -141,11 +141,12 @@ def measure_memory(model: nn.Module, way: Way, recipe: Recipe, schedule: Schedul
 
 def classify(network: nn.Module, test: Data) -> tuple[bool, ...]:
     """Return of each image whether the network, set to eval mode, classifies it right."""
-    found = answers(network, _data_set(test))
+    found = answers(network, as_data_set(test))
     return tuple(right for logits, labels in found for right in (logits.argmax(1) == labels).tolist())
 
 
-def _data_set(data: Data) -> Dataset:
+def as_data_set(data: Data) -> Dataset:
+    """Return (images, labels) as a data set; a data set as it is."""
     return TensorDataset(*data) if isinstance(data, tuple) else data
 
 

@@ -28,5 +28,8 @@ class Watch:
     def ends(self, trial: Trial, accuracy_percent: float, stopped: bool) -> None:
         """The run is over."""
 
+    def does(self, what: str, done: int, total: int) -> None:
+        """So much of a part of the campaign is done."""
+
     def waits(self, running: Sequence[str]) -> None:
         """All that is left to do is being done by other workers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from costmodel import LayerGraph, ModelError, build, parts, replace_head
+from costmodel import LayerGraph, ModelError, SuperNetwork, build, parts, replace_head, supernetwork
 from costmodel.errors import InputError
 from costmodel.reading import check_file
 
@@ -163,16 +164,47 @@ def make_network(graph: LayerGraph, weights: Weights, seed: int) -> tuple[nn.Mod
 
     Errors: InputError for weights of another network, by the first name that differs; those of `costmodel.build`.
     """
+    is_shared = weights.state is not None and _of_all(weights.state)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build(graph.model, graph.classes)
         if not _is_traced(network, graph):
             replace_head(network, graph, graph.classes)  # its builder knows nothing of classes
+        shared = supernetwork(graph.model, graph.classes) if is_shared else None
     if not _is_traced(network, graph):
         raise ModelError(f"{graph.model} cannot be built with {graph.classes} classes")
+    if shared is None:
+        return network, _load(network, weights, graph)
+    note = _load(shared, weights, graph)
+    network.load_state_dict(shared.extract(shared.active).state_dict())
+    return network, note
+
+
+def make_supernetwork(graph: LayerGraph, weights: Weights, seed: int) -> tuple[SuperNetwork, str | None]:
+    """Return the super-network of a sub-network's trace with its weights, and a note as `make_network`.
+
+    Errors: those of `make_network`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = supernetwork(graph.model, graph.classes)
+    return network, _load(network, weights, graph)
+
+
+# Once-for-all's own later name for a part of each block, and that of the published checkpoints.
+_LATER_NAME = re.compile(r"^(blocks\.\d+)\.conv\.")
+
+
+def _load(network: nn.Module, weights: Weights, graph: LayerGraph) -> str | None:
+    """Put weights into a network, in place; return a note if its head starts from random numbers.
+
+    Errors: InputError for weights of another network, by the first name that differs.
+    """
     if weights.state is None:
-        return network, None
+        return None
     own, state = network.state_dict(), dict(weights.state)
+    if _of_all(state):
+        state = {_LATER_NAME.sub(r"\1.mobile_inverted_conv.", name): value for name, value in state.items()}
     head = [name for name in own if name.rpartition(".")[0] == graph.layers[parts(graph).head].module]
     note = None
     if any(name in state and _is_other_head(state[name].shape, own[name].shape) for name in head):
@@ -191,7 +223,12 @@ def make_network(graph: LayerGraph, weights: Weights, seed: int) -> tuple[nn.Mod
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise InputError(f"the weights {weights.label} are not those of {graph.model}: the file {wrong[0]}{more}")
     network.load_state_dict({name: value.clone() for name, value in state.items()}, strict=False)
-    return network, note
+    return note
+
+
+def _of_all(state: State) -> bool:
+    """Whether weights are those of an elastic super-network: only these have matrices between kernels."""
+    return any(name.endswith("to3_matrix") for name in state)
 
 
 def _is_other_head(given: torch.Size, own: torch.Size) -> bool:

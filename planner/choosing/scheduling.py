@@ -99,7 +99,7 @@ def scheduled(
         fitting(smallest)
     if not anything_fits and of_each_method:  # to say how much would do
         smallest = of_each_method[0]
-        found[id(smallest)] = by_schedule(smallest, int(budget), how, device)
+        found[id(smallest)] = by_schedule(smallest, int(budget), how, seconds_of)
     return [found.get(id(candidate), candidate) for candidate in priced]
 
 

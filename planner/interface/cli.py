@@ -16,6 +16,7 @@ from costmodel.secrets import shown
 from costmodel.units import parse_bytes
 
 from ..devices.budget import Held, ProcessBudget
+from .adapt_cli import add_adaptation
 from .exporting import add_exporting, without_python
 from .space import DeviceName, Json, Models, decimals, names, with_space
 from .train_cli import add_training
@@ -350,6 +351,7 @@ def measure_command(
             out.print(part)
 
 
+add_adaptation(app)
 add_training(app)
 
 

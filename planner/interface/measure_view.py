@@ -52,6 +52,12 @@ class Bars(ProgressBars, Watch):
         self.progress.console.print(Text(f"{trial.label}: {accuracy_percent:.1f} %{early}"))
         self.progress.advance(self.tasks["runs"])
 
+    def does(self, what: str, done: int, total: int) -> None:
+        """Show how far a part of the campaign is."""
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.show(what, what, done, total)
+
     def waits(self, running: Sequence[str]) -> None:
         """Say whose runs are waited for."""
         self.show("epochs", f"waiting for {', '.join(running)} of other workers", 0, 1)

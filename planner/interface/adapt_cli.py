@@ -1,0 +1,125 @@
+"""The command that chooses the sub-network, too: `planner adapt`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from costmodel import OPTIMIZERS, InputError
+from costmodel.interface.running import INTERRUPTED
+from costmodel.secrets import shown
+from costmodel.units import parse_bytes
+
+from .space import DeviceName, Json, decimals
+
+
+def adapt_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="SUPERNET", help="Such as zoo:ofa_proxyless or zoo:ofa_mobilenet_v3@w=1.2.", show_default=False
+        ),
+    ],
+    data: Annotated[str | None, typer.Option(help="A folder of images, as in planner measure.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A file of the super-network's weights, or random.")] = None,
+    ram: Annotated[str | None, typer.Option(help="Memory for the training itself, such as 64MB or 61MiB.")] = None,
+    device: DeviceName = None,
+    accuracies: Annotated[
+        str | None,
+        typer.Option(help="Without --data: a CSV file of known accuracies, with columns subnetwork, top1_percent."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="How the sub-network trains; default: tinytl-lb on group norm, else mobiletl.")
+    ] = None,
+    blocks: Annotated[int | None, typer.Option(help="How many of its last blocks, for a method with a depth.")] = None,
+    subnetworks: Annotated[int, typer.Option(help="How many sub-networks are measured.")] = 200,
+    folds: Annotated[int, typer.Option(help="Parts of the training images; each is held out once.")] = 2,
+    hours: Annotated[float | None, typer.Option(help="Measure no further sub-network after so many hours.")] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of a run, and of the super-network's.")] = 10,
+    super_epochs: Annotated[int | None, typer.Option(help="Epochs of the super-network, if others.")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of the chosen sub-network, each with its seed.")] = 1,
+    resolution: Annotated[int, typer.Option(help="Height and width of the images in pixels.")] = 224,
+    batch: Annotated[int, typer.Option(help="Images per update.")] = 8,
+    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "sgd",
+    lr: Annotated[
+        str | None, typer.Option(help="Learning rate, or several to choose among, as in planner measure.")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(help="Without --data: classes of a new head.")] = None,
+    save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file.")] = None,
+    storage: Annotated[
+        str, typer.Option(help="Where runs are kept: a SQLite file, or postgresql://user@host/database.")
+    ] = "sqlite:///runs.db",
+    strict: Annotated[
+        bool, typer.Option(help="Refuse images that cannot be read, and classes with one image.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Choose the sub-network of an elastic super-network, too: the best for your images that fits in --ram.
+
+    Trains the super-network, measures sub-networks on held-out images, predicts all others, finds the best one that
+    fits, and fine-tunes it. A rerun goes on where the last one stopped. Without --data, but with --accuracies: the
+    frontier over sub-networks. Exit code 3 if no sub-network fits.
+    """
+    from costmodel import way
+
+    from .adapt_view import show_adapted, show_subnetworks
+
+    trained = None if method is None else way(method, blocks)
+    if (data is None) == (accuracies is None):
+        raise InputError("give either --data DIR, to adapt to images, or --accuracies FILE, to plan without")
+    if accuracies is not None:
+        from ..choosing.subnetworks import plan_without_data
+
+        ram_bytes = None if ram is None and device is None else _ram_bytes(ram, device)
+        found = plan_without_data(model, accuracies, ram_bytes, trained, resolution, classes, batch, optimizer)
+        print(json.dumps(found.to_dict(), indent=2)) if as_json else show_subnetworks(found)
+        return
+    assert data is not None  # as one of the two is
+    ram_bytes = _ram_bytes(ram, device)
+    from ..campaign.adapt import adapt
+    from ..campaign.fine_tuning import Recipe
+    from ..campaign.rates import default_rates
+    from .measure_view import Bars
+
+    rates = default_rates(optimizer) if lr is None else decimals(lr, "--lr")
+    try:
+        with Bars() as watch:
+            adapted = adapt(
+                model, data, ram_bytes, weights=weights, recipe=Recipe(epochs, rates[0], batch, resolution, optimizer),
+                trained=trained, rates=rates if len(rates) > 1 else (), subnetworks=subnetworks, folds=folds,
+                super_epochs=super_epochs, seeds=seeds, hours=hours, storage=storage, strict=strict, watch=watch,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print(
+            f"finished runs are kept in {shown(storage)}, and the same command goes on with the next one",
+            file=sys.stderr,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    if save is not None:
+        adapted.plan.save(save)
+    print(json.dumps(adapted.to_dict(), indent=2)) if as_json else show_adapted(adapted, ram_bytes)
+    if save is not None and not as_json:
+        print(f"wrote {save}; use it with planner.Plan.load({save!r}).apply(model)")
+
+
+def _ram_bytes(ram: str | None, device: str | None) -> int:
+    """Return the memory for the training. Errors: InputError if neither is given."""
+    target = None
+    if device is not None:
+        from ..devices.device import device as find
+
+        target = find(device)
+    ram_bytes = None if ram is None else parse_bytes(ram)
+    if target is not None:
+        ram_bytes = min(ram_bytes or target.training_ram_bytes, target.training_ram_bytes)
+    if ram_bytes is None:
+        raise InputError("no limit was given; give --ram 64MB, or --device raspberry-pi-zero-2w")
+    return ram_bytes
+
+
+def add_adaptation(app: typer.Typer) -> None:
+    """Give a command line this command."""
+    app.command("adapt")(adapt_command)
