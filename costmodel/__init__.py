@@ -51,7 +51,7 @@ from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
-    from .checking.verification import Verification, verify
+    from .checking.verification import Verification, check_peak, verify
     from .interface.summary import Summary, summary
     from .traces.stored import trace
     from .tracing.models import build, replace_head
@@ -66,6 +66,7 @@ _LATER = {
     "apply": "training.applied",
     "build": "tracing.models",
     "cached_prefix": "training.cache",
+    "check_peak": "checking.verification",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
@@ -127,6 +128,7 @@ __all__ = [
     "body_digest",
     "build",
     "cached_prefix",
+    "check_peak",
     "convolutions",
     "footprint",
     "make_optimizer",

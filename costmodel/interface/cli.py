@@ -69,6 +69,7 @@ def footprint(
     batch: given.Batch = 8,
     micro_batch: given.MicroBatch = None,
     resolution: given.Resolution = 224,
+    input: given.Input = None,
     classes: given.Classes = None,
     optimizer: given.OptimizerName = "sgd",
     accounting: given.AccountingName = "lean",
@@ -95,7 +96,7 @@ def footprint(
     as_csv: given.Csv = False,
 ) -> None:
     """Memory and FLOPs of one training step of MODEL."""
-    graph = trace(model, resolution, classes, fresh=fresh)
+    graph = trace(model, resolution, classes, input=input, fresh=fresh)
     step = Step(
         graph, way(method, blocks, read_options(option or ())), batch,
         Schedule(micro_batch, inplace_update, prefix_batch, cache=cache),
@@ -124,6 +125,7 @@ def summary_command(
     option: given.MethodOptions = None,
     batch: given.Batch = 8,
     resolution: given.Resolution = 224,
+    input: given.Input = None,
     classes: given.Classes = None,
     optimizer: given.OptimizerName = "sgd",
     accounting: given.AccountingName = "lean",
@@ -136,7 +138,7 @@ def summary_command(
     from .summary import summary
 
     found = summary(
-        trace(model, resolution, classes, fresh=fresh), method, blocks, batch, optimizer=optimizer,
+        trace(model, resolution, classes, input=input, fresh=fresh), method, blocks, batch, optimizer=optimizer,
         accounting=accounting, options=read_options(option or ()), depth=depth,
     )  # fmt: skip
     rows = found.to_frame().to_dict("records")
@@ -148,13 +150,14 @@ def summary_command(
 def layers(
     model: given.Model,
     resolution: given.Resolution = 224,
+    input: given.Input = None,
     classes: given.Classes = None,
     fresh: given.Fresh = False,
     as_json: given.Json = False,
     as_csv: given.Csv = False,
 ) -> None:
     """The layers of MODEL, the block each belongs to, shapes and parameters (it trains nothing)."""
-    graph = trace(model, resolution, classes, fresh=fresh)
+    graph = trace(model, resolution, classes, input=input, fresh=fresh)
     cut = parts(graph)
     rows = [
         {
@@ -180,6 +183,7 @@ def verify(
     option: given.MethodOptions = None,
     batch: given.Batch = 8,
     resolution: given.Resolution = 224,
+    input: given.Input = None,
     classes: given.Classes = None,
     optimizer: given.OptimizerName = "sgd",
     frozen_dtype: given.FrozenDtype = "float32",
@@ -208,13 +212,14 @@ def verify(
         chosen = way(method, blocks, read_options(option or ()))
         books = accounting or ("eager" if schedule is None and cache is None else "lean")
         step = Step(
-            trace(model, resolution, classes), chosen, batch, Schedule(cache=cache), optimizer=optimizer,
+            trace(model, resolution, classes, input=input), chosen, batch, Schedule(cache=cache), optimizer=optimizer,
             accounting=books,
         )  # fmt: skip
         carried_out = _scheduled(step, schedule, ram, most_flops).schedule
         result = run_verification(
             model, chosen, None, batch, resolution, classes, books, optimizer, device.value,
             lambda stage: bar.update(task, description=stage), frozen_dtype=frozen_dtype, schedule=carried_out,
+            input=input,
         )  # fmt: skip
     rows = [{**vars(check), "agrees": check.agrees} for check in result.checks]
     answer = {"agrees": result.agrees, "checks": rows, "modules": result.differing_modules}
@@ -233,6 +238,7 @@ def compare(
     ] = 5,
     batch: given.Batch = 8,
     resolution: given.Resolution = 224,
+    input: given.Input = None,
     classes: given.Classes = None,
     optimizer: given.OptimizerName = "sgd",
     fresh: given.Fresh = False,
@@ -240,7 +246,7 @@ def compare(
     as_csv: given.Csv = False,
 ) -> None:
     """What stock PyTorch keeps for the same training, what exact gradients need, and why they differ."""
-    graph = trace(model, resolution, classes, fresh=fresh)
+    graph = trace(model, resolution, classes, input=input, fresh=fresh)
     rows, papers, causes = [], [], {}
     for each in _ways(graph, method, [min(blocks, block_count(graph))]):
         answers = {
@@ -262,7 +268,7 @@ def compare(
     if for_programs(answer, joined, as_json, as_csv):
         return
     _print_caveat(EAGER.name)
-    title = f"{graph.model}, batch {batch}, {resolution}x{resolution}, {optimizer} (kernels' working memory left out)"
+    title = f"{graph.model}, batch {batch}, {graph.input_label}, {optimizer} (kernels' working memory left out)"
     print_rows(rows, title)
     named = [{"method": row["method"], **paper} for row, paper in zip(rows, papers, strict=True)]
     print_rows(named, "the same by the rules of papers")

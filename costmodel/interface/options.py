@@ -20,6 +20,15 @@ NETWORK, TRAINS, STEP, MEMORY, OUTPUT = "The network", "What trains", "The step"
 
 Model = Annotated[str, typer.Argument(help="Such as torchvision:mobilenet_v2.", show_default=False)]
 Resolution = Annotated[int, typer.Option(help="Height and width of the images in pixels.", rich_help_panel=NETWORK)]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="One example's shape, where it is no square image: 3x320x240, 128:int64, or name=3x16x112x112. Repeat for "
+        "several inputs.",
+        rich_help_panel=NETWORK,
+    ),
+]
 Classes = Annotated[
     int | None, typer.Option(help="Classes of a new head; default: the network's own.", rich_help_panel=NETWORK)
 ]

@@ -69,7 +69,7 @@ class Method:
         """Return why the method cannot train a network; empty if it can."""
         count = len(parts(graph).blocks)
         if count < self.min_blocks:
-            needed = f"{self.min_blocks} or more inverted residual or residual blocks"
+            needed = f"{self.min_blocks} or more inverted residual, residual or depthwise-separable blocks"
             return f"it needs {needed}, and there are {count or 'none'}"
         return self.lacks(graph)
 

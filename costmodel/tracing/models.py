@@ -47,13 +47,31 @@ def _timm():
 def _torchvision_names() -> list[str]:
     from torchvision import models
 
-    return models.list_models(module=models)
+    kinds = (models, models.detection, models.segmentation, models.video)
+    return [name for kind in kinds for name in models.list_models(module=kind)]
 
 
 def _torchvision_model(name: str, **options) -> nn.Module:
     from torchvision import models
 
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        options["weights_backbone"] = None
     return models.get_model(name, weights=None, **options)
+
+
+# Assumption: the length of clips in torchvision's references/video_classification.
+_FRAMES = 16
+
+
+def usual_shape(name: str, resolution: int) -> tuple[int, ...] | None:
+    """Return the shape of one example of a network by name, where that is no image."""
+    source, _, model = name.rpartition(":")
+    if source == "torchvision":
+        from torchvision import models
+
+        if model in models.list_models(module=models.video):
+            return (3, _FRAMES, resolution, resolution)
+    return None
 
 
 def _zoo_names() -> list[str]:

@@ -238,7 +238,7 @@ def test_what_cannot_be_done_is_refused():
         Schedule(segments=((8, 15, "recomptue"),))
     network = scheduled(one=way("full"))
     loss = loss_of(network(torch.randn(BATCH, 3, RESOLUTION, RESOLUTION)))
-    with pytest.raises(ModelError, match="differentiated twice"):
+    with pytest.raises(ModelError, match="second derivatives"):
         torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad], create_graph=True)
     with pytest.raises(InputError, match="LBFGS"):
         update_in_place(network, torch.optim.LBFGS(network.parameters()))
@@ -269,6 +269,22 @@ def test_updates_in_place_follow_a_scheduler_and_keep_the_state():
     (plain, state), (inplace, other) = made
     assert all(torch.equal(plain[name], inplace[name]) for name in plain)
     assert all(torch.equal(state[n]["exp_avg"], other[n]["exp_avg"]) for n in state)
+
+
+def test_updates_in_place_go_on_from_a_loaded_state():
+    def trained(load: bool) -> nn.Module:
+        torch.manual_seed(0)
+        network = nn.Linear(4, 2)
+        update = torch.optim.Adam(network.parameters(), 0.1)
+        update_in_place(network, update)
+        for number in range(4):
+            if load and number == 2:
+                update.load_state_dict(copy.deepcopy(update.state_dict()))
+            network(torch.ones(2, 4)).square().sum().backward()
+        assert update.state[network.weight]["step"] == 4
+        return network
+
+    assert torch.equal(trained(load=True).weight, trained(load=False).weight)
 
 
 def test_flops_are_those_of_the_counter():
