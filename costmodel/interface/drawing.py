@@ -6,8 +6,10 @@ paper, and grey stands in for it. A plot says the same by markers, hatching or l
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from ..errors import InputError
 
@@ -20,11 +22,17 @@ LIGHT_SKY = "#B9DFF5"  # a tint, for areas
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def plot_path(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Path:
-    """Return the path of a plot that can be written, to be asked for before anything is computed.
+@overload
+def plot_path(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Path: ...
+@overload
+def plot_path(path: None) -> None: ...
+def plot_path(path: str | Path | None, formats: tuple[str, ...] = FORMATS) -> Path | None:
+    """Return the path of a plot that can be written, to be asked for before anything is computed; None stays None.
 
     Errors: InputError for another kind of file, or a folder that does not exist.
     """
+    if path is None:
+        return None
     path = Path(path)
     if path.suffix.lower() not in formats:
         raise InputError(f"cannot write a plot to {str(path)!r}; its name must end in {', '.join(formats)}")
@@ -38,9 +46,28 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure to a file that `plot_path` allows. Errors: InputError if the file cannot be written."""
+@dataclass(frozen=True)
+class Picture:
+    """A drawn plot, which a notebook shows."""
+
+    png: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def save(figure: Figure, path: Path | None) -> Picture:
+    """Write a figure to a file that `plot_path` allows, if one is given, and return the picture.
+
+    Errors: InputError if the file cannot be written.
+    """
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
     try:
-        figure.savefig(path, dpi=150)
+        if path is not None and path.suffix.lower() == ".png":
+            path.write_bytes(drawn.getvalue())
+        elif path is not None:
+            figure.savefig(path)
     except OSError as error:
         raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another file") from None
+    return Picture(drawn.getvalue())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..step.simulation import CATEGORIES
 from ..units import format_bytes
-from .drawing import BLACK, BLUE, GREEN, GREY, LIGHT_SKY, ORANGE, PURPLE, VERMILLION, literal, plot_path, save
+from .drawing import BLACK, BLUE, GREEN, GREY, LIGHT_SKY, ORANGE, PURPLE, VERMILLION, Picture, literal, plot_path, save
 from .moments import FLOPS_PER_BYTE, phase_spans, timeline_data
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _LOOK = dict(zip(CATEGORIES, _LOOKS, strict=True))
 # --- memory over the moments of a step --------------------------------------------------------------------------------
 
 
-def draw_timeline(answers: Sequence[Footprint], path: str | Path) -> None:
+def draw_timeline(answers: Sequence[Footprint], path: str | Path | None = None) -> Picture:
     """Draw what is in memory during a step, over its roofline time, a panel per footprint.
 
     The panels share both axes. Errors: those of `plot_path` and `timeline_data`.
@@ -54,7 +54,7 @@ def draw_timeline(answers: Sequence[Footprint], path: str | Path) -> None:
         fontsize=9,
     )
     figure.supylabel("memory, MB", fontsize=9)
-    _finish(figure, panels[0], answers, path)
+    return _finish(figure, panels[0], answers, path)
 
 
 def _stack_moments(axes: Axes, data: pandas.DataFrame, edges: Sequence[float]) -> None:
@@ -113,7 +113,7 @@ def frontier_data(found: Frontier, plain: Footprint) -> pandas.DataFrame:
     )
 
 
-def draw_frontier(found: Frontier, plain: Footprint, path: str | Path) -> None:
+def draw_frontier(found: Frontier, plain: Footprint, path: str | Path | None = None) -> Picture:
     """Draw the memory of a step against its FLOPs for every schedule that no other beats, the plain one marked.
 
     Errors: those of `plot_path`.
@@ -142,7 +142,7 @@ def draw_frontier(found: Frontier, plain: Footprint, path: str | Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{plain.graph.model}, {plain.way.label}: {plain.step.label}", loc="left", fontsize=9)
-    save(figure, path)
+    return save(figure, path)
 
 
 # --- categories at the peak -------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def merged(data: pandas.DataFrame) -> pandas.DataFrame:
     return rows.sort_values("peak_bytes", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def draw_breakdown(answers: Sequence[Footprint], path: str | Path) -> None:
+def draw_breakdown(answers: Sequence[Footprint], path: str | Path | None = None) -> Picture:
     """Draw a bar per footprint: the categories at its peak, the peak itself and where it is; the largest first.
 
     Footprints with the same bar share one. Errors: of `plot_path`.
@@ -212,7 +212,7 @@ def draw_breakdown(answers: Sequence[Footprint], path: str | Path) -> None:
     axes.set_xlabel("memory at the peak of a training step, MB", fontsize=9)
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
     axes.set_axisbelow(True)
-    _finish(figure, axes, answers, path)
+    return _finish(figure, axes, answers, path)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -222,7 +222,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _finish(figure: Figure, axes: Axes, answers: Sequence[Footprint], path: Path) -> None:
+def _finish(figure: Figure, axes: Axes, answers: Sequence[Footprint], path: Path | None) -> Picture:
     """Add the title and the legend of the categories that can be seen, and write the file."""
     first = answers[0]
     figure.suptitle(
@@ -240,13 +240,13 @@ def _finish(figure: Figure, axes: Axes, answers: Sequence[Footprint], path: Path
         handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False, handlelength=1.4,
         columnspacing=1.2,
     )  # fmt: skip
-    save(figure, path)
+    return save(figure, path)
 
 
 # --- published against computed ---------------------------------------------------------------------------------------
 
 
-def published_against_computed(results: Sequence[Reproduction], path: str | Path) -> None:
+def published_against_computed(results: Sequence[Reproduction], path: str | Path | None = None) -> Picture:
     """Draw a panel of points for each unit (logarithmic axes), and the line on which both are equal.
 
     Errors: those of `plot_path`.
@@ -271,4 +271,4 @@ def published_against_computed(results: Sequence[Reproduction], path: str | Path
             direction.set_major_formatter(StrMethodFormatter("{x:g}"))
             direction.set_minor_formatter(NullFormatter())
         axes.legend(frameon=False)
-    save(figure, path)
+    return save(figure, path)

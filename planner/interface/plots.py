@@ -20,6 +20,7 @@ from costmodel.interface.drawing import (
     PURPLE,
     SKY,
     VERMILLION,
+    Picture,
     literal,
     plot_path,
     save,
@@ -110,8 +111,11 @@ def pareto_data(priced: Sequence[Candidate], against: str = "recovery") -> panda
 
 
 def draw_pareto(
-    priced: Sequence[Candidate], path: str | Path, ram_bytes: int | None = None, against: str = "recovery"
-) -> None:
+    priced: Sequence[Candidate],
+    path: str | Path | None = None,
+    ram_bytes: int | None = None,
+    against: str = "recovery",
+) -> Picture:
     """Draw memory against expected recovery or FLOPs, a panel per model, and write it to a .png, .svg or .pdf file.
 
     ram_bytes: draws the budget. Errors: those of `costmodel.drawing.plot_path` and `pareto_data`; InputError if no
@@ -156,7 +160,7 @@ def draw_pareto(
     figure.set_layout_engine("none")
     for axes, table in zip(panels, groups.values(), strict=False):
         _label_depths(axes, table, ram_bytes)
-    save(figure, path)
+    return save(figure, path)
 
 
 def _chosen(priced: Sequence[Candidate], ram_bytes: int | None) -> Candidate | None:

@@ -16,7 +16,7 @@ from costmodel.units import format_bytes, format_count
 
 from ..choosing.reasons import namer, short_names
 from ..choosing.recommend import Recommendation
-from ..choosing.scale import Scale, scale_of
+from ..choosing.scale import TOLERANCE, Scale, scale_of
 from ..devices.budget import Held
 from ..devices.device import Device, device, device_names
 from ..estimates.validation import LeftOut, summaries
@@ -137,10 +137,39 @@ def _alternatives(answer: Recommendation) -> list[tuple[str, Candidate]]:
     return list({id(candidate): (label, candidate) for label, candidate in labelled}.values())
 
 
+def surety(answer: Recommendation) -> tuple[str, str]:
+    """Return in one sentence how sure the choice is, and the command that would make it surer ('' if nothing can)."""
+    chosen, fitting = answer.chosen, len(answer.fitting)
+    if not answer.scale.knows(chosen):
+        said = "no candidate that fits has a known accuracy; the cheapest is shown"
+    elif not answer.rivals:
+        return (
+            f"no other of the {fitting} candidates that fit is expected to be better by more than {TOLERANCE} points",
+            "",
+        )
+    else:
+        said = (
+            f"{len(answer.rivals)} of the {fitting} candidates that fit could be better on your data by more than "
+            f"{TOLERANCE} points"
+        )
+    if answer.ram_bytes is None:
+        return said, ""
+    megabytes, rest = divmod(answer.ram_bytes, 10**6)
+    others = [("--resolution", chosen.resolution, 224), ("--batch", chosen.batch, 8)]
+    given = "".join(f" {option} {value}" for option, value, usual in others if value != usual)
+    ram = answer.ram_bytes if rest else f"{megabytes}MB"
+    return said, f"planner measure {chosen.model} --data YOUR_IMAGES --ram {ram}{given}"
+
+
 def show_recommendation(answer: Recommendation, held: Held) -> None:
     """Print the pick, what else there is, and why."""
     out = console()
     out.print(_panel(answer, held))
+    said, command = surety(answer)
+    out.print(Text.assemble(("how sure: ", "bold"), said))
+    if command:
+        out.print(Text.assemble(("to be surer: ", "bold"), command), soft_wrap=True)
+    out.print()
     rows = _alternatives(answer)
     if rows:
         several = len({candidate.model for candidate in answer.candidates}) > 1

@@ -29,7 +29,7 @@ def test_labels_for_people():
     assert Step(graph).label == "batch 8, 224x224, 1000 classes, sgd, accounting lean"
     step = Step(graph, batch=6, schedule=Schedule(2), precision=Precision(frozen="int8"), optimizer="adam")
     assert step.label == (
-        "batch 6 in micro-batches of 2, 224x224, 1000 classes, adam, accounting lean, frozen weights in int8"
+        "batch 6, in micro-batches of 2, 224x224, 1000 classes, adam, accounting lean, frozen weights in int8"
     )
     assert Schedule(inplace_update=True).label(8) == "updated in place" and not Schedule(8).label(8)
     assert not Precision().label
