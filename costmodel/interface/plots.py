@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..accounting.table import whole_step
+from ..step.schedule import PLAIN
 from ..step.simulation import CATEGORIES
 from ..units import format_bytes
 from .drawing import BLACK, BLUE, GREEN, GREY, LIGHT_SKY, ORANGE, PURPLE, VERMILLION, literal, plot_path, save
@@ -26,6 +29,8 @@ _LOOKS = (
     (BLUE, ""), (BLACK, ""), (GREY, ""), (ORANGE, "//"), (GREEN, "xx"), (PURPLE, ""), (LIGHT_SKY, ""),
 )  # fmt: skip
 _LOOK = dict(zip(CATEGORIES, _LOOKS, strict=True))
+# What is done again stands out from the phases of every step, which are shades of grey.
+_PHASE = {"fill": BLACK, "forward": "0.8", "loss": "0.6", "recompute": VERMILLION, "backward": "0.45", "update": "0.2"}
 
 
 # --- memory over the moments of a step --------------------------------------------------------------------------------
@@ -69,7 +74,9 @@ def draw_timeline(answers: Sequence[Footprint], path: str | Path) -> None:
     panels = figure.subplots(len(answers), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axes, answer, data in zip(panels, answers, tables, strict=True):
         _stack_moments(axes, data)
-        axes.set_title(literal(answer.way.label), loc="left", fontsize=10)
+        schedule = answer.step.schedule.label(answer.batch)
+        title = textwrap.fill(f"{answer.way.label}{': ' if schedule else ''}{schedule}", 100)
+        axes.set_title(literal(title), loc="left", fontsize=9)
     panels[0].set_ylim(0, 1.3e-6 * max(data["total_bytes"].max() for data in tables))  # room for names of phases
     panels[0].set_xlim(-0.5, max(map(len, tables)) - 0.5)
     panels[-1].set_xlabel("moments of one training step, in order", fontsize=9)
@@ -77,6 +84,12 @@ def draw_timeline(answers: Sequence[Footprint], path: str | Path) -> None:
         _mark_phases(axes, data)
         _mark_peak(axes, data)
     figure.supylabel("memory, MB", fontsize=9)
+    spans = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    there = [phase for phase in _PHASE if phase in spans]
+    panels[-1].legend(
+        handles=[spans[phase] for phase in there], loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(there),
+        fontsize=8, frameon=False, handlelength=1.4, columnspacing=1.2,
+    )  # fmt: skip
     _finish(figure, panels[0], answers, path)
 
 
@@ -97,12 +110,17 @@ def _stack_moments(axes: Axes, data: pandas.DataFrame) -> None:
 
 
 def _mark_phases(axes: Axes, data: pandas.DataFrame) -> None:
-    """Draw a line where a phase begins, and name those that are wide enough."""
+    """Draw a strip of the phases' colours over the moments, shade what is done again, name runs that are wide."""
     (_, right), (_, top) = axes.get_xlim(), axes.get_ylim()
     for phase, first, last in phase_spans(data):
-        axes.axvline(first - 0.5, color="0.35", linewidth=0.7, linestyle=":")
+        colour = _PHASE.get(phase)
+        if colour is None:
+            continue
+        axes.axvspan(first - 0.5, last + 0.5, 0.965, 1, color=colour, linewidth=0, label=phase)
+        if phase == "recompute":
+            axes.axvspan(first - 0.5, last + 0.5, 0, 0.965, color=colour, alpha=0.15, linewidth=0, zorder=0)
         if last - first > 0.06 * right:
-            axes.text((first + last) / 2, 0.97 * top, phase, ha="center", va="top", fontsize=8, color="0.25")
+            axes.text((first + last) / 2, 0.94 * top, phase, ha="center", va="top", fontsize=8, color="0.25")
 
 
 def _mark_peak(axes: Axes, data: pandas.DataFrame) -> None:
@@ -150,13 +168,13 @@ def draw_frontier(found: Frontier, plain: Footprint, path: str | Path) -> None:
     for times, away, side in ((1.0, (8, 5), "left"), (1.1, (0, 11), "center"), (1.33, (4, -16), "right")):
         within = data[data["times_flops"] <= times]
         if len(within):
-            best = within.loc[within["peak_bytes"].idxmin()]
+            best = within.iloc[-1]  # the frontier falls
             at = best["times_flops"], best["peak_bytes"] / 1e6
             axes.plot(*at, "D", color=VERMILLION, markersize=6)
             axes.annotate(f"{format_bytes(best['peak_bytes'])} within x{times:g}", at, away,
                           textcoords="offset points", ha=side, fontsize=9, color=VERMILLION)  # fmt: skip
     axes.set(xlabel="FLOPs of a step, times those of the plain one", ylabel="peak memory of a step, MB")
-    axes.set_ylim(0, 1.08e-6 * max(plain.peak_bytes, data["peak_bytes"].max()))
+    axes.set_ylim(0, 1.08e-6 * max(plain.peak_bytes, int(found.peak_bytes.max())))
     axes.margins(x=0.12)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
@@ -234,12 +252,12 @@ def _finish(figure: Figure, axes: Axes, answers: Sequence[Footprint], path: Path
     """Add the title and the legend of the categories that are there, and write the file."""
     first = answers[0]
     figure.suptitle(
-        literal(f"{first.graph.model}, {first.step.label}"),
+        literal(f"{first.graph.model}, {replace(first.step, schedule=PLAIN).label}"),
         fontsize=10,
     )
     handles = [
         handle
-        for place, handle in enumerate(axes.get_legend_handles_labels()[0])
+        for place, handle in enumerate(axes.get_legend_handles_labels()[0][: len(CATEGORIES)])
         if any(moment.by_category[place] for answer in answers for moment in answer.moments)
     ]
     figure.legend(
