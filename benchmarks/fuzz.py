@@ -351,7 +351,9 @@ def _rows(path: Path) -> None:
 
 def _plan(path: Path) -> None:
     plan = Plan.load(path)
-    numbers = [value for value in (*vars(plan.expected).values(), *plan.options.values()) if isinstance(value, float)]
+    numbers = [
+        value for value in (*vars(plan.promises).values(), *dict(plan.way.options).values()) if isinstance(value, float)
+    ]
     assert plan.saved_bytes <= plan.peak_bytes and plan.batch % plan.micro_batch == 0
     assert all(math.isfinite(value) for value in numbers) and json.dumps(plan.model_dump(), allow_nan=False)
 

@@ -35,14 +35,24 @@ from .methods.method import Method
 from .methods.table import METHODS, anchor, register_method, values_per_norm, way, way_from
 from .methods.way import Way, read_options
 from .rules.table import RULES
-from .schedules.best import Frontier, Scheduled, best_schedule, schedule_frontier
+from .schedules.best import (
+    LEVERS,
+    MOST_FLOPS,
+    ON_DEMAND,
+    Frontier,
+    Scheduled,
+    best_schedule,
+    nearest_schedule,
+    schedule_frontier,
+)
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
-from .step.schedule import Schedule, schedule_from
+from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
-    from .checking.verification import Verification, verify
+    from .checking.verification import Verification, check_peak, verify
+    from .interface.summary import Summary, summary
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
@@ -51,13 +61,16 @@ if TYPE_CHECKING:
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
+    "Summary": "interface.summary",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
     "cached_prefix": "training.cache",
+    "check_peak": "checking.verification",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
+    "summary": "interface.summary",
     "trace": "traces.stored",
     "update_in_place": "training.optimizers",
     "verify": "checking.verification",
@@ -79,8 +92,12 @@ def __getattr__(name: str):
 
 __all__ = [
     "ACCOUNTINGS",
+    "LEVERS",
     "METHODS",
+    "MOST_FLOPS",
+    "ON_DEMAND",
     "OPTIMIZERS",
+    "PLAIN",
     "RULES",
     "Assignment",
     "CostModelError",
@@ -99,6 +116,7 @@ __all__ = [
     "Schedule",
     "Scheduled",
     "Step",
+    "Summary",
     "Tensor",
     "UnknownOperationError",
     "Verification",
@@ -110,9 +128,11 @@ __all__ = [
     "body_digest",
     "build",
     "cached_prefix",
+    "check_peak",
     "convolutions",
     "footprint",
     "make_optimizer",
+    "nearest_schedule",
     "parts",
     "precision_from",
     "price",
@@ -123,6 +143,7 @@ __all__ = [
     "restore",
     "schedule_from",
     "schedule_frontier",
+    "summary",
     "trace",
     "update_in_place",
     "values_per_norm",

@@ -20,6 +20,7 @@ from ..graph.layer_graph import LayerGraph
 from ..graph.values import Layer
 from ..methods.assignment import Assignment
 from ..rules.facts import Dense, Facts, Private
+from ..rules.linear import small_factor
 from ..rules.table import operation
 from ..table import Table
 from ..units import FLOAT_BITS
@@ -54,23 +55,32 @@ def _input(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     yield Dense(layer.input)
 
 
-def _convolution(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
-    """Input and weight; of an input that `padding="same"` pads on one side only, the padded copy."""
+def _same_padding(layer: Layer) -> list[int]:
+    """Return how many pixels `padding="same"` adds to each dimension of a convolution's input, both sides together."""
     kernel = layer.inputs["weight"].shape[2:]
     dilation = layer.attributes.get("dilation", 1)
     dilations = (dilation,) * len(kernel) if isinstance(dilation, int) else dilation
-    padding = [step * (size - 1) for step, size in zip(dilations, kernel, strict=True)]
+    return [step * (size - 1) for step, size in zip(dilations, kernel, strict=True)]
+
+
+def pads_one_side(layer: Layer) -> bool:
+    """Whether a convolution pads one side more than the other: stock PyTorch copies the input for it."""
+    return layer.attributes.get("padding") == "same" and any(total % 2 for total in _same_padding(layer))
+
+
+def _convolution(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    """Input and weight; of an input that `padding="same"` pads on one side only, the padded copy."""
     yield Dense(layer.inputs["weight"])
-    if layer.attributes.get("padding") != "same" or all(total % 2 == 0 for total in padding):
+    if not pads_one_side(layer):
         yield Dense(layer.input)
         return
     # One side gets half of an odd total more than the other: that pixel is padded first.
-    sides = [size + total % 2 for size, total in zip(layer.input.shape[2:], padding, strict=True)]
+    sides = [size + total % 2 for size, total in zip(layer.input.shape[2:], _same_padding(layer), strict=True)]
     pixels, padded = math.prod(layer.input.shape[2:]), math.prod(sides)
     yield Private("padded input", layer.input.elements // pixels * padded, FLOAT_BITS, layer.input.batched)
 
 
-def _leaky_relu(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+def _input_or_output_in_place(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     yield Dense(layer.output if layer.inplace else layer.input)
 
 
@@ -82,6 +92,23 @@ def _product(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     for role, other in (roles, roles[::-1]):
         if role in wanted:
             yield Dense(layer.inputs[other])
+
+
+def _matmul(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+    """a b: each factor if the other one's gradient is wanted; a copy where its order in memory does not serve."""
+    roles, copies = list(layer.inputs), layer.attributes.get("copies", ())
+    small = small_factor(*(tensor.shape for tensor in layer.inputs.values()))
+    folds = small in wanted
+    for role, other in (roles, roles[::-1]):
+        if role not in wanted:
+            continue
+        kept = layer.inputs[other]
+        if ("folded" if folds else other) not in copies or (folds and role != small):
+            yield Dense(kept)
+            continue
+        matrices = 1 if folds else layer.output.elements // math.prod(layer.output.shape[-2:])
+        elements = kept.elements if folds else matrices * math.prod(kept.shape[-2:])
+        yield Private(f"copied {other}", elements, FLOAT_BITS, layer.output.batched)
 
 
 def _quotient(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
@@ -120,7 +147,10 @@ def _norm(statistics: Callable[[Layer], int], batched: bool) -> Keeps:
 
 
 def _dropout(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
-    yield Private("mask", layer.input.elements, FLOAT_BITS, layer.input.batched)
+    if layer.attributes.get("p") == 1:  # a product with a zero, which is a tensor
+        yield Private("zero", 1, FLOAT_BITS, batched=False)
+    else:
+        yield Private("mask", layer.input.elements, FLOAT_BITS, layer.input.batched)
 
 
 def _max_pool(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
@@ -171,7 +201,7 @@ KEEPS: Table[Keeps] = Table("operation", {
     "conv3d": _convolution,
     "standardized_conv2d": _standardized_convolution,
     "linear": _linear,
-    "matmul": _product,
+    "matmul": _matmul,
     "bmm": _product,
     "batch_norm": _norm(lambda layer: layer.input.shape[1], batched=False),
     "frozen_batch_norm": _roles("input", "weight"),
@@ -182,7 +212,7 @@ KEEPS: Table[Keeps] = Table("operation", {
     "relu": _roles("output"),
     "relu6": _input,
     "hardtanh": _input,
-    "leaky_relu": _leaky_relu,
+    "leaky_relu": _input_or_output_in_place,
     "hardsigmoid": _input,
     "hardswish": _input,
     "silu": _input,
@@ -194,6 +224,18 @@ KEEPS: Table[Keeps] = Table("operation", {
     "sqrt": _roles("output"),
     "rsqrt": _roles("output"),
     "softmax": _roles("output"),
+    "log_softmax": _roles("output"),
+    "glu": _input,
+    "elu": _input_or_output_in_place,
+    "celu": _input_or_output_in_place,
+    "selu": _input_or_output_in_place,
+    "softplus": _input,
+    "log": _input,
+    "abs": _input,
+    "clamp": _input,
+    "clamp_min": _input,
+    "prelu": _roles("input", "weight"),
+    "neg": _nothing,
     "dropout": _dropout,
     "add": _nothing,
     "sub": _nothing,
@@ -216,6 +258,8 @@ KEEPS: Table[Keeps] = Table("operation", {
         (
             "cat", "stack", "contiguous", "clone", "flatten", "permute", "reshape", "reshape_as", "squeeze", "swapaxes",
             "transpose", "unflatten", "unsqueeze", "view", "view_as", "chunk", "expand", "expand_as", "split",
+            "movedim", "T", "mT", "unbind", "narrow", "select", "flip", "roll", "repeat", "tile", "repeat_interleave",
+            "pixel_shuffle", "pixel_unshuffle",
         ),
         _nothing,
     ),
@@ -227,12 +271,12 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
     for index, roles in wanted.items():
         layer = graph.layers[index]
         name = operation(layer, index in assignment.frozen_statistics)
-        if name not in KEEPS:
+        if name not in KEEPS and not facts[index].together:
             raise UnknownOperationError(
                 f"it is not known what stock PyTorch keeps for the operation {layer.op!r} ({layer.location} of "
                 f"{graph.model}); give it with costmodel.register_rule(..., eager=...)"
             )
-        for item in KEEPS[name](layer, roles):
+        for item in KEEPS[name](layer, roles) if name in KEEPS else facts[index].kept_together(roles):
             ledger.keep(layer, " ".join(roles), item)
     return ledger.close()
 

@@ -10,8 +10,7 @@ computed all the same, and dropped. Small convolutions PyTorch computes with ker
 broadcast (a squeeze-excite gate) at the size of the product, and some others more (`_PER_ELEMENT`).
 `layers`: the same under this package's own layers, which compute the input gradient of a frozen pointwise convolution
 as a matrix product, the gradient of a bias alone as a sum, and the input gradient of a batch norm whose scale and
-statistics are frozen in one go (Assumption: one whose scale does not train has frozen statistics, if it is not of a
-weight). An activation that packs a mask does so a piece at a time (`mask_piece`).
+statistics are frozen in one go. An activation that packs a mask does so a piece at a time (`mask_piece`).
 They depend on the number of threads: with one PyTorch takes its own kernels for pointwise convolutions of fewer than 16
 images too.
 Not counted: scratchpads for reductions over threads, kilobytes, for a dense weight gradient up to several times the
@@ -52,7 +51,7 @@ class Call:
     """A layer's call, whose working memory is asked for.
 
     wanted: the roles whose gradient is wanted. float_bytes: of one number. packs_mask: whether it keeps one bit per
-    element of its own. threads: that compute it.
+    element of its own. threads: that compute it. frozen_statistics: whether a batch norm uses its running statistics.
     """
 
     layer: Layer
@@ -61,6 +60,7 @@ class Call:
     float_bytes: int
     packs_mask: bool
     threads: int
+    frozen_statistics: bool = False
 
 
 Working = tuple[int, int]  # bytes in forward, bytes in backward
@@ -196,7 +196,7 @@ def _onednn(call: Call) -> Working:
 def _layers(call: Call) -> Working:
     layer, batch, float_bytes = call.layer, call.batch, call.float_bytes
     if "weight" not in call.wanted:
-        if layer.op == "batch_norm" and layer.output.batched:
+        if layer.op == "batch_norm" and (call.frozen_statistics or "input" not in call.wanted):
             return 0, 0
         call = replace(call, wanted=tuple(role for role in call.wanted if role != "bias"))  # which is a sum there
     if call.packs_mask:  # a byte for each bit, and in place a copy of the piece; NumPy unpacks them in its own memory
@@ -250,7 +250,11 @@ class Kernels:
 
     def working(self, call: Call) -> Working:
         """Return the working memory of a layer's call. Errors: InputError for an unknown library."""
-        return LIBRARIES.find(self.library)(call)
+        forward, backward = LIBRARIES.find(self.library)(call)
+        if self.library != "none" and call.wanted and "through_view" in call.layer.attributes:
+            # The whole gradient is copied, and the view's part of it. Source: CopySlices of torch/csrc/autograd.
+            backward += 2 * call.layer.output.bytes(call.batch, call.float_bytes)
+        return forward, backward
 
 
 NO_KERNELS = Kernels()

@@ -12,16 +12,19 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]  # it has no other name
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ..graph.layer_graph import LayerGraph
 from ..methods.assignment import Assignment
 from ..tracing.calls import ModulePath, tensors_in
+from ..tracing.detectors import run
+from ..tracing.flops import corrected_flop_counter
+from ..tracing.inputs import Inputs
 
 
 def prepare(model: nn.Module, graph: LayerGraph, assignment: Assignment) -> nn.Module:
@@ -32,6 +35,14 @@ def prepare(model: nn.Module, graph: LayerGraph, assignment: Assignment) -> nn.M
     for index in assignment.frozen_statistics:
         model.get_submodule(graph.layers[index].module).training = False
     return model
+
+
+Loss = Callable[[Any], torch.Tensor]
+
+
+def result_of(model: nn.Module, given: torch.Tensor | Inputs) -> Any:
+    """Return a network's result of images, or of what else it is called with."""
+    return run(model, given) if isinstance(given, torch.Tensor) else run(model, *given.args, **given.kwargs)
 
 
 def loss_of(outputs) -> torch.Tensor:
@@ -48,15 +59,26 @@ def loss_of(outputs) -> torch.Tensor:
 class _Token:
     """Stands for a saved tensor (which would keep its own graph alive) as long as its backward could ask for it."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
 
 
-def saved_bytes_by_module(model: nn.Module, images: torch.Tensor) -> dict[str, int]:
+def saved_bytes_by_module(
+    model: nn.Module, images: torch.Tensor | Inputs, loss: Loss = lambda outputs: outputs
+) -> dict[str, int]:
     """Return the bytes that one forward pass keeps for backward, by the path of the module that keeps them first.
 
-    Unique storages; parameters and buffers are left out; the network's input counts if it is kept. What is kept for a
-    result that the forward pass itself drops again counts nothing.
+    loss: what is computed of the network's result in the same pass, if anything. Unique storages; parameters and
+    buffers are left out; the network's input counts if it is kept. What is kept for a result that the forward pass
+    itself drops again counts nothing.
     """
+    return _kept_by_module(model, images, loss)[1]
+
+
+def _kept_by_module(model: nn.Module, images: torch.Tensor | Inputs, loss: Loss) -> tuple[Any, dict[str, int]]:
+    """Return a forward pass's outputs, ready for backward, and what it keeps by module."""
     counted = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     packed: list[tuple[weakref.ref[_Token], torch.UntypedStorage, str]] = []
     path = ModulePath(model)
@@ -64,33 +86,32 @@ def saved_bytes_by_module(model: nn.Module, images: torch.Tensor) -> dict[str, i
     def pack(tensor: torch.Tensor) -> _Token:
         with torch._C.DisableTorchFunction():
             storage = tensor.untyped_storage()  # held, so that its address is not used again
-        token = _Token()
+        token = _Token(tensor.detach())
         packed.append((weakref.ref(token), storage, str(path)))
         return token
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token), path:
-        outputs = model(images)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor), path:
+        outputs = loss(result_of(model, images))
     by_module: dict[str, int] = {}
     for token, storage, module in packed:
         if token() is not None and storage._cdata not in counted:
             counted.add(storage._cdata)
             by_module[module] = by_module.get(module, 0) + storage.nbytes()
-    del outputs
-    return by_module
+    return outputs, by_module
 
 
-def saved_bytes(model: nn.Module, images: torch.Tensor) -> int:
+def saved_bytes(model: nn.Module, images: torch.Tensor | Inputs) -> int:
     """Return the bytes that one forward pass keeps for backward; see `saved_bytes_by_module`."""
     return sum(saved_bytes_by_module(model, images).values())
 
 
-def kept_bytes(model: nn.Module, images: torch.Tensor) -> int:
+def kept_bytes(model: nn.Module, images: torch.Tensor | Inputs) -> int:
     """Return the bytes that a forward pass leaves allocated, but for its results: what it keeps for backward.
 
     Seen by the profiler, whoever keeps them; what was there before, such as the input, does not count. On the CPU.
     """
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        outputs = model(images)
+        outputs = result_of(model, images)
     recorded = profiler.profiler
     assert recorded is not None and recorded.kineto_results is not None  # there once it has run
     left = sum(_allocations(recorded.kineto_results.events()))
@@ -104,32 +125,22 @@ def _allocations(events) -> Iterator[int]:
             yield event.nbytes()
 
 
-def _convolution_backward_flops(
-    grad_shape, x_shape, w_shape, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, mask,
-    out_shape=None, **_,
-) -> int:  # fmt: skip
-    """The forward pass's FLOPs once for the input's gradient and once for the weight's.
-
-    PyTorch's own formula multiplies the weight gradient of a grouped convolution by the number of groups.
-    """
-    return (mask[0] + mask[1]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
-
-
-@contextmanager
-def corrected_flop_counter() -> Iterator[FlopCounterMode]:
-    """Count FLOPs of convolutions and matrix products, forward and backward, right for grouped convolutions."""
-    mapping = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        yield counter
-
-
-def step_flops(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
+def step_flops(model: nn.Module, images: torch.Tensor | Inputs, loss: Loss = loss_of) -> tuple[int, int]:
     """Return the FLOPs of one forward and one backward pass (also on the meta device)."""
     with corrected_flop_counter() as counter:
-        loss = loss_of(model(images))
+        value = loss(result_of(model, images))
         forward = counter.get_total_flops()
-        loss.backward()
+        value.sum().backward()
         return forward, counter.get_total_flops() - forward
+
+
+def counted_step(model: nn.Module, images: torch.Tensor) -> tuple[int, int, int]:
+    """Return the bytes that one forward pass keeps, and the FLOPs of it and of its backward, of one run of both."""
+    with corrected_flop_counter() as counter:
+        outputs, by_module = _kept_by_module(model, images, lambda result: result)
+        forward = counter.get_total_flops()
+        loss_of(outputs).backward()
+        return sum(by_module.values()), forward, counter.get_total_flops() - forward
 
 
 @contextmanager

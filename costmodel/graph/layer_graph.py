@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..kept import derived
 from . import store
-from .values import Layer, Tensor
+from .values import TRACE_BATCH, Layer, Tensor
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class LayerGraph:
     """A traced network: layers in the order of execution, with every parameter and buffer that it has.
 
-    `known_parts`: its blocks, where a rewrite put layers into it that would hide them.
+    `known_parts`: its blocks, where a rewrite put layers into it that would hide them. `more_inputs`: what it is given
+    beside `input`, its loss included. `ends_in_loss`: whether the layers end in the loss itself.
     """
 
     model: str
@@ -35,6 +36,8 @@ class LayerGraph:
     buffers: dict[str, Tensor]
     notes: tuple[str, ...] = ()
     known_parts: Parts | None = None
+    more_inputs: tuple[Tensor, ...] = ()
+    ends_in_loss: bool = False
 
     def save(self, path: str | os.PathLike) -> None:
         """Write it to a file, whole or not at all.
@@ -55,6 +58,19 @@ class LayerGraph:
         """Leave what was derived out of pickles and copies."""
         own = derived(self)
         return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """All that the network, and its loss if it ends in one, is given."""
+        return self.input, *self.more_inputs
+
+    @property
+    def input_label(self) -> str:
+        """The sizes of one example, for people: '224x224' of square images, else such as '3x320x240, 10'."""
+        sizes = [[each for each in tensor.shape if not tensor.batched or each % TRACE_BATCH] for tensor in self.inputs]
+        if len(self.input.shape) == 4 and self.input.shape[2] == self.input.shape[3] and not self.more_inputs:
+            sizes = [self.input.shape[2:]]
+        return ", ".join("x".join(map(str, each)) or "1" for each in sizes)
 
     @cached_property
     def producer(self) -> dict[int, Layer]:
@@ -112,6 +128,30 @@ class LayerGraph:
                 found[producer.index] = producer
                 open_tensors += producer.inputs.values()
         return list(found.values())
+
+    @cached_property
+    def weight_computations(self) -> frozenset[int]:
+        """Indices of the layers that compute convolutions' weights from parameters, and nothing else."""
+        computing: set[int] = set()
+        weights: set[int] = set()
+        for layer in self.layers:
+            weight = layer.inputs.get("weight")
+            if layer.op in ("conv1d", "conv2d", "conv3d") and weight is not None:
+                weights.add(layer.index)
+                computing.update(each.index for each in self.derivation(weight))
+
+        def is_read_elsewhere(index: int) -> bool:
+            made = {tensor.id for tensor in self.layers[index].outputs}
+            readers = {reader for id_ in made for reader in self.consumers.get(id_, ())}
+            beside = {reader.index for reader in readers for role, t in reader.inputs.items() if t.id in made and (
+                reader.index not in computing and (reader.index not in weights or role != "weight"))}  # fmt: skip
+            return bool(beside)
+
+        elsewhere = {index for index in computing if is_read_elsewhere(index)}
+        while elsewhere:  # what such a layer reads is there in any case, and is no secret of the weight either
+            computing -= elsewhere
+            elsewhere = {index for index in computing if is_read_elsewhere(index)}
+        return frozenset(computing)
 
     @property
     def parameter_count(self) -> int:

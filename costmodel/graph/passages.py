@@ -14,8 +14,8 @@ def passages(graph: LayerGraph) -> dict[int, Tensor]:
     A tensor that is overwritten later is none, since what comes behind could not start from it again. 0 stands for the
     network's input.
     """
-    made = {graph.input.id: -1}
-    tensors: dict[int, Tensor] = {graph.input.id: graph.input}
+    made = {tensor.id: -1 for tensor in graph.inputs}
+    tensors: dict[int, Tensor] = {tensor.id: tensor for tensor in graph.inputs}
     last_read: dict[int, int] = {}
     for layer in graph.layers:
         for tensor in layer.inputs.values():

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..reading import read_file
 from ..units import BYTES_PER_ELEMENT
+from .learned import Learned
 from .values import TRACE_BATCH, Layer, Storage, Tensor
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _PRESET = 3  # a seventh of the time of the default, 6, for a seventh more bytes
 _KINDS = {"input", "activation", "parameter", "derived", "constant"}
 _MADE = {"activation", "derived"}  # by a layer
 _GRAPH = [str, int, int, list, list, list, list, int, list, list, list]
+_MORE = [list, bool]  # where there is anything: further inputs, and whether the layers end in the loss
 _STORAGE = [int, int, str, bool, int, int]
 _TENSOR = [int, int, list, str, str, bool, int, str]
 _LAYER = [str, str, int, str, list, list, list, bool, str]
@@ -149,13 +151,14 @@ def encode(graph: LayerGraph) -> str:
         layers.append([
             layer.name, layer.module, layer.ordinal, layer.op,
             rows.named(layer.inputs), [rows.number(tensor) for tensor in layer.outputs], attributes, layer.inplace,
-            layer.in_place_of,
+            layer.in_place_of, *([] if layer.learned is None else [layer.learned.to_rows()]),
         ])  # fmt: skip
     outputs = [rows.number(tensor) for tensor in graph.outputs]
+    more = [[rows.number(tensor) for tensor in graph.more_inputs], graph.ends_in_loss]
     return json.dumps(
         [
             graph.model, graph.resolution, graph.classes, list(graph.notes), rows.storages, rows.tensors, layers, given,
-            outputs, parameters, buffers,
+            outputs, parameters, buffers, *(more if any(more) else ()),
         ],
         separators=(",", ":"),
     )  # fmt: skip
@@ -196,7 +199,9 @@ def decode(text: str) -> Fields:
 
 
 def _fields(document: Any) -> Fields:
+    document, more = document[: len(_GRAPH)], document[len(_GRAPH) :] or [[], False]
     _is_row(document, _GRAPH)
+    _is_row(more, _MORE)
     model, resolution, classes, notes, stored, rows, calls, given, finished, parameters, buffers = document
     _require(resolution > 0 and classes > 0, "its resolution and classes are counts")
     _require(all(type(note) is str for note in notes), "its notes are texts")
@@ -207,14 +212,16 @@ def _fields(document: Any) -> Fields:
     parameters, buffers = (_named(pairs, tensors) for pairs in (parameters, buffers))
     _require(all(t.kind == "parameter" and t.name == name for name, t in parameters.items()), "parameters are such")
     _require(all(tensor.kind == "constant" for tensor in buffers.values()), "buffers are constants")
-    image = _at(tensors, given)
-    known = {image.id, *(tensor.id for tensor in parameters.values())}
+    image, *further = (_at(tensors, number) for number in (given, *more[0]))
+    known = {image.id, *(tensor.id for tensor in further), *(tensor.id for tensor in parameters.values())}
     layers = tuple(_read_layer(index, row, tensors, known) for index, row in enumerate(calls))
     outputs = tuple(_at(tensors, number) for number in finished)
-    _require(image.kind == "input" and any(tensor.id in known for tensor in outputs), "it leads from input to output")
+    _require(all(tensor.kind == "input" for tensor in (image, *further)), "a network is given inputs")
+    _require(any(tensor.id in known for tensor in outputs), "it leads from input to output")
     return {
         "model": model, "resolution": resolution, "classes": classes, "layers": layers, "input": image,
         "outputs": outputs, "parameters": parameters, "buffers": buffers, "notes": tuple(notes),
+        "more_inputs": tuple(further), "ends_in_loss": more[1],
     }  # fmt: skip
 
 
@@ -246,6 +253,8 @@ def _read_tensor(row: Any, storages: list[Storage]) -> Tensor:
 
 def _read_layer(index: int, row: Any, tensors: list[Tensor], known: set[int]) -> Layer:
     """Return a layer; `known` are the ids of the tensors that are there before it, and after it those that it made."""
+    _require(type(row) is list and len(row) <= len(_LAYER) + 1, "its rows have the right fields")
+    row, seen = row[: len(_LAYER)], row[len(_LAYER) :]
     _is_row(row, _LAYER)
     name, module, ordinal, op, inputs, outputs, attributes, inplace, in_place_of = row
     read = _named(inputs, tensors)
@@ -259,7 +268,8 @@ def _read_layer(index: int, row: Any, tensors: list[Tensor], known: set[int]) ->
     )
     known.update(tensor.id for tensor in made)
     values = {_text(key): _value(value) for key, value in attributes}
-    return Layer(index, name, module, ordinal, op, read, made, values, inplace, in_place_of)
+    learned = Learned.from_rows(seen[0], read, len(made)) if seen else None
+    return Layer(index, name, module, ordinal, op, read, made, values, inplace, in_place_of, learned)
 
 
 def _named(pairs: list, tensors: list[Tensor]) -> dict[str, Tensor]:

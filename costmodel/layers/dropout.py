@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import wants_gradient
+from .elementwise import scale
 from .functions import first_order
 from .masks import run_backward
 from .packing import flat, pack
@@ -16,6 +17,8 @@ from .packing import flat, pack
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Return what torch.nn.functional.dropout returns after the same seed; keeps ceil(elements / 8) bytes."""
+    if training and p == 1:
+        return scale(input, 0.0, inplace=inplace)
     if not training or not 0 < p < 1 or not wants_gradient(input):
         return F.dropout(input, p, training, inplace)
     return _Dropout.apply(input, p, inplace)

@@ -17,7 +17,7 @@ from .activations import hardsigmoid, hardtanh, leaky_relu, relu, relu6, sigmoid
 from .convolution import conv1d, conv2d, conv3d
 from .dropout import dropout
 from .elementwise import pad
-from .linear import linear
+from .linear import linear, matmul
 from .norms import frozen_batch_norm
 from .pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
@@ -27,6 +27,7 @@ LAYERS: dict[str, Callable[..., Tensor]] = {
     "conv2d": conv2d,
     "conv3d": conv3d,
     "linear": linear,
+    "matmul": matmul,
     "frozen_batch_norm": frozen_batch_norm,
     "relu": relu,
     "relu6": relu6,

@@ -70,7 +70,7 @@ class Method:
         """Return why the method cannot train a network; empty if it can."""
         count = len(parts(graph).blocks)
         if count < self.min_blocks:
-            needed = f"{self.min_blocks} or more inverted residual or residual blocks"
+            needed = f"{self.min_blocks} or more inverted residual, residual or depthwise-separable blocks"
             return f"it needs {needed}, and there are {count or 'none'}"
         counted = [option.name for option in self.options if option.most and not option.most(graph)]
         return f"there is nothing that its option {counted[0]} could count" if counted else self.lacks(graph)

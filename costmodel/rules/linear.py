@@ -50,3 +50,15 @@ def matmul(layer: Layer) -> Facts:
     (left, a), (right, b) = layer.inputs.items()
     flops = FLOPS_PER_MAC * layer.output.elements * a.shape[-1]
     return Facts({left: (dense(b),), right: (dense(a),)}, flops, {left: flops, right: flops})
+
+
+def small_factor(left: tuple[int, ...], right: tuple[int, ...]) -> str:
+    """Return which factor of a product of batches of matrices, by their shapes, is one matrix: 'input', 'other' or ''.
+
+    PyTorch multiplies the other factor by it as one matrix, too, if the small one wants a gradient.
+    """
+    if len(left) == len(right) == 3 and left[0] != right[0]:
+        return "input" if left[0] == 1 else "other"
+    if len(left) > 2 and len(right) <= 2:
+        return "other"
+    return "input" if len(right) > 2 and len(left) <= 2 else ""

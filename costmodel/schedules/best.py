@@ -29,6 +29,7 @@ LEVERS = ("prefix", "inplace", "cheap", "recompute", "micro-batch")
 ON_DEMAND = ("cache",)
 MOST_FLOPS = 1.33  # where neither a budget nor a number is given; Source: the price of running everything once again
 _REPLAYS = 8
+_ONE_BY_ONE = 24  # so few steps are replayed in turn: their peaks need not fall from one to the next
 
 
 @dataclass(frozen=True)
@@ -121,21 +122,32 @@ def best_schedule(
         if lever not in LEVERS + ON_DEMAND:
             raise unknown("lever", lever, LEVERS + ON_DEMAND)
     step = _step(what, method, blocks, batch, options, optimizer, accounting)
+    found = nearest_schedule(step, ram_bytes, most_flops, allow)
+    if ram_bytes is None or found.peak_bytes <= ram_bytes:
+        return found.schedule
+    raise InfeasibleError(
+        f"no schedule of {step.way.label} on {step.graph.model} fits in {format_bytes(ram_bytes)}: the least is "
+        f"{format_bytes(found.peak_bytes)} ({found.peak_bytes} bytes), {found.schedule.label(step.batch)}; allow that "
+        "much, or train less, or take a smaller batch or resolution"
+    )
+
+
+def nearest_schedule(
+    step: Step, ram_bytes: int | None, most_flops: float | None = None, allow: Collection[str] = LEVERS
+) -> Scheduled:
+    """Return the schedule that `best_schedule` would; where none fits, the one that takes the least memory.
+
+    The step's own micro-batch, prefix and updates stay as they are, if it has any; its segments are left out.
+    """
+    step = replace(step, schedule=replace(step.schedule, segments=()))
     plain = Scheduled.of(step)
     most = (most_flops or (MOST_FLOPS if ram_bytes is None else float("inf"))) * plain.total_flops
     if ram_bytes is None:
-        return min(_least(step, most, allow, plain), key=lambda each: (each.peak_bytes, each.order)).schedule
+        return min(_least(step, most, allow, plain), key=lambda each: (each.peak_bytes, each.order))
     fitting = [each for each in _within(step, ram_bytes, most, allow, plain) if each.peak_bytes <= ram_bytes]
     if fitting:
-        return _simplest(step, min(fitting, key=lambda each: each.order), ram_bytes).schedule
-    least = min(_least(step, most, allow, plain), key=lambda each: each.peak_bytes)
-    if least.peak_bytes <= ram_bytes:
-        return least.schedule
-    raise InfeasibleError(
-        f"no schedule of {step.way.label} on {step.graph.model} fits in {format_bytes(ram_bytes)}: the least is "
-        f"{format_bytes(least.peak_bytes)} ({least.peak_bytes} bytes), {least.schedule.label(step.batch)}; allow that "
-        "much, or train less, or take a smaller batch or resolution"
-    )
+        return _simplest(step, min(fitting, key=lambda each: each.order), ram_bytes)
+    return min(_least(step, most, allow, plain), key=lambda each: each.peak_bytes)
 
 
 def schedule_frontier(
@@ -197,6 +209,7 @@ def _simplest(step: Step, found: Scheduled, ram_bytes: int) -> Scheduled:
             step.schedule == PLAIN
             and other != found.schedule
             and (simpler := Scheduled.of(replace(step, schedule=other))).peak_bytes <= ram_bytes
+            and simpler.total_flops <= found.total_flops
         ):
             found = simpler
     return found
@@ -239,16 +252,28 @@ def _within(step: Step, ram_bytes: int, most: float, allow: Collection[str], pla
     if min(each.peak_bytes for each in (plain, *free)) <= ram_bytes:
         return  # nothing need be done again
     for chain in _chains(step, allow):
-        budget = ram_bytes
-        for _ in range(_REPLAYS):
-            number = chain.fitting(budget)
-            if number is None or chain.total_flops[number] > most:
-                break
-            found = Scheduled.of(replace(step, schedule=chain.schedule(number)))
-            yield found
-            if found.peak_bytes <= ram_bytes:
-                break
-            budget -= found.peak_bytes - ram_bytes
+        yield from _replayed(chain, ram_bytes, most)
+
+
+def _replayed(chain: Chain, ram_bytes: int, most: float) -> Iterator[Scheduled]:
+    """Yield the cheapest steps of a chain's frontier for a budget, replayed, until one fits that is next to a miss."""
+    budget, missed = ram_bytes, None
+    for _ in range(_REPLAYS):
+        number = chain.fitting(budget)
+        if number is None or chain.total_flops[number] > most:
+            return
+        found = Scheduled.of(replace(chain.step, schedule=chain.schedule(number)))
+        yield found
+        if found.peak_bytes <= ram_bytes:
+            break
+        missed, budget = number, min(budget, int(chain.peak_bytes[number])) - (found.peak_bytes - ram_bytes)
+    else:
+        return
+    while missed is not None and missed - number > 1:  # what was taken off may have been too much
+        between = missed - 1 if missed - number <= _ONE_BY_ONE else (missed + number) // 2
+        found = Scheduled.of(replace(chain.step, schedule=chain.schedule(between)))
+        yield found
+        missed, number = (missed, between) if found.peak_bytes <= ram_bytes else (between, number)
 
 
 def _least(step: Step, most: float, allow: Collection[str], plain: Scheduled) -> Iterator[Scheduled]:

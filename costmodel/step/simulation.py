@@ -140,7 +140,7 @@ class Simulation(Generic[Count]):
             if weight is None or weight.storage.id in self.kept or not {"input", "weight"} & {*roles}:
                 continue
             chain = graph.derivation(weight)
-            if not chain or graph.layers[index].output.kind == "derived":
+            if not chain or not graph.weight_computations.issuperset(layer.index for layer in chain):
                 continue
             inner = sorted((layer.index for layer in chain if layer.index in wanted), reverse=True)
             if "weight" not in roles or len(graph.consumers[weight.id]) > 1:
@@ -163,7 +163,7 @@ class Simulation(Generic[Count]):
         """
         now, sizes = self.now, self.sizes
         now[WEIGHTS], now[BUFFERS] = sizes.weights_bytes, sizes.buffers_bytes
-        now[INPUT] = self.graph.input.bytes(sizes.batch, FLOAT_BYTES)
+        now[INPUT] = sum(tensor.bytes(sizes.batch, FLOAT_BYTES) for tensor in self.graph.inputs)
         if first_step:
             self.missing_state = state
         else:
@@ -186,7 +186,7 @@ class Simulation(Generic[Count]):
 
     def forward(self) -> None:
         """Run the whole forward pass."""
-        self.live[self.graph.input.storage.id] = 0  # it has a category of its own
+        self.live |= {tensor.storage.id: 0 for tensor in self.graph.inputs}  # they have a category of their own
         if self.cut.prefix and not self.cut.cached:
             self.prefix()
         self.run(range(self.cut.prefix, len(self.graph.layers)))
@@ -241,7 +241,7 @@ class Simulation(Generic[Count]):
         self, phase: str, piece: Sizes, dying: Mapping[int, Sequence[int]], output: Tensor
     ) -> dict[int, Any]:  # fmt: skip
         """Run the prefix for one piece; return what is left in memory, by storage, the output among it."""
-        now, live = self.now, {self.graph.input.storage.id: 0}
+        now, live = self.now, {tensor.storage.id: 0 for tensor in self.graph.inputs}
         for layer in self.graph.layers[: self.cut.prefix]:
             for tensor in layer.outputs:
                 storage = tensor.storage
@@ -296,19 +296,25 @@ class Simulation(Generic[Count]):
                     now[TRANSIENT] -= live.pop(id_)
 
     def loss(self) -> dict[int, Gradient]:
-        """Cross-entropy: log-probabilities kept, then their gradient, then that of the outputs."""
+        """Cross-entropy: log-probabilities kept, then their gradient, then that of the outputs.
+
+        Nothing holds the outputs when the loss is there, as in `loss = criterion(network(images), labels)`.
+        """
         now, sizes = self.now, self.sizes
+        if self.graph.ends_in_loss:  # its own layers compute it; backward starts from a one
+            self.mark("loss", "forward")
+            return {each.id: Gradient(each.bytes(sizes.batch, sizes.float_bytes)) for each in self.graph.outputs}
         outputs = [tensor for tensor in self.graph.outputs if tensor.kind == "activation"]
         pending = {tensor.id: Gradient(tensor.bytes(sizes.batch, sizes.float_bytes)) for tensor in outputs}
         size = sum(tensor.bytes(sizes.batch, sizes.float_bytes) for tensor in outputs)
         now[TRANSIENT] += size
         self.mark("loss", "forward")
-        now[TRANSIENT] += 2 * size
-        self.mark("loss", "backward")
-        now[TRANSIENT] -= 2 * size
         for id_ in {tensor.storage.id for tensor in self.graph.outputs}:
             if id_ not in self.kept:
                 now[TRANSIENT] -= self.live.pop(id_, 0)
+        now[TRANSIENT] += 2 * size
+        self.mark("loss", "backward")
+        now[TRANSIENT] -= 2 * size
         return pending
 
     def backward(self, pending: dict[int, Gradient], in_place: bool, part: range | None = None) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic
 
 import numpy as np
@@ -12,6 +11,7 @@ from ..accounting.kernels import Call, Kernels
 from ..accounting.requirements import Requirements
 from ..graph.values import Layer
 from ..kept import kept
+from ..rules.table import operation
 from ..units import FLOAT_BYTES, Count
 from .precision import Precision
 
@@ -111,19 +111,18 @@ def _working(
         return {}
     books, found = required.books, {}
     for layer in required.graph.layers:
-        roles = required.wanted.get(layer.index, ())
-        packs = any(key.label == "mask" for key in books.by_layer.get(layer.index, ()))
-
-        def call(batch: int, layer: Layer = layer, roles: tuple[str, ...] = roles, packs: bool = packs) -> Call:
-            return Call(layer, roles, batch, precision.activation_bytes, packs, kernels.threads)
-
-        found[layer.index] = _at_each(lambda batch, call=call: kernels.working(call(batch)), micro_batch)
+        call = Call(
+            layer, required.wanted.get(layer.index, ()), 1, precision.activation_bytes,
+            any(key.label == "mask" for key in books.by_layer.get(layer.index, ())), kernels.threads,
+            operation(layer, layer.index in required.assignment.frozen_statistics) == "frozen_batch_norm",
+        )  # fmt: skip
+        found[layer.index] = _at_each(kernels, call, micro_batch)
     return found
 
 
-def _at_each(working: Callable[[int], tuple[int, int]], batch: Count) -> tuple[Count, Count]:
-    """Return the working memory at a batch, or at each of several."""
+def _at_each(kernels: Kernels, call: Call, batch: Count) -> tuple[Count, Count]:
+    """Return the working memory of a call at a batch, or at each of several."""
     if isinstance(batch, np.ndarray):
-        forward, backward = np.array([working(int(one)) for one in batch]).T
+        forward, backward = np.array([kernels.working(replace(call, batch=int(one))) for one in batch]).T
         return forward, backward
-    return working(batch)
+    return kernels.working(replace(call, batch=batch))

@@ -69,7 +69,7 @@ class Step:
         """The step for people, but for the network and the way."""
         schedule, graph = self.schedule.label(self.batch), self.graph
         parts = [
-            f"batch {self.batch}{' ' + schedule if schedule else ''}", f"{graph.resolution}x{graph.resolution}",
+            f"batch {self.batch}{' ' + schedule if schedule else ''}", graph.input_label,
             f"{graph.classes} classes", self.optimizer, f"accounting {self.accounting}",
         ]  # fmt: skip
         return ", ".join([*parts, *([self.precision.label] if self.precision.label else [])])
@@ -81,6 +81,7 @@ class Step:
             **self.way.to_dict(),
             "batch": self.batch,
             "resolution": self.graph.resolution,
+            "input": self.graph.input_label,
             "classes": self.graph.classes,
             "optimizer": self.optimizer,
             "accounting": self.accounting,

@@ -5,13 +5,13 @@ On the meta device, for questions about shapes alone, a network is built without
 
 from __future__ import annotations
 
+import ast
 import copy
 import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,31 @@ def _timm():
 def _torchvision_names() -> list[str]:
     from torchvision import models
 
-    return models.list_models(module=models)
+    kinds = (models, models.detection, models.segmentation, models.video)
+    return [name for kind in kinds for name in models.list_models(module=kind)]
 
 
 def _torchvision_model(name: str, **options) -> nn.Module:
     from torchvision import models
 
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        options["weights_backbone"] = None
     return models.get_model(name, weights=None, **options)
+
+
+# Assumption: the length of clips in torchvision's references/video_classification.
+_FRAMES = 16
+
+
+def usual_shape(name: str, resolution: int) -> tuple[int, ...] | None:
+    """Return the shape of one example of a network by name, where that is no image."""
+    source, _, model = name.rpartition(":")
+    if source == "torchvision":
+        from torchvision import models
+
+        if model in models.list_models(module=models.video):
+            return (3, _FRAMES, resolution, resolution)
+    return None
 
 
 def _zoo_names() -> list[str]:
@@ -96,11 +114,17 @@ def resolve(name: str) -> str:
     Errors: InputError for a name that no library has (with near names), or that several have.
     """
     source, colon, model = name.rpartition(":")
+    if name.endswith(".py"):
+        source, model = name, ""
     if source.endswith(".py"):
         if not source.isprintable():  # it becomes the network's name, in tables, JSON and files
             raise InputError(f"the path {source!r} has signs that are no text; rename the file")
         if not Path(source).is_file():
             raise InputError(f"there is no file {source!r}; write path/file.py:function")
+        if not model:
+            found = _functions(Path(source))
+            listing = " or ".join(f"{source}:{function}" for function in found) or "but it has no function"
+            raise InputError(f"{source!r} is a file; write which of its functions returns the network: {listing}")
         return name
     if colon:
         if source not in LIBRARIES:
@@ -110,6 +134,15 @@ def resolve(name: str) -> str:
             raise unknown(f"{source} model", model, names)
         return name
     return _resolve_bare(name)
+
+
+def _functions(path: Path) -> list[str]:
+    """Return the names of a file's functions and classes, which need not run for that; none if it is no Python."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return []
+    return [each.name for each in body if isinstance(each, (ast.FunctionDef, ast.ClassDef)) and each.name[0] != "_"]
 
 
 def _resolve_bare(name: str) -> str:
@@ -122,7 +155,7 @@ def _resolve_bare(name: str) -> str:
     if len(found) > 1:
         raise InputError(f"several libraries have a model {name!r}; write {' or '.join(found)}")
     if not found:
-        raise unknown("model", name, {*chain(*names.values())})
+        raise unknown("model", name, [f"{library}:{known}" for library, each in names.items() for known in each])
     return found[0]
 
 

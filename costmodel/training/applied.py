@@ -8,26 +8,29 @@ eval mode the network runs as it always did. An applied network can be copied, p
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch._C._functorch import peek_interpreter_stack
 
 from ..accounting.lean import LEAN
 from ..accounting.requirements import requirements
-from ..errors import InputError
-from ..layers.lite_residual import LiteResidual
+from ..errors import InputError, ModelError
+from ..layers.added import ADDED
 from ..methods.table import METHODS, Trained, way_of
-from ..methods.tinytl import MODULE as LITE_RESIDUAL
 from ..methods.way import Options, Way
 from ..step.precision import FROZEN
 from ..step.schedule import PLAIN, Schedule
+from ..tracing.inputs import Shapes
 from ..tracing.tracer import trace
 from .replacing import TORCH_DTYPES, Replacing, TrainingPlan
 from .scheduled import ScheduledPass
 
 _ATTRIBUTE = "_costmodel_plan"
+_NOT_COMPILED = "an applied network keeps what its plan says, a compiled one what the compiler chooses"
 
 
 class Applied(nn.Module):
@@ -39,17 +42,28 @@ class Applied(nn.Module):
         return self.__dict__[_ATTRIBUTE]
 
     def forward(self, *args, **kwargs):
-        """Run the network's own forward."""
+        """Run the network's own forward; within `torch.compile` as without, since a compiler keeps what it likes."""
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(self.planned, reason=_NOT_COMPILED)(super().forward, *args, **kwargs)
+        return self.planned(super().forward, *args, **kwargs)
+
+    def planned(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the network's own forward, or another function that calls its modules, as the plan says."""
+        if peek_interpreter_stack() is not None:
+            raise ModelError(
+                "torch.func cannot go through the layers of an applied network; use backward() or torch.autograd.grad, "
+                "or costmodel.restore(model)"
+            )
         plan = self.training_plan
         replacements = plan.replacements if self.training else plan.in_eval
         if plan.schedule.is_cut and self.training and torch.is_grad_enabled():
             with ScheduledPass(self, plan, replacements, (args, kwargs)) as scheduled:
                 args, kwargs = scheduled.inputs
-                return super().forward(*args, **kwargs)
+                return forward(*args, **kwargs)
         if not replacements and not plan.joints:
-            return super().forward(*args, **kwargs)
+            return forward(*args, **kwargs)
         with Replacing(self, plan, replacements):
-            return super().forward(*args, **kwargs)
+            return forward(*args, **kwargs)
 
     def train(self, mode: bool = True):
         """Set train or eval mode; norms with frozen statistics stay in eval mode."""
@@ -78,12 +92,13 @@ def apply(
     model: nn.Module,
     method: Way | str | None = None,
     blocks: int | None = None,
-    resolution: int = 224,
+    resolution: Any = 224,
     frozen_dtype: str = "float32",
     *,
     options: Options | None = None,
     trained: Trained | None = None,
     schedule: Schedule = PLAIN,
+    input: Shapes | None = None,
 ) -> nn.Module:
     """Make a model ready to train in a way; return the same module, changed in place.
 
@@ -91,11 +106,11 @@ def apply(
     backward is what `footprint(..., accounting="lean")` says. Parameters and state-dict keys stay; eval mode is
     untouched. `restore` undoes it.
 
-    method: a `Way`, or the name of a method, with blocks, options and trained as in `footprint`. resolution: of the
-    images it will see (or any at which its calls are the same). frozen_dtype: float32 or float16, how frozen weights
-    are stored. schedule: whether the frozen prefix runs in pieces, and which segments run again in backward; loss,
-    gradients and running statistics stay as they are. Its micro-batches are the training loop's, its updates in place
-    those of `costmodel.training.optimizers.update_in_place`.
+    method: a `Way`, or the name of a method, with blocks, options and trained as in `footprint`. resolution, input: as
+    in `trace`, of the examples that it will see (or any at which its calls are the same). frozen_dtype: float32 or
+    float16, how frozen weights are stored. schedule: whether the frozen prefix runs in pieces, and which segments run
+    again in backward; loss, gradients and running statistics stay as they are. Its micro-batches are the training
+    loop's, its updates in place those of `costmodel.training.optimizers.update_in_place`.
 
     Errors: InputError for a method or depth that does not exist, a model that is applied already, or a schedule of
     another network; ModelError, naming
@@ -106,7 +121,7 @@ def apply(
     if frozen_dtype not in TORCH_DTYPES:
         hint = "is priced only: no torch layer computes with it" if frozen_dtype in FROZEN else "is unknown"
         raise InputError(f"frozen_dtype {frozen_dtype!r} {hint}; allowed: {', '.join(TORCH_DTYPES)}")
-    graph = trace(model, resolution)
+    graph = trace(model, resolution, input=input)
     way = method if isinstance(method, Way) else way_of(graph, method, blocks, options, trained)
     if way.trained is None and not METHODS.find(way.method).has_layers:
         raise InputError(f"method {way.method!r} can be priced only: no torch layers of this package train so")
@@ -115,6 +130,8 @@ def apply(
         raise InputError(f"{way.label} trains parts of weights, which can be priced only: no torch layer does so")
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     plan = TrainingPlan(required, frozen_dtype, before, schedule=schedule)
+    if schedule.is_cut and plan.added_modules:
+        raise InputError(f"{way.method} adds modules to the network, which no schedule cuts; leave the schedule out")
     _ = plan.replacements, plan.regions  # what cannot be done is refused before anything is changed
     _warn_of_conversion(plan)
     _add_modules(model, plan)
@@ -129,21 +146,28 @@ def apply(
     return model.train(model.training)
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: nn.Module, merge: bool = False) -> nn.Module:
     """Undo `apply`; return the same module, its weights as they were trained (float32 again).
 
-    Errors: InputError if the model is not applied.
+    merge: add what was trained beside weights (LoRA) to these, so that the network computes what it did; else the
+    modules that the method put into the network are dropped.
+
+    Errors: InputError if the model is not applied, or has nothing to merge.
     """
     if not isinstance(model, Applied):
         raise InputError("the model is not applied; there is nothing to restore")
-    plan = model.__dict__.pop(_ATTRIBUTE)
+    plan = model.training_plan
+    if merge and not (plan.added_modules and all(added.merges_into for added in plan.added_modules)):
+        raise InputError(f"what {plan.required.way.label} trains cannot be merged; leave out merge=True")
+    del model.__dict__[_ATTRIBUTE]
     model.__class__ = type(model).__mro__[2]
-    if plan.added_modules:
-        delattr(model, LITE_RESIDUAL)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(plan.required_gradients[name])
+        parameter.requires_grad_(plan.required_gradients.get(name, False))
         if name in plan.dtypes:
             parameter.data = parameter.data.to(plan.dtypes[name])
+    if merge:
+        _merge(model, plan)
+    _remove_modules(model, plan)
     return model.train(model.training)
 
 
@@ -159,10 +183,22 @@ def _warn_of_conversion(plan: TrainingPlan) -> None:
 
 
 def _add_modules(model: nn.Module, plan: TrainingPlan) -> None:
-    """Give the model the lite residual modules that the method puts beside its blocks."""
-    modules = nn.ModuleDict()
+    """Give the model the modules that the method puts beside its calls."""
+    like = next(model.parameters())
     for added in plan.added_modules:
-        lite = LiteResidual(added.inputs, added.outputs, added.kernel, added.stride)
-        modules[added.name] = lite.to(next(model.parameters()))
-    if modules:
-        model.add_module(LITE_RESIDUAL, modules)
+        if added.container not in dict(model.named_children()):
+            model.add_module(added.container, nn.ModuleDict())
+        module = ADDED[added.container](**dict(added.options))
+        cast("nn.ModuleDict", model.get_submodule(added.container))[added.name] = module.to(like)
+
+
+def _remove_modules(model: nn.Module, plan: TrainingPlan) -> None:
+    for container in {added.container for added in plan.added_modules}:
+        delattr(model, container)
+
+
+def _merge(model: nn.Module, plan: TrainingPlan) -> None:
+    """Add what was trained beside weights to these."""
+    for added in plan.added_modules:
+        module = cast(Any, model.get_submodule(f"{added.container}.{added.name}"))
+        module.merge(model.get_parameter(added.merges_into))

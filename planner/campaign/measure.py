@@ -29,7 +29,8 @@ from costmodel.secrets import shown_in
 from ..choosing.axes import Axes, axes
 from ..choosing.candidate import Candidate
 from ..choosing.candidates import price_all
-from ..choosing.recommend import Recommendation, choose
+from ..choosing.recommend import Recommendation, choose, choose_within
+from ..choosing.scheduling import Scheduling, scheduled
 from ..estimates.intervals import Z95
 from ..estimates.observations import sampling_points
 from ..evidence.database import COUNTED, StorageError
@@ -224,10 +225,11 @@ class _Campaign:
         )  # fmt: skip
 
     def priced(self, rows: Sequence[Row]) -> list[Candidate]:
-        return price_all([self.graph], self.space(rows))
+        space = self.space(rows)
+        return scheduled(price_all([self.graph], space), self.limits, Scheduling())
 
     def decide(self, rows: Sequence[Row]) -> Recommendation:
-        return choose(self.priced(rows), self.limits)
+        return choose_within(self.priced(rows), self.limits, self.space(rows))
 
 
 class _Worker:
@@ -318,6 +320,7 @@ class _Worker:
 
         run = self.trainer(
             network, self.images.train, self.images.test, candidate.way, recipe, seed=trial.seed, report=report,
+            schedule=candidate.step.schedule,
         )  # fmt: skip
         memory = run.memory
         assert memory is not None  # it is checked with every run of a campaign

@@ -6,12 +6,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from costmodel import METHODS, InputError, LayerGraph, Precision, Schedule, Way, values_per_norm, way
+from costmodel import (
+    LEVERS,
+    METHODS,
+    MOST_FLOPS,
+    InputError,
+    LayerGraph,
+    Precision,
+    Schedule,
+    Way,
+    values_per_norm,
+    way,
+)
 from costmodel.errors import require_count
 
 from ..devices.device import Device
 from ..estimates.setting import LEAST_IMAGES
 from ..evidence.rows import Row
+from .scheduling import Scheduling
 
 T = TypeVar("T")
 OneOrMore = T | Iterable[T]
@@ -28,7 +40,8 @@ class Axes:
     whose roofline time a step takes. images_per_class: labelled images to train with; few are a regime of their own.
     norm_statistics: of batch norms, for ways that do not say: 'own' (as the method has them), 'running', or both; None
     is own, and running too where all passes are of fewer images than evidence has for batch statistics. observed: the
-    accuracies of others; those that come with the package if None.
+    accuracies of others; those that come with the package if None. scheduling: how steps may be carried out in another
+    way than plainly; None leaves it to the question: a recommendation uses all exact levers, a list none.
     """
 
     methods: tuple[str | Way, ...] | None = None
@@ -44,6 +57,7 @@ class Axes:
     images_per_class: int | None = None
     norm_statistics: tuple[str, ...] | None = None
     observed: tuple[Row, ...] | None = None
+    scheduling: Scheduling | None = None
 
     @property
     def carried(self) -> list[tuple[int, Schedule]]:
@@ -109,11 +123,20 @@ def axes(
     images_per_class: int | None = None,
     norm_statistics: OneOrMore[str] | None = None,
     observed: Sequence[Row] | None = None,
+    schedules: OneOrMore[str] | None = None,
+    most_flops: float | None = None,
 ) -> Axes:
     """Return the axes, each given as one value, a list or a range.
 
-    Errors: InputError for an axis without a value, and for a precision that does not exist.
+    schedules: levers that steps may be carried out with, or "none"; most_flops: times the plain step's FLOPs, at most.
+
+    Errors: InputError for an axis without a value, and for a precision or lever that does not exist.
     """
+    scheduling = None
+    if schedules is not None or most_flops is not None:
+        named = LEVERS if schedules is None else several(schedules)
+        levers = () if named == ("none",) else named
+        scheduling = Scheduling(levers, MOST_FLOPS if most_flops is None else most_flops)
     return Axes(
         None if methods is None else several(methods),
         None if blocks is None else several(blocks),
@@ -128,6 +151,7 @@ def axes(
         images_per_class,
         None if norm_statistics is None else several(norm_statistics),
         None if observed is None else tuple(observed),
+        scheduling,
     )
 
 

@@ -29,6 +29,7 @@ from ..estimates.estimated import Estimate
 from ..estimates.setting import LEAST_IMAGES, Setting
 from .axes import Axes, OneOrMore, axes, several
 from .candidate import Candidate
+from .scheduling import by_schedule
 
 # Assumption: nobody reads more, and one by one these take ten seconds; in columns they take half a GB.
 MOST_CANDIDATES, MOST_PRICED = 50_000, 2_000_000
@@ -83,12 +84,16 @@ def candidates(
     """Return every method at every depth of every model, priced.
 
     models: one or a list of what `costmodel.trace` takes. classes: the number the head is made for; the model's own if
-    None. more: the other axes, as in `axes`. Every axis is one value, a list or a range.
+    None. more: the other axes, as in `axes`. Every axis is one value, a list or a range. With schedules each is carried
+    out by the one that takes the least memory.
 
     Errors: those of `costmodel.trace` and `costmodel.footprint`.
     """
     space = axes(batch=batch, optimizer=optimizer, accounting=accounting, **more)
-    return price_all(trace_all(models, resolution, classes), space)
+    priced = price_all(trace_all(models, resolution, classes), space)
+    if space.scheduling is None or not space.scheduling.levers:
+        return priced
+    return [by_schedule(candidate, None, space.scheduling, space.device) for candidate in priced]
 
 
 def price_all(graphs: Iterable[LayerGraph], space: Axes) -> list[Candidate]:

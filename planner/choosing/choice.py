@@ -1,7 +1,7 @@
 """Priced candidates and limits -> the pick, and what else there is to know.
 
-The pick is the most accurate candidate within the limits; ties go to the cheapest: the least peak memory, then the
-fewest FLOPs, then the fewest trained parameters. What accuracy means says `scale`.
+The pick is the most accurate candidate within the limits; ties go to the cheapest: the least time (FLOPs per image,
+where no device is named), then the plainest schedule, then the least memory. What accuracy means says `scale`.
 
 What cannot train is no candidate. One of unknown accuracy is picked only where none of known accuracy fits. Of those
 that differ in the micro-batch alone only the largest that fits counts: accuracies are observed with whole batches.
@@ -17,10 +17,9 @@ import numpy as np
 from costmodel import InfeasibleError
 from costmodel.units import format_bytes
 
-from ..estimates.setting import LEAST_IMAGES
 from .candidate import Candidate
 from .objectives import DEFAULT, OBJECTIVES, frontier, keeps
-from .scale import TIE, Scale, scale_of
+from .scale import TIE, Scale, is_observed, scale_of
 
 CHEAPER_SHOWN = 3
 
@@ -126,13 +125,12 @@ def best(fitting: Sequence[Candidate], scale: Scale) -> Candidate:
     return min(tied, key=lambda candidate: (*_cost(candidate), -scale.value(candidate)))
 
 
-def is_observed(candidate: Candidate) -> bool:
-    """Whether accuracies were observed with such batches, by others or by the user."""
-    return candidate.batch >= LEAST_IMAGES or candidate.recovery.accuracy_percent is not None
-
-
-def _cost(candidate: Candidate) -> tuple[int, int, int]:
-    return candidate.peak_bytes, candidate.total_flops, candidate.trained_parameters
+def _cost(candidate: Candidate) -> tuple[float, ...]:
+    """What sorts the cheapest first: the time of an image (its FLOPs where no device is named), then memory."""
+    time = candidate.total_flops if candidate.step_seconds is None else candidate.step_seconds
+    schedule = candidate.step.schedule
+    levers = (bool(schedule.segments), schedule.has_prefix, schedule.inplace_update)
+    return time / candidate.batch, sum(levers), candidate.peak_bytes, candidate.trained_parameters
 
 
 def _order(candidate: Candidate, scale: Scale) -> tuple:
@@ -141,7 +139,7 @@ def _order(candidate: Candidate, scale: Scale) -> tuple:
 
 
 def _infeasible(priced: Sequence[Candidate], limits: Mapping[str, float]) -> InfeasibleError:
-    least = min(priced, key=_cost)
+    least = min(priced, key=lambda candidate: (candidate.peak_bytes, *_cost(candidate)))
     broken = {name: limit for name, limit in limits.items() if not any(keeps(c, {name: limit}) for c in priced)}
     if not broken:
         said = ", ".join(f"{name} {OBJECTIVES[name].text(limit)}" for name, limit in limits.items())

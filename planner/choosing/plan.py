@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    model_validator,
+)
 
 from costmodel import (
     ACCOUNTINGS,
     METHODS,
     OPTIMIZERS,
     InputError,
+    LayerGraph,
     Precision,
     Schedule,
+    Step,
     Way,
+    footprint,
     precision_from,
     schedule_from,
     way_from,
@@ -30,108 +43,230 @@ from .candidate import Candidate
 if TYPE_CHECKING:
     import torch
 
-VERSION = 1
+VERSION = 2
 Positive = Annotated[int, Field(gt=0, lt=2**63, strict=True)]
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
 
 
-class Expected(BaseModel):
-    """What to expect of the accuracy: recovery (0: last layer only, 1: everything trained), and percent if known."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    recovery: Finite | None
-    recovery_low: Finite | None
-    recovery_high: Finite | None
-    kind: str
-    rests_on: str
-    accuracy_percent: Percent | None
-    accuracy_low_percent: Percent | None
-    accuracy_high_percent: Percent | None
 
+class Network(_Part):
+    """Which network; parameters: a digest of their names and shapes."""
 
-class Plan(BaseModel):
-    """How one network is to be fine-tuned, and what that takes.
-
-    `version`: of this format. `made_with`: the package's version. `parameters`: a digest of the names and shapes of the
-    network's parameters. Bytes and FLOPs are those predicted of one step of `batch` images.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: Literal[1] = VERSION
-    made_with: str
     model: str
-    parameters: str
-    parameter_count: Positive
     resolution: Positive
     classes: Positive
-    method: str
-    blocks: Positive | None
-    batch: Positive
-    micro_batch: Positive
-    optimizer: str
-    frozen_dtype: str
-    activation_dtype: str = "float32"
-    inplace_update: bool = False
-    options: dict[str, bool | int | Finite | str] = Field(default_factory=dict)
-    accounting: str
+    parameters: str
+    parameter_count: Positive
+
+
+class Promises(_Part):
+    """What one step of the plan's batch takes, as predicted, and what to expect of the accuracy.
+
+    recovery: 0 is as good as training the last layer alone, 1 as training everything; accuracies where they are known.
+    """
+
     peak_bytes: Count
     saved_bytes: Count
     total_flops: Count
     trained_parameters: Positive
-    expected: Expected
+    recovery: Finite | None
+    recovery_low: Finite | None
+    recovery_high: Finite | None
+    accuracy_percent: Percent | None
+    accuracy_low_percent: Percent | None
+    accuracy_high_percent: Percent | None
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.saved_bytes > self.peak_bytes:
+            raise ValueError(f"saved_bytes {self.saved_bytes:,} are more than peak_bytes {self.peak_bytes:,}")
+        return self
+
+
+class Evidence(_Part):
+    """What the expected accuracy rests on: its kind, what was observed, and by whom."""
+
+    kind: str
+    rests_on: str
+    source: str = ""
+
+
+class _Way(_Part):
+    method: str
+    blocks: Positive | None
+    options: dict[str, bool | int | Finite | str] = Field(default_factory=dict)
+    trained: list[str] | None = None
+
+
+class _Schedule(_Part):
+    micro_batch: Positive
+    inplace_update: Flag
+    prefix_batch: Positive | None = None
+    segments: Annotated[list[tuple[Count, Count, str]], Field(max_length=10_000)] = Field(default_factory=list)
+    cache: str | None = None
+
+
+class _Precision(_Part):
+    activation_dtype: str
+    frozen_dtype: str
+
+
+T = TypeVar("T")
+
+
+def _read(kind: type[T], form: type[_Part], read: Callable[[dict[str, Any]], T]) -> PlainValidator:
+    """Return what reads a part of a plan; form: what stands in the file."""
+
+    def made(given: Any, others: ValidationInfo) -> T:
+        if isinstance(given, kind):
+            return given
+        try:
+            batch = {name: others.data[name] for name in ("batch",) if name in others.data}
+            return read(form.model_validate(given).model_dump(exclude_none=True) | batch)
+        except ValidationError as error:
+            problem = first_problem(error)
+            raise ValueError(f"{problem.key}: {problem.reason}" if problem.key else problem.reason) from None
+        except InputError as error:
+            raise ValueError(str(error)) from None
+
+    return PlainValidator(made)
+
+
+def _way(given: dict[str, Any]) -> Way:
+    METHODS.find(given["method"])
+    return way_from(given)
+
+
+if TYPE_CHECKING:
+    WayField: TypeAlias = Way
+    ScheduleField: TypeAlias = Schedule
+    PrecisionField: TypeAlias = Precision
+else:  # pydantic need not look into these
+    WayField = Annotated[Any, _read(Way, _Way, _way), PlainSerializer(lambda way: way.to_dict())]
+    ScheduleField = Annotated[Any, _read(Schedule, _Schedule, schedule_from)]
+    PrecisionField = Annotated[
+        Any, _read(Precision, _Precision, precision_from), PlainSerializer(lambda precision: precision.to_dict())
+    ]
+
+
+class Plan(_Part):
+    """How one network is to be fine-tuned, what that takes, and what to expect of it.
+
+    version: of this format. made_with: the package's version. batch: images per update.
+    """
+
+    version: Literal[2] = VERSION
+    made_with: str
+    network: Network
+    batch: Positive
+    way: WayField
+    schedule: ScheduleField
+    precision: PrecisionField
+    optimizer: str
+    accounting: str
+    promises: Promises
+    evidence: Evidence
+
+    @field_serializer("schedule")
+    def _written(self, schedule: Schedule) -> dict[str, Any]:
+        return schedule.to_dict(self.batch)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_1(cls, given: Any) -> Any:
+        is_old = isinstance(given, dict) and given.get("version") == 1
+        return _from_version_1(given) if is_old else given
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         try:
-            for name in ("resolution", "classes", "batch"):
-                require_count(name, getattr(self, name))
+            for name, value in (
+                ("resolution", self.resolution), ("classes", self.classes), ("batch", self.batch)
+            ):  # fmt: skip
+                require_count(name, value)
             OPTIMIZERS.find(self.optimizer)
             ACCOUNTINGS.find(self.accounting)
             self.schedule.images_per_pass(self.batch)
-            _ = self.precision
         except InputError as error:
             raise ValueError(str(error)) from None
-        if self.saved_bytes > self.peak_bytes:
-            raise ValueError(f"saved_bytes {self.saved_bytes:,} are more than peak_bytes {self.peak_bytes:,}")
         return self
 
     @classmethod
     def of(cls, candidate: Candidate) -> Self:
         """Return the plan of a candidate."""
-        guess, graph, own = candidate.recovery, candidate.step.graph, candidate.to_dict()
+        guess, step = candidate.recovery, candidate.step
+        graph = step.graph
         return cls(
-            **{name: own[name] for name in cls.model_fields if name in own},
             made_with=version("finetune-planner"),
-            parameters=parameters_digest((name, tensor.shape) for name, tensor in graph.parameters.items()),
-            parameter_count=graph.parameter_count,
-            expected=Expected(
-                recovery=guess.value,
-                recovery_low=guess.low,
-                recovery_high=guess.high,
-                **{name: getattr(guess, name) for name in Expected.model_fields if hasattr(guess, name)},
+            network=Network(
+                model=graph.model, resolution=graph.resolution, classes=graph.classes,
+                parameters=parameters_digest((name, tensor.shape) for name, tensor in graph.parameters.items()),
+                parameter_count=graph.parameter_count,
             ),
-        )
+            way=step.way, schedule=step.schedule, precision=step.precision, batch=step.batch, optimizer=step.optimizer,
+            accounting=step.accounting,
+            promises=Promises(
+                peak_bytes=candidate.peak_bytes, saved_bytes=candidate.saved_bytes, total_flops=candidate.total_flops,
+                trained_parameters=candidate.trained_parameters, recovery=guess.value, recovery_low=guess.low,
+                recovery_high=guess.high, accuracy_percent=guess.accuracy_percent,
+                accuracy_low_percent=guess.accuracy_low_percent, accuracy_high_percent=guess.accuracy_high_percent,
+            ),
+            evidence=Evidence(kind=guess.kind, rests_on=guess.rests_on, source=guess.source),
+        )  # fmt: skip
 
     @property
-    def way(self) -> Way:
-        """What trains, and how. Errors: InputError for a method or option that this package does not have."""
-        if self.method not in METHODS:
-            raise InputError(f"the plan's method {self.method!r} is unknown here; it was made with {self.made_with}")
-        return way_from(self.model_dump())
+    def model(self) -> str:
+        """The network's full name."""
+        return self.network.model
 
     @property
-    def schedule(self) -> Schedule:
-        """How the step is carried out."""
-        return schedule_from(self.model_dump())
+    def resolution(self) -> int:
+        """Height and width of the images in pixels."""
+        return self.network.resolution
 
     @property
-    def precision(self) -> Precision:
-        """In how many bits."""
-        return precision_from(self.model_dump())
+    def classes(self) -> int:
+        """How many classes the network's head tells apart."""
+        return self.network.classes
+
+    @property
+    def micro_batch(self) -> int:
+        """Images per forward and backward pass."""
+        return self.schedule.images_per_pass(self.batch)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that one step takes, as predicted."""
+        return self.promises.peak_bytes
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that one forward pass keeps for backward, as predicted."""
+        return self.promises.saved_bytes
+
+    @property
+    def total_flops(self) -> int:
+        """FLOPs of one step, as predicted."""
+        return self.promises.total_flops
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers train."""
+        return self.promises.trained_parameters
+
+    def step(self, graph: LayerGraph) -> Step:
+        """Return the planned step of a traced network. Errors: InputError if the schedule is of another network."""
+        made = Step(
+            graph, self.way, self.batch, self.schedule, self.precision, self.optimizer, self.accounting
+        )  # fmt: skip
+        footprint(made)
+        return made
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -145,7 +280,7 @@ class Plan(BaseModel):
             problem = first_problem(error)
             if problem.key == "version":
                 raise InputError(
-                    f"{path} is a plan of version {problem.given!r}, and this package reads version {VERSION}; "
+                    f"{path} is a plan of version {problem.given!r}, and this package reads versions 1 and {VERSION}; "
                     "make it anew with planner recommend --save"
                 ) from error
             where = f"{problem.key}: " if problem.key else ""
@@ -156,9 +291,9 @@ class Plan(BaseModel):
 
         Errors: InputError if it cannot be written, and for a method that no torch layers train: it has a price only.
         """
-        if self.method in METHODS and not METHODS[self.method].has_layers:
+        if not METHODS.find(self.way.method).has_layers:
             raise InputError(
-                f"method {self.method!r} is priced only, so that its plan could not be applied; leave it out of "
+                f"method {self.way.method!r} is priced only, so that its plan could not be applied; leave it out of "
                 "--method, or save none"
             )
         try:
@@ -173,16 +308,39 @@ class Plan(BaseModel):
         Errors: InputError, with the reason, if the plan was made for another network, or can be priced only.
         """
         given = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        if parameters_digest(given.items()) != self.parameters:
+        if parameters_digest(given.items()) != self.network.parameters:
             count = sum(parameter.numel() for parameter in model.parameters())
             raise InputError(
-                f"the plan is for {self.model} with {self.classes} classes, {self.parameter_count:,} parameters; the "
-                f"given {type(model).__name__} has {count:,}, or others by name or shape; plan for this network, or "
-                "build the one that was planned for"
+                f"the plan is for {self.model} with {self.classes} classes, {self.network.parameter_count:,} "
+                f"parameters; the given {type(model).__name__} has {count:,}, or others by name or shape; plan for "
+                "this network, or build the one that was planned for"
             )
         from costmodel import apply  # which loads torch
 
-        return apply(model, self.way, resolution=self.resolution, frozen_dtype=self.precision.frozen)
+        return apply(
+            model, self.way, resolution=self.resolution, frozen_dtype=self.precision.frozen, schedule=self.schedule
+        )
+
+
+def _from_version_1(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan of version 1, which had everything side by side, as one of this version."""
+    names = {
+        "network": ("model", "resolution", "classes", "parameters", "parameter_count"),
+        "way": ("method", "blocks", "options"),
+        "schedule": ("micro_batch", "inplace_update"),
+        "precision": ("activation_dtype", "frozen_dtype"),
+        "promises": ("peak_bytes", "saved_bytes", "total_flops", "trained_parameters"),
+        "evidence": (),
+    }
+    rest, expected = dict(given), given.get("expected")
+    defaults = {"inplace_update": False, "activation_dtype": "float32", "options": {}}
+    found = {part: {name: rest.pop(name, defaults.get(name)) for name in own} for part, own in names.items()}
+    if isinstance(expected, dict):
+        del rest["expected"]
+        told = {name: expected.get(name) for name in ("kind", "rests_on")}
+        found["promises"] |= {name: value for name, value in expected.items() if name not in told}
+        found["evidence"] = told
+    return {**rest, **found, "version": VERSION}
 
 
 def parameters_digest(parameters: Iterable[tuple[str, Any]]) -> str:

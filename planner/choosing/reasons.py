@@ -10,9 +10,10 @@ from ..estimates.anchored import FULL, LAST
 from ..estimates.setting import LEAST_IMAGES
 from ..evidence.rows import imagenet_top1
 from .candidate import Candidate
-from .choice import Choice, best, is_observed
+from .choice import Choice, best
 from .objectives import OBJECTIVES, keeps
-from .scale import TIE, TOLERANCE
+from .scale import TIE, TOLERANCE, is_observed
+from .scheduling import levers
 
 RELATIVE = (
     "recovery is relative to each network's own full fine-tuning: one at 0.8 may be more accurate than another at 1.0"
@@ -74,6 +75,23 @@ def reasons(answer: Choice) -> Iterator[str]:
     named = (answer.chosen, answer.next_better, answer.best_unfit, *answer.cheaper[:1])
     yield from said.other_methods({candidate.way.method for candidate in named if candidate})
     yield from said.models_that_do_not_fit()
+
+
+def schedule_reasons(answer: Choice, plainly: Candidate | None) -> Iterator[str]:
+    """Yield what the pick's schedule brings; plainly: what would be picked without schedules."""
+    chosen, said = answer.chosen, _Sentences(answer)
+    if not chosen.step.schedule.is_cut and not chosen.step.schedule.inplace_update:
+        return
+    brought = levers(chosen.step)
+    saved = chosen.peak_bytes - sum(each.bytes for each in brought)
+    yield (
+        f"the schedule keeps the result and brings {format_bytes(saved)} down to {format_bytes(chosen.peak_bytes)}: "
+        f"{'; '.join(map(str, brought))}"
+    )
+    if plainly is None:
+        yield "carried out plainly, nothing fits"
+    elif (plainly.model, plainly.way) != (chosen.model, chosen.way):
+        yield f"carried out plainly, {said.name(plainly)} would be the pick: {said.promise(plainly)}"
 
 
 class _Sentences:

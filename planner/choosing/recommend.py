@@ -6,19 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from costmodel import InputError, LayerGraph, body_digest, price, whole_step
+from costmodel import InfeasibleError, InputError, LayerGraph, body_digest, price, whole_step
 from costmodel.units import format_bytes
 
 from ..estimates.runs import data_set, unused
 from ..estimates.setting import Setting
 from ..evidence.rows import Row
-from .axes import axes
+from .axes import Axes, axes
 from .candidate import Candidate
 from .candidates import price_all, trace_all
 from .choice import Choice, pick
 from .objectives import DEFAULT, check_limits
 from .plan import Plan
-from .reasons import notes, reasons
+from .reasons import notes, reasons, schedule_reasons
+from .scheduling import Scheduling, scheduled
 
 MOST_BATCH = 4096  # no larger one is tried
 
@@ -28,18 +29,20 @@ class Recommendation(Choice):
     """The pick, with the reasons and the plan.
 
     plan: the pick, to be saved and applied; largest_batch: the most images per pass within the limits, all else as in
-    the pick (both None where only prices were given). further_notes: what evidence does not apply, and what the tracer
-    could not follow.
+    the pick (both None where only prices were given; the second also where a schedule is used). plainly: what would be
+    picked if every step were carried out plainly; None if nothing fitted then. further_notes: what evidence does not
+    apply, and what the tracer could not follow.
     """
 
     plan: Plan | None = None
     largest_batch: int | None = None
+    plainly: Candidate | None = None
     further_notes: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why the pick won, in words."""
-        return (*reasons(self), *self._batch_reason())
+        return (*reasons(self), *schedule_reasons(self, self.plainly), *self._batch_reason())
 
     def _batch_reason(self) -> tuple[str, ...]:
         if self.largest_batch is None or self.ram_bytes is None:
@@ -99,7 +102,8 @@ def recommend(
     whole_step(accounting, "cannot be held against a memory budget")
     graphs = trace_all(models, resolution, classes)
     space = axes(batch=batch, optimizer=optimizer, accounting=accounting, **more)
-    answer = choose(price_all(graphs, space), kept, objectives)
+    priced = price_all(graphs, space)
+    answer = choose_within(priced, kept, space, objectives)
     settings = [Setting(graph.model, graph.resolution, each) for graph in graphs for each in space.batches]
     about = unused(space.evidence, data_set(space.evidence, space.dataset), settings)
     about += _changed(space.evidence, graphs)
@@ -126,7 +130,9 @@ def _with_plan(answer: Recommendation, notes: Sequence[str]) -> Recommendation:
     return replace(
         answer,
         plan=Plan.of(chosen),
-        largest_batch=None if answer.ram_bytes is None else _largest_batch(chosen, answer.ram_bytes),
+        largest_batch=None
+        if answer.ram_bytes is None or chosen.step.schedule.is_cut
+        else _largest_batch(chosen, answer.ram_bytes),
         further_notes=tuple(notes),
     )
 
@@ -137,6 +143,23 @@ def _largest_batch(chosen: Candidate, ram_bytes: float) -> int | None:
     prices = price(step.graph, [step.way], batches, [step.optimizer], [step.precision], step.accounting)
     fitting = prices.columns["batches"][prices.columns["peak_bytes"] <= ram_bytes]
     return batches[fitting.max()] if len(fitting) else None
+
+
+def choose_within(
+    priced: Sequence[Candidate], limits: Mapping[str, float], space: Axes, objectives: Sequence[str] = DEFAULT
+) -> Recommendation:
+    """Return the recommendation among priced candidates, carried out by the schedules that fit.
+
+    Errors: InfeasibleError if none fits.
+    """
+    how = space.scheduling or Scheduling()
+    answer = choose(scheduled(priced, limits, how, space.device), limits, objectives)
+    if answer.chosen.step.schedule in {candidate.step.schedule for candidate in priced}:
+        return answer
+    try:
+        return replace(answer, plainly=pick(priced, limits, objectives).chosen)
+    except InfeasibleError:
+        return answer
 
 
 def choose(

@@ -17,6 +17,7 @@ from ..estimates.backbones import NETWORK_DEVIATION
 from ..estimates.estimated import Estimate
 from ..estimates.intervals import Z95, Difference
 from ..estimates.logits import per_point
+from ..estimates.setting import LEAST_IMAGES
 from .candidate import Candidate
 
 TIE = 1e-9
@@ -131,3 +132,8 @@ def scale_of(priced: Iterable[Candidate]) -> Scale:
     places = {(candidate.model, candidate.resolution) for candidate in known}
     ranked = any(candidate.recovery.typical_percent is not None for candidate in known)
     return Scale("typical" if len(places) > 1 and ranked else "recovery")
+
+
+def is_observed(candidate: Candidate) -> bool:
+    """Whether accuracies were observed with such batches, by others or by the user."""
+    return candidate.batch >= LEAST_IMAGES or candidate.recovery.accuracy_percent is not None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, overload
 
 import typer
 
-from costmodel import ACCOUNTINGS, OPTIMIZERS, InputError
+from costmodel import ACCOUNTINGS, LEVERS, MOST_FLOPS, ON_DEMAND, OPTIMIZERS, InputError
 from costmodel.errors import shortened
 
 Models = Annotated[
@@ -94,6 +94,17 @@ def _space(
             "running too where all passes are of fewer than 8 images."
         ),
     ] = None,
+    schedules: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Levers that save memory and change no result, of {', '.join(LEVERS + ON_DEMAND)}, or none. Default: "
+            "all but cache where a budget is to be kept; none in lists."
+        ),
+    ] = None,
+    most_flops: Annotated[
+        float | None,
+        typer.Option(help=f"Times the plain step's FLOPs that a schedule may take; default {MOST_FLOPS}; 1: no more."),
+    ] = None,
 ) -> dict[str, Any]:
     """Return what `planner.candidates` takes beside the models."""
     from ..evidence.loading import load_all
@@ -112,6 +123,8 @@ def _space(
         "dataset": dataset,
         "images_per_class": images_per_class,
         "norm_statistics": names(norm_statistics),
+        "schedules": names(schedules),
+        "most_flops": most_flops,
     }
 
 

@@ -176,3 +176,22 @@ def test_blocks_do_not_depend_on_the_resolution(name, graph):
     """At 32 x 32 the last maps have one pixel each, so that a gate is as large as what it scales."""
     small, large = parts(traced(name, 32)), parts(graph)
     assert small == large
+
+
+# --- networks in a row ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["timm:mobilenetv1_100", "timm:lcnet_050"])
+@pytest.mark.parametrize("pixels", [32, 224])
+def test_depthwise_separable_units_are_blocks(name, pixels):
+    """MobileNetV1 has 13 of them (Howard et al., table 1), and LCNet as many (Cui et al., table 1)."""
+    graph = traced(name, pixels)
+    modules = [path for path, module in build(name, "meta").named_modules() if "SeparableConv" in type(module).__name__]
+    cut = parts(graph)
+    assert len(cut.blocks) == len(modules) == 13
+    for block, path in zip(cut.blocks, modules, strict=True):
+        own = [layer.index for layer in graph.layers if inside(layer.module, (path,))]
+        assert own == list(range(block.first, block.last + 1))
+        assert block.closing_norms == {max(i for i in own if graph.layers[i].op == "batch_norm")}
+    costs = [footprint(graph, "mobiletl", depth).saved_bytes for depth in (1, 5, 13)]
+    assert costs == sorted(costs) and footprint(graph, "blocks", 5).saved_bytes > costs[1]

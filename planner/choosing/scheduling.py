@@ -1,0 +1,201 @@
+"""Candidates carried out by the schedule that fits: the same training in less memory.
+
+A schedule changes no accuracy, so that of each way only the cheapest one that fits counts. It is looked for where it
+can matter: of ways that do not fit as they are, the most promising first, down to those that tie with the best that
+fits. All others stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from costmodel import LEVERS, MOST_FLOPS, ON_DEMAND, PLAIN, Schedule, Scheduled, Step, footprint, nearest_schedule
+from costmodel.errors import InputError, unknown
+from costmodel.units import format_bytes
+
+from ..devices.device import Device
+from .candidate import Candidate
+from .objectives import keeps
+from .scale import Scale, is_observed, scale_of
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """How far a step may be carried out in another way than plainly.
+
+    levers: which of `costmodel.LEVERS` and `costmodel.ON_DEMAND` may be used; none leaves every step as it is.
+    most_flops: how many times the plain step's FLOPs, at most.
+
+    Errors: InputError for a lever that does not exist, and for FLOPs below those of the plain step.
+    """
+
+    levers: tuple[str, ...] = LEVERS
+    most_flops: float = MOST_FLOPS
+
+    def __post_init__(self) -> None:
+        for lever in self.levers:
+            if lever not in LEVERS + ON_DEMAND:
+                raise unknown("lever", lever, LEVERS + ON_DEMAND)
+        if not 1 <= self.most_flops <= _MOST_TIMES:
+            raise InputError(
+                f"most_flops is {self.most_flops}; allowed: 1 (nothing is computed twice) to {_MOST_TIMES} times the "
+                "plain step's"
+            )
+
+
+_MOST_TIMES = 100
+PLAINLY = Scheduling((), 1.0)
+
+
+def scheduled(
+    priced: Sequence[Candidate], limits: Mapping[str, float], how: Scheduling, device: Device | None = None
+) -> list[Candidate]:
+    """Return candidates for limits: those that could be picked by the cheapest schedule that fits, or that is nearest.
+
+    device: whose roofline time a step takes.
+    """
+    budget = limits.get("memory")
+    if budget is None or not how.levers or not priced or priced[0].step.accounting != "lean":
+        return list(priced)  # this package's layers carry schedules out
+    others = {name: limit for name, limit in limits.items() if name != "memory"}
+    found: dict[int, Candidate] = {}
+
+    def fitting(candidate: Candidate) -> Candidate | None:
+        may_fit = _there_anyway(candidate) <= budget and keeps(candidate, others)
+        if may_fit and not keeps(candidate, {"memory": budget}):
+            if id(candidate) not in found:
+                found[id(candidate)] = by_schedule(candidate, int(budget), how, device)
+            candidate = found[id(candidate)]
+        return candidate if keeps(candidate, limits) else None
+
+    can_train = [candidate for candidate in priced if not candidate.cannot_train]
+    scale = scale_of(can_train)
+    for pool in _pools(can_train, scale):
+        if _search(sorted(pool, key=lambda candidate: -scale.value(candidate)), fitting, scale):
+            break
+    for smallest in _smallest_of_each_method(can_train):  # for comparison
+        fitting(smallest)
+    return [found.get(id(candidate), candidate) for candidate in priced]
+
+
+def _smallest_of_each_method(priced: Sequence[Candidate]) -> list[Candidate]:
+    smallest: dict[tuple[str, str], Candidate] = {}
+    for candidate in sorted(priced, key=lambda candidate: candidate.peak_bytes):
+        smallest.setdefault((candidate.model, candidate.way.method), candidate)
+    return list(smallest.values())
+
+
+def _there_anyway(candidate: Candidate) -> int:
+    """Return the bytes that no schedule saves."""
+    return sum(candidate.memory_bytes[name] for name in ("weights", "buffers", "optimizer"))
+
+
+def _pools(priced: Sequence[Candidate], scale: Scale) -> Iterator[list[Candidate]]:
+    """Yield among which the pick is looked for, one after the other, until something fits."""
+    yield [candidate for candidate in priced if scale.knows(candidate) and is_observed(candidate)]
+    yield [candidate for candidate in priced if scale.knows(candidate)]
+    yield list(priced)
+
+
+def _search(
+    ordered: Iterable[Candidate], fitting: Callable[[Candidate], Candidate | None], scale: Scale
+) -> Candidate | None:
+    """Try candidates, the most promising first, as long as they tie with the first that fits; return that one."""
+    top = None
+    for candidate in ordered:
+        if top is not None and not scale.tied(candidate, top):
+            break
+        top = top or fitting(candidate) or None
+        if top is not None:
+            fitting(candidate)
+    return top
+
+
+def by_schedule(candidate: Candidate, ram_bytes: int | None, how: Scheduling, device: Device | None) -> Candidate:
+    """Return a candidate by the cheapest schedule that fits, or the one nearest to that."""
+    found = _nearest(candidate.step, ram_bytes, how)
+    if found.schedule == candidate.step.schedule:
+        return candidate
+    return carried_out(candidate, replace(candidate.step, schedule=found.schedule), device)
+
+
+@lru_cache(maxsize=10_000)  # a campaign asks again after each run
+def _nearest(step: Step, ram_bytes: int | None, how: Scheduling) -> Scheduled:
+    return nearest_schedule(step, ram_bytes, how.most_flops, how.levers)
+
+
+def carried_out(candidate: Candidate, step: Step, device: Device | None) -> Candidate:
+    """Return a candidate with the same accuracy and another schedule."""
+    cost = footprint(step)
+    seconds = None if device is None else float(device.step_seconds(float(cost.total_flops), float(cost.moved_bytes)))
+    return replace(
+        candidate, step=step, peak_bytes=cost.peak_bytes, saved_bytes=cost.saved_bytes, memory_bytes=cost.memory_bytes,
+        peak_layer=cost.peak.layer, peak_phase=cost.peak.phase, forward_flops=cost.forward_flops,
+        backward_flops=cost.backward_flops, total_flops=cost.total_flops, moved_bytes=cost.moved_bytes,
+        step_seconds=seconds,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lever:
+    """What one change to a step's schedule brings: bytes of its peak, and FLOPs."""
+
+    said: str
+    bytes: int
+    flops: int
+    base_flops: int
+
+    def __str__(self) -> str:
+        more = 100 * self.flops / self.base_flops
+        compute = "no more FLOPs" if not self.flops else f"{more:+.{0 if abs(more) >= 1 else 1}f} % FLOPs"
+        sign = "-" if self.bytes < 0 else "+"
+        return f"{self.said}: {sign}{format_bytes(abs(self.bytes))}, {compute}"
+
+
+def levers(step: Step) -> list[Lever]:
+    """Return what each lever of a step's schedule brings, applied one after the other, best first."""
+    schedule, found = step.schedule, []
+    cheap = tuple(each for each in schedule.segments if each[2] == "cheap")
+    others = tuple(each for each in schedule.segments if each[2] != "cheap")
+    wanted = {
+        f"micro-batches of {schedule.micro_batch}": {"micro_batch": schedule.micro_batch},
+        "frozen layers from a cache": {"cache": schedule.cache} if schedule.cache else {},
+        f"frozen layers {schedule.prefix_batch} at a time": {"prefix_batch": schedule.prefix_batch},
+        "parameters updated in place": {"inplace_update": schedule.inplace_update},
+        f"norms and activations redone in {_segments(len(cheap))}": {"segments": cheap},
+        f"{_segments(len(others))} recomputed": {"segments": others},
+    }
+    before = plain = footprint(replace(step, schedule=PLAIN))
+    while True:
+        reached = before.step.schedule
+        after = {
+            said: footprint(replace(step, schedule=changed))
+            for said, change in wanted.items()
+            if (changed := _with(reached, change)) != reached and _is_valid(changed, step.batch)
+        }
+        if not after:
+            return found
+        said = min(after, key=lambda each: after[each].peak_bytes)
+        more_flops = after[said].total_flops - before.total_flops
+        found.append(Lever(said, after[said].peak_bytes - before.peak_bytes, more_flops, plain.total_flops))
+        del wanted[said]
+        before = after[said]
+
+
+def _with(schedule: Schedule, change: Mapping[str, Any]) -> Schedule:
+    """Return a schedule with a lever more; segments come on top of those that are there."""
+    segments = tuple(sorted({*schedule.segments, *change.get("segments", ())}))
+    return replace(schedule, **{**change, "segments": segments})
+
+
+def _is_valid(schedule: Schedule, batch: int) -> bool:
+    """Whether the numbers of a schedule fit together."""
+    images, piece = schedule.images_per_pass(batch), schedule.prefix_batch
+    return schedule.cache is not None or piece is None or images % min(piece, images) == 0
+
+
+def _segments(count: int) -> str:
+    return f"{count} segment{'' if count == 1 else 's'}"
