@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from ..accounting.eager import EAGER, caveat
+from ..accounting.kernels import NO_KERNELS
 from ..accounting.table import ACCOUNTINGS
 from ..answers.compare import difference
-from ..answers.footprint import Footprint
 from ..answers.footprint import footprint as cost
 from ..errors import InputError, MissingPackageError
 from ..graph.blocks import block_count, parts
@@ -21,7 +21,7 @@ from ..machine.step_time import Seconds
 from ..methods.table import METHODS, way
 from ..methods.way import Way, read_options
 from ..step.precision import Precision
-from ..step.schedule import Schedule
+from ..step.schedule import PLAIN, Schedule
 from ..step.step import Step
 from ..traces.stored import trace
 from ..units import format_bytes, parse_bytes
@@ -277,7 +277,7 @@ def compare(
     rows, papers, causes = [], [], {}
     for each in _ways(graph, method, [min(blocks, block_count(graph))]):
         answers = {
-            books: cost(graph, each.method, each.blocks, batch, optimizer, books, kernels="none")
+            books: cost(Step(graph, each, batch, optimizer=optimizer, accounting=books, kernels=NO_KERNELS))
             for books in ACCOUNTINGS
         }
         whole = {name: answers[name] for name, entry in ACCOUNTINGS.items() if entry.whole_step}
@@ -311,7 +311,7 @@ def _ways(graph: LayerGraph, methods: list[str] | None, depths: list[int]) -> li
     """Return the ways of some methods (default: all that apply to the network), at each depth where they take one."""
     found = [METHODS.find(name) for name in methods or METHODS]
     return [
-        way(method.name, depth)
+        way(method.name, depth, method.fitting_options(graph))
         for method in dict.fromkeys(found)
         if methods or not method.why_not(graph)
         for depth in (dict.fromkeys(depths) if method.takes_blocks else (None,))
@@ -337,13 +337,22 @@ def plot_timeline(
     classes: given.Classes = None,
     optimizer: given.OptimizerName = "sgd",
     accounting: given.AccountingName = "lean",
+    micro_batch: given.MicroBatch = None,
+    inplace_update: given.InplaceUpdate = False,
+    prefix_batch: given.PrefixBatch = None,
+    cache: given.Cache = None,
+    recompute: given.Recompute = None,
+    ram: given.Ram = None,
+    most_flops: given.MostFlops = None,
 ) -> None:
-    """What is in memory at each moment of one training step of MODEL, by category; the peak and its layer."""
+    """What is in memory at each moment of one training step of MODEL, by category and phase; the peak, its layer."""
     from .plots import draw_timeline, plot_path
 
     path = plot_path(out)
     graph = trace(model, resolution, classes)
-    draw_timeline(_answers(graph, method or ["full"], blocks, batch, optimizer, accounting), path)
+    schedule = Schedule(micro_batch, inplace_update, prefix_batch, cache=cache)
+    steps = _steps(graph, method or ["full"], blocks, batch, optimizer, accounting, schedule)
+    draw_timeline([cost(_scheduled(step, recompute, ram, most_flops)) for step in steps], path)
     print(f"wrote {out}")
 
 
@@ -390,17 +399,18 @@ def plot_breakdown(
     for name in method or ():
         METHODS.find(name)  # before the network is traced, which may take long
     graph = trace(model, resolution, classes)
-    draw_breakdown(_answers(graph, method, blocks, batch, optimizer, accounting), path)
+    draw_breakdown([cost(step) for step in _steps(graph, method, blocks, batch, optimizer, accounting)], path)
     _print_caveat(accounting)
     print(f"wrote {out}")
 
 
-def _answers(
-    graph: LayerGraph, methods: list[str] | None, depths: list[int] | None, batch: int, optimizer: str, accounting: str
-) -> list[Footprint]:
-    """Return the footprint of each method (default: all that apply), at each depth if it takes one (default: 5)."""
+def _steps(
+    graph: LayerGraph, methods: list[str] | None, depths: list[int] | None, batch: int, optimizer: str, accounting: str,
+    schedule: Schedule = PLAIN,
+) -> list[Step]:  # fmt: skip
+    """Return the step of each method (default: all that apply), at each depth if it takes one (default: 5)."""
     ways = _ways(graph, methods, depths or [min(5, block_count(graph))])
-    return [cost(graph, each.method, each.blocks, batch, optimizer, accounting) for each in ways]
+    return [Step(graph, each, batch, schedule, optimizer=optimizer, accounting=accounting) for each in ways]
 
 
 @app.command()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..step.schedule import PLAIN
 from ..step.simulation import CATEGORIES
 from ..units import format_bytes
 from .drawing import BLACK, BLUE, GREEN, GREY, LIGHT_SKY, ORANGE, PURPLE, VERMILLION, Picture, literal, plot_path, save
@@ -25,6 +28,8 @@ _LOOKS = (
     (BLUE, ""), (BLACK, ""), (GREY, ""), (ORANGE, "//"), (GREEN, "xx"), (PURPLE, ""), (LIGHT_SKY, ""),
 )  # fmt: skip
 _LOOK = dict(zip(CATEGORIES, _LOOKS, strict=True))
+# What is done again stands out from the phases of every step, which are shades of grey.
+_PHASE = {"fill": BLACK, "forward": "0.8", "loss": "0.6", "recompute": VERMILLION, "backward": "0.45", "update": "0.2"}
 
 
 # --- memory over the moments of a step --------------------------------------------------------------------------------
@@ -47,13 +52,21 @@ def draw_timeline(answers: Sequence[Footprint], path: str | Path | None = None) 
         _stack_moments(axes, data, edges)
         _mark_phases(axes, data, edges)
         _mark_peak(axes, data, edges)
-        axes.set_title(literal(answer.way.label), loc="left", fontsize=10, weight="bold")
+        schedule = answer.step.schedule.label(answer.batch)
+        title = textwrap.fill(f"{answer.way.label}{': ' if schedule else ''}{schedule}", 100)
+        axes.set_title(literal(title), loc="left", fontsize=9, weight="bold" if not schedule else "normal")
     longer = "the step" if len(answers) == 1 else "the longest step"
     panels[-1].set_xlabel(
         f"time, % of {longer} (roofline of a processor with {FLOPS_PER_BYTE:g} FLOPs for each byte of bandwidth)",
         fontsize=9,
     )
     figure.supylabel("memory, MB", fontsize=9)
+    spans = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    there = [phase for phase in _PHASE if phase in spans]
+    panels[-1].legend(
+        handles=[spans[phase] for phase in there], loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(there),
+        fontsize=8, frameon=False, handlelength=1.4, columnspacing=1.2,
+    )  # fmt: skip
     return _finish(figure, panels[0], answers, path)
 
 
@@ -72,16 +85,17 @@ def _stack_moments(axes: Axes, data: pandas.DataFrame, edges: Sequence[float]) -
 
 
 def _mark_phases(axes: Axes, data: pandas.DataFrame, edges: Sequence[float]) -> None:
-    """Draw a line where a phase begins and name it, if it is wide enough to be seen."""
+    """Draw a strip of the phases' colours over the moments, shade what is done again, name runs that are wide."""
     top = axes.get_ylim()[1]
     for phase, first, last in phase_spans(data):
-        left, right = edges[first], edges[last + 1]
-        if right - left < 1:
+        left, right, colour = edges[first], edges[last + 1], _PHASE.get(phase)
+        if colour is None:
             continue
-        axes.axvline(left, color="0.35", linewidth=0.7, linestyle=":")
-        axes.axvline(right, color="0.35", linewidth=0.7, linestyle=":")
+        axes.axvspan(left, right, 0.965, 1, color=colour, linewidth=0, label=phase)
+        if phase == "recompute":
+            axes.axvspan(left, right, 0, 0.965, color=colour, alpha=0.15, linewidth=0, zorder=0)
         if right - left > 7:
-            axes.text((left + right) / 2, 0.97 * top, phase, ha="center", va="top", fontsize=8, color="0.25")
+            axes.text((left + right) / 2, 0.94 * top, phase, ha="center", va="top", fontsize=8, color="0.25")
 
 
 def _mark_peak(axes: Axes, data: pandas.DataFrame, edges: Sequence[float]) -> None:
@@ -226,12 +240,12 @@ def _finish(figure: Figure, axes: Axes, answers: Sequence[Footprint], path: Path
     """Add the title and the legend of the categories that can be seen, and write the file."""
     first = answers[0]
     figure.suptitle(
-        literal(f"{first.graph.model}, {first.step.label}"),
+        literal(f"{first.graph.model}, {replace(first.step, schedule=PLAIN).label}"),
         fontsize=10,
     )
     handles = [
         handle
-        for place, handle in enumerate(axes.get_legend_handles_labels()[0])
+        for place, handle in enumerate(axes.get_legend_handles_labels()[0][: len(CATEGORIES)])
         if any(
             100 * moment.by_category[place] > answer.peak_bytes for answer in answers for moment in answer.moments
         )  # less than a hundredth cannot be seen

@@ -63,7 +63,9 @@ def _patches(layer: Layer, patch: int) -> int:
     return count
 
 
-_CONVOLUTIONS = Option("convolutions", "how many of the last convolutions train", 2, whole_number())
+_CONVOLUTIONS = Option(
+    "convolutions", "how many of the last convolutions train", 2, whole_number(), lambda graph: len(convolutions(graph))
+)
 _PATCH = Option("patch", "height and width of a patch, in output pixels", 2, whole_number())
 
 LAST_CONVS = Method(

@@ -23,13 +23,14 @@ class Option:
     """What a method lets one choose beside its depth.
 
     default: its value where none is given. read: a given value or text -> the value, which is hashable; a ValueError
-    says what is allowed.
+    says what is allowed. most: the most that a network allows of a number that counts something of it.
     """
 
     name: str
     summary: str
     default: OptionValue
     read: Callable[[object], OptionValue]
+    most: Callable[[LayerGraph], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,15 @@ class Method:
         if count < self.min_blocks:
             needed = f"{self.min_blocks} or more inverted residual, residual or depthwise-separable blocks"
             return f"it needs {needed}, and there are {count or 'none'}"
-        return self.lacks(graph)
+        counted = [option.name for option in self.options if option.most and not option.most(graph)]
+        return f"there is nothing that its option {counted[0]} could count" if counted else self.lacks(graph)
+
+    def fitting_options(self, graph: LayerGraph) -> dict[str, OptionValue]:
+        """Return the options whose default is more than a network has, with what it has."""
+        found = {option.name: (option.default, option.most(graph)) for option in self.options if option.most}
+        return {
+            name: most for name, (default, most) in found.items() if isinstance(default, int) and 0 < most < default
+        }
 
     def depths(self, graph: LayerGraph) -> range:
         """Return the numbers of blocks that can be trained; none for a method without a depth."""

@@ -125,7 +125,13 @@ SPARSE_UPDATE = Method(
     "Lin et al.: On-Device Training Under 256KB Memory, NeurIPS 2022 (arXiv 2206.15472)",
     _sparse_update,
     options=(
-        Option("layers", "how many of the last convolutions train their bias", 8, whole_number()),
+        Option(
+            "layers",
+            "how many of the last convolutions train their bias",
+            8,
+            whole_number(),
+            lambda graph: len(convolutions(graph)),
+        ),
         Option(
             "weights", "convolutions whose weight trains, with the share of their input channels", (), _read_weights
         ),

@@ -252,14 +252,14 @@ class Chain:
             if count == 1:
                 yield self.exact(first, Option(1, "", _NOTHING, 0, 0))
             for mode in self.modes:
-                own = self._segment(first, count, mode) if mode != "cheap" or count == 1 else None
+                own = self._segment(first, count, mode)
                 if own is None:
                     continue
                 again = [self.required.facts[index] for index in own.again]
                 flops, elementwise = (sum(f.forward_flops for f in again), sum(f.forward_elementwise for f in again))
                 least = alone_at_least(self.required, self.carried, own, self._is_counted(first))
                 option = Option(count, mode, least, flops, elementwise, is_exact=False)
-                yield self.exact(first, option) if count == 1 else option
+                yield self.exact(first, option) if count == 1 or not own.runs_again else option
 
     def exact(self, first: int, option: Option) -> Option:
         """Return an option with what the simulation of its layers says that it takes."""

@@ -285,3 +285,26 @@ def test_the_frontier_is_drawn(command, tmp_path):
     small = "torchvision:mobilenet_v3_small"
     code, text, _ = command("plot", "frontier", small, "--resolution", "96", "--out", str(out))
     assert code == 0 and "wrote" in text and out.stat().st_size > 10_000
+
+
+def test_a_timeline_shows_what_runs_again(command, tmp_path):
+    out = tmp_path / "timeline.png"
+    small = ("torchvision:mobilenet_v3_small", "--resolution", "96", "--out", str(out))
+    code, text, _ = command("plot", "timeline", *small, "--method", "blocks", "--blocks", "8", "--recompute", "best")
+    assert code == 0 and "wrote" in text and out.stat().st_size > 10_000
+    code, _, error = command("plot", "timeline", *small, "--ram", "64MB")
+    assert code == 2 and "add --recompute best" in error
+
+
+def test_a_breakdown_of_a_network_with_one_convolution(command, tmp_path):
+    network, out = tmp_path / "one.py", tmp_path / "breakdown.png"
+    network.write_text(
+        "from torch import nn\n"
+        "def one(): return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(7200, 10))\n"
+        "def none(): return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n"
+    )
+    for name in ("one", "none"):
+        code, text, error = command("plot", "breakdown", f"{network}:{name}", "--resolution", "32", "--out", str(out))
+        assert (code, error) == (0, "") and "wrote" in text
+    code, _, error = command("footprint", f"{network}:none", "--method", "last-convs", "--resolution", "32")
+    assert code == 2 and "cannot train" in error and error.count("\n") == 1
