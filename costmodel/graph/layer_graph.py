@@ -103,13 +103,14 @@ class LayerGraph:
 
     @cached_property
     def reaches_output(self) -> frozenset[int]:
-        """Indices of the layers whose result takes part in an output of the network."""
+        """Indices of the layers from which a gradient of an output of the network could flow back."""
         alive = {tensor.id for tensor in self.outputs}
         found = set()
         for layer in reversed(self.layers):
             if any(tensor.id in alive for tensor in layer.outputs):
                 found.add(layer.index)
-                alive.update(tensor.id for tensor in layer.inputs.values())
+                if "cut_off" not in layer.attributes:
+                    alive.update(tensor.id for tensor in layer.inputs.values())
         return frozenset(found)
 
     @cached_property

@@ -102,6 +102,9 @@ def facts(graph: LayerGraph, layer: Layer, frozen_statistics: bool = False) -> F
     Errors: UnknownOperationError for an operation that has no rule.
     """
     name = operation(layer, frozen_statistics)
+    if "cut_off" in layer.attributes:  # no gradient goes through it: it runs, and that is all
+        known = RULES[name](layer) if name in RULES else Facts({})
+        return Facts({}, known.forward_flops, forward_elementwise=known.forward_elementwise)
     if name not in RULES:
         raise UnknownOperationError(
             f"no rule for the operation {layer.op!r} ({layer.location} of {graph.model}), so its cost is unknown; "

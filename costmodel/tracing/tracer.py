@@ -33,7 +33,7 @@ from .strides import has_rows, matmul_copies
 
 # What depends on its argument's shape alone.
 _FACTORIES = {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like",
-              "full_like", "rand_like", "randn_like", "bernoulli", "argmax", "detach", "data"}  # fmt: skip
+              "full_like", "rand_like", "randn_like", "bernoulli", "argmax", "data"}  # fmt: skip
 
 _NUMBERS = {"item", "float", "int", "bool", "index", "tolist"}  # calls that ask for what is in a tensor
 _USUAL_CHANNELS = 3
@@ -100,9 +100,11 @@ class _Recorder(CallTracker):
         followed = bool(_kinds(inputs) & {"input", "activation", "parameter", "derived"})
         if followed and unasked:
             self.refuse(_AUTOGRAD_FUNCTION)
-        if followed and torch.is_grad_enabled() and op not in _FACTORIES:
+        if followed and op not in _FACTORIES and (torch.is_grad_enabled() or self._is_cut_off(inputs, outputs)):
             given = args[0] if args else kwargs.get("input")
             inplace = operation_name(function)[1] or (outputs[0] is given and bool(attributes.get("inplace")))
+            if op == "detach" or not torch.is_grad_enabled():
+                attributes["cut_off"] = True
             self._record(_Call(*place, inputs, attributes, inplace), given, outputs, tensors_in([args, kwargs]))
         else:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
@@ -134,6 +136,11 @@ class _Recorder(CallTracker):
         call.outputs = [self.value(tensor, kind) for tensor in outputs]
         for value in call.outputs:
             value.is_view = value.store in there and (not call.inplace or "through_view" in call.attributes)
+
+    def _is_cut_off(self, inputs: dict[str, _Value], outputs: list[torch.Tensor]) -> bool:
+        """Whether a call without a gradient is a step of the network's own, as in a trunk under `torch.no_grad`."""
+        own = bool(_kinds(inputs) & {"input", "activation"})
+        return own and all(tensor.is_floating_point() for tensor in outputs)
 
     def _depends_on_batch(self, call: _Call, outputs: list[torch.Tensor]) -> bool:
         """Whether a result depends on the input's numbers, or on the batch's size (a learned query, expanded)."""
