@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from ..errors import InputError, ModelError, require_count
@@ -80,12 +81,7 @@ class _Recorder(CallTracker):
         """Run one call and record it."""
         kwargs = kwargs or {}
         place = _, op, _ = self.locate(function)
-        # What switches gradients off without this call, which the mode sees, is a torch.autograd.Function.
-        unasked = self.gradients_on and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        if op == "_set_grad_enabled":
-            if unasked:
-                self.refuse(_AUTOGRAD_FUNCTION)
-            self.gradients_on = args[0]
+        unasked = self._watch_gradients(op, args)
         try:
             result = self.run(function, args, kwargs)
         except Exception:
@@ -156,6 +152,33 @@ class _Recorder(CallTracker):
         """
         if id(tensor) not in self.known and tensor.dim() and tensor.shape[0] and tensor.shape[0] % self.batch == 0:
             self.refuse("a call into C++ code")
+
+    def _watch_gradients(self, op: str, args: tuple) -> bool:
+        """Return whether gradients are off without the network having said so, and note what it says.
+
+        What switches them off without a call that the mode sees is a torch.autograd.Function.
+        """
+        if (hooks := _top_saved_tensors_default_hooks(False)) is not None:
+            self.refuse_hooks(hooks[0])
+        unasked = self.gradients_on and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if op == "_set_grad_enabled":
+            if unasked:
+                self.refuse(_AUTOGRAD_FUNCTION)
+            self.gradients_on = args[0]
+        return unasked
+
+    def refuse_hooks(self, pack: Callable[..., Any]) -> None:
+        """Refuse a network whose own code says what becomes of saved tensors: a prediction would leave that out."""
+        if pack.__module__ == "torch.utils.checkpoint":
+            what = "is run again in backward by torch.utils.checkpoint"
+            instead = (
+                "switch that off (timm: model.set_grad_checkpointing(False)) and let a schedule recompute: "
+                "--recompute best, costmodel.best_schedule"
+            )
+        else:
+            what = f"keeps its saved tensors by hooks ({pack.__qualname__.partition('.')[0]})"
+            instead = "leave the hooks out for the trace"
+        raise ModelError(f"{self.place} {what}, which is not priced; {instead}")
 
     def refuse(self, call: str) -> None:
         """Refuse the network for a call of a kind that cannot be followed."""
