@@ -334,7 +334,7 @@ def train(
         cut = min(first_trained(network), most)
         skip(network, pieces(network)[:cut])
         images = data(cut)
-        for _ in train_epochs(network, images, recipe):
+        for _ in train_epochs(network, images, recipe, seed):
             pass
     return network, cut
 

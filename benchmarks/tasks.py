@@ -236,7 +236,7 @@ def _pretrain(
         model = NETWORKS[network](len(LETTERS))
         train, test = letters(rendered, seed), letters(-(-rendered // 15), seed + 1)
         progress(f"pre-training {network} on {rendered} letters")
-        for epoch in train_epochs(model, train, Recipe(epochs, 3e-3, 64, RESOLUTION, "adam")):
+        for epoch in train_epochs(model, train, Recipe(epochs, 3e-3, 64, RESOLUTION, "adam"), seed):
             progress(f"pre-training {network}: epoch {epoch} of {epochs}")
         right = sum(classify(model, test))
         progress(f"pre-trained {network}: {right} of {len(test[0])} new letters right")

@@ -64,6 +64,12 @@ def build(name: str, device: str = "cpu") -> nn.Module:
     return network
 
 
+def family_of(name: str) -> str:
+    """Return the family of a network: torchvision, or the file of timm that defines it."""
+    source, _, model = name.partition(":")
+    return f"timm {timm.model_entrypoint(model).__module__.rpartition('.')[2]}" if source == "timm" else source
+
+
 def versions() -> str:
     """Return what a table was made with."""
     return (

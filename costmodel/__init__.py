@@ -51,7 +51,8 @@ from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
-    from .checking.verification import Verification, verify
+    from .checking.verification import Verification, check_peak, verify
+    from .interface.summary import Summary, summary
     from .traces.stored import trace
     from .tracing.models import build, replace_head
     from .training.applied import apply, restore
@@ -60,13 +61,16 @@ if TYPE_CHECKING:
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
+    "Summary": "interface.summary",
     "Verification": "checking.verification",
     "apply": "training.applied",
     "build": "tracing.models",
     "cached_prefix": "training.cache",
+    "check_peak": "checking.verification",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
     "restore": "training.applied",
+    "summary": "interface.summary",
     "trace": "traces.stored",
     "update_in_place": "training.optimizers",
     "verify": "checking.verification",
@@ -112,6 +116,7 @@ __all__ = [
     "Schedule",
     "Scheduled",
     "Step",
+    "Summary",
     "Tensor",
     "UnknownOperationError",
     "Verification",
@@ -123,6 +128,7 @@ __all__ = [
     "body_digest",
     "build",
     "cached_prefix",
+    "check_peak",
     "convolutions",
     "footprint",
     "make_optimizer",
@@ -137,6 +143,7 @@ __all__ = [
     "restore",
     "schedule_from",
     "schedule_frontier",
+    "summary",
     "trace",
     "update_in_place",
     "values_per_norm",

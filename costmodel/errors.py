@@ -7,6 +7,7 @@ leave with `exit_code`; `--debug` shows the traceback.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -86,10 +87,29 @@ def shortened(value: object, most: int = 40) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def nearest(given: str, allowed: Iterable[str], most: int = 3) -> list[str]:
+    """Return the allowed names that are most like one that was given, the likeliest first.
+
+    Capitals, signs and a library's name before a colon do not count: MobileNetV3 is near
+    torchvision:mobilenet_v3_large. First come names that are the same then, those that begin with what was given, and
+    those that have it in them; without such a name, those that differ in few letters.
+    """
+
+    def letters(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.rpartition(":")[2].lower())
+
+    wanted, plain = letters(given), {name: letters(name) for name in allowed}
+    holding = [name for name, text in plain.items() if len(wanted) > 2 and wanted in text]
+    holding.sort(key=lambda name: (plain[name] != wanted, not plain[name].startswith(wanted)))
+    close = difflib.get_close_matches(wanted, {*plain.values()}, n=most, cutoff=0.5)
+    others = [name for text in close for name in plain if plain[name] == text]
+    return (holding or others)[:most]
+
+
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> InputError:
     """Return the error for a name that does not exist, with the nearest names that do."""
-    allowed = sorted(allowed)
-    near = difflib.get_close_matches(given, allowed, n=3, cutoff=0.5)
+    allowed = list(allowed)
+    near = nearest(given, allowed)
     hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else "."
-    listing = f" All: {', '.join(allowed)}" if len(allowed) <= 20 else ""
+    listing = f" All: {', '.join(sorted(allowed))}" if len(allowed) <= 20 else ""
     return InputError(f"unknown {kind} {given!r}{hint}{listing}")

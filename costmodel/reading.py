@@ -15,6 +15,7 @@ from .errors import InputError
 MOST_BYTES = {
     "plan": 2**17,
     "manifest": 2**17,
+    "training's record": 2**24,
     "device file": 2**17,
     "evidence": 2**26,
     "trace": 2**26,

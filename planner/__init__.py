@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .choosing.plan import Plan
     from .choosing.recommend import Recommendation, recommend
     from .devices.device import Device, device
+    from .training.predict import predict
+    from .training.train import train
 
 _LATER = {
     "Candidate": "choosing.candidate",
@@ -29,8 +31,10 @@ _LATER = {
     "Recommendation": "choosing.recommend",
     "candidates": "choosing.candidates",
     "device": "devices.device",
+    "predict": "training.predict",
     "recommend": "choosing.recommend",
     "sweep": "choosing.frames",
+    "train": "training.train",
 }
 
 
@@ -44,4 +48,15 @@ def __getattr__(name: str):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Candidate", "Device", "Plan", "Recommendation", "candidates", "device", "recommend", "sweep"]
+__all__ = [
+    "Candidate",
+    "Device",
+    "Plan",
+    "Recommendation",
+    "candidates",
+    "device",
+    "predict",
+    "recommend",
+    "sweep",
+    "train",
+]

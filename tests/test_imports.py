@@ -25,21 +25,22 @@ ROOMS = {
         "errors", "secrets", "units", "table", "kept", "reading", "graph", "rules", "methods", "accounting", "step",
         "answers", "schedules", "layers", "zoo", "tracing", "traces", "training", "checking", "interface",
     ),
-    "planner": ("evidence", "estimates", "devices", "choosing", "campaign", "interface"),
+    "planner": ("evidence", "estimates", "devices", "choosing", "campaign", "training", "interface"),
 }  # fmt: skip
 # The rooms, and files of other rooms, that load torch. No other file imports them at its top level.
 TORCH = {
     "costmodel/layers", "costmodel/zoo", "costmodel/tracing", "costmodel/training", "costmodel/checking/measuring.py",
-    "costmodel/checking/verification.py", "planner/campaign",
+    "costmodel/checking/verification.py", "planner/campaign", "planner/training",
 }  # fmt: skip
 # Files of these that are about torch without loading it.
 WITHOUT_TORCH_THEMSELVES = {
     "planner/campaign/next_trial.py", "planner/campaign/storage.py", "planner/campaign/watch.py",
+    "planner/training/trained.py", "planner/training/watch.py",
 }  # fmt: skip
 # What `planner` may use beside the names that `costmodel` shows.
 OPEN_MODULES = {
     "costmodel.errors", "costmodel.secrets", "costmodel.units", "costmodel.table", "costmodel.reading",
-    "costmodel.interface.running", "costmodel.interface.drawing",
+    "costmodel.interface.running", "costmodel.interface.drawing", "costmodel.interface.layout",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "fvcore", "optuna", "sqlalchemy", "PIL", "matplotlib", "plotly"}
 

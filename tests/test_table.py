@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import doctest
-from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import traced
+from registering import as_before
 from torch import nn
 
 from costmodel import ACCOUNTINGS, METHODS, OPTIMIZERS, RULES, InputError, UnknownOperationError, footprint, trace, way
@@ -22,17 +22,6 @@ from costmodel.table import Table
 from planner.choosing.objectives import OBJECTIVES
 
 TABLES = (ACCOUNTINGS, METHODS, OPTIMIZERS, RULES, KEEPS, OBJECTIVES)
-
-
-@contextmanager
-def as_before(*tables: Table):
-    """Take away again what a test registers."""
-    before = [dict(table) for table in tables]
-    try:
-        yield
-    finally:
-        for table, entries in zip(tables, before, strict=True):
-            table._entries = entries
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.kind)

@@ -80,7 +80,7 @@ def _convolution(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     yield Private("padded input", layer.input.elements // pixels * padded, FLOAT_BITS, layer.input.batched)
 
 
-def _leaky_relu(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
+def _input_or_output_in_place(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     yield Dense(layer.output if layer.inplace else layer.input)
 
 
@@ -212,7 +212,7 @@ KEEPS: Table[Keeps] = Table("operation", {
     "relu": _roles("output"),
     "relu6": _input,
     "hardtanh": _input,
-    "leaky_relu": _leaky_relu,
+    "leaky_relu": _input_or_output_in_place,
     "hardsigmoid": _input,
     "hardswish": _input,
     "silu": _input,
@@ -224,6 +224,18 @@ KEEPS: Table[Keeps] = Table("operation", {
     "sqrt": _roles("output"),
     "rsqrt": _roles("output"),
     "softmax": _roles("output"),
+    "log_softmax": _roles("output"),
+    "glu": _input,
+    "elu": _input_or_output_in_place,
+    "celu": _input_or_output_in_place,
+    "selu": _input_or_output_in_place,
+    "softplus": _input,
+    "log": _input,
+    "abs": _input,
+    "clamp": _input,
+    "clamp_min": _input,
+    "prelu": _roles("input", "weight"),
+    "neg": _nothing,
     "dropout": _dropout,
     "add": _nothing,
     "sub": _nothing,
@@ -246,6 +258,8 @@ KEEPS: Table[Keeps] = Table("operation", {
         (
             "cat", "stack", "contiguous", "clone", "flatten", "permute", "reshape", "reshape_as", "squeeze", "swapaxes",
             "transpose", "unflatten", "unsqueeze", "view", "view_as", "chunk", "expand", "expand_as", "split",
+            "movedim", "T", "mT", "unbind", "narrow", "select", "flip", "roll", "repeat", "tile", "repeat_interleave",
+            "pixel_shuffle", "pixel_unshuffle",
         ),
         _nothing,
     ),
@@ -257,12 +271,12 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
     for index, roles in wanted.items():
         layer = graph.layers[index]
         name = operation(layer, index in assignment.frozen_statistics)
-        if name not in KEEPS:
+        if name not in KEEPS and not facts[index].together:
             raise UnknownOperationError(
                 f"it is not known what stock PyTorch keeps for the operation {layer.op!r} ({layer.location} of "
                 f"{graph.model}); give it with costmodel.register_rule(..., eager=...)"
             )
-        for item in KEEPS[name](layer, roles):
+        for item in KEEPS[name](layer, roles) if name in KEEPS else facts[index].kept_together(roles):
             ledger.keep(layer, " ".join(roles), item)
     return ledger.close()
 

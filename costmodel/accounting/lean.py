@@ -3,8 +3,8 @@
 For each gradient one of the alternatives of its rule is kept. Gradients that have no choice come first; then those
 alternatives that together add the fewest bits to what is kept by then (of equals the first named): choices that could
 share a tensor are tried in all combinations, or, if these are more than `MOST_COMBINATIONS`, one after the other. A
-layer whose storage the method decides (MobileTL's mask) keeps that instead. What is computed from parameters alone (a
-standardised weight) is computed again in backward.
+layer whose storage the method decides (MobileTL's mask) keeps that instead. A convolution's weight that is computed
+from parameters alone (a standardised one) is computed again in backward.
 
 Source of the needs: `rules/`. The torch layers of `costmodel.layers` keep exactly this.
 """
@@ -29,24 +29,32 @@ Choice = tuple[int, str, tuple[Alternative, ...]]
 
 def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wanted: Wanted) -> Books:
     ledger = Ledger(graph)
-    recomputed = dict.fromkeys(index for index in wanted if graph.layers[index].output.kind == "derived")
+    recomputed = dict.fromkeys(index for index in wanted if index in graph.weight_computations)
     open_choices: list[Choice] = []
     for index, roles in wanted.items():
         if index in recomputed:
             continue
-        for role in roles:
-            alternatives = _alternatives(graph.layers[index], role, facts[index], assignment.kept_inputs.get(index))
+        for role, alternatives in _options(graph.layers[index], roles, facts[index], assignment.kept_inputs.get(index)):
             if len(alternatives) != 1:
                 open_choices.append((index, role, alternatives))
                 continue
             for item in alternatives[0]:
-                if not _recomputable(item):
+                if not _recomputable(graph, item):
                     ledger.keep(graph.layers[index], role, item)
     for group in _groups(open_choices):
         for (index, role, _), alternative in zip(group, _cheapest(ledger, group), strict=True):
             for item in alternative:
                 ledger.keep(graph.layers[index], role, item)
     return ledger.close(tuple(recomputed))
+
+
+def _options(
+    layer: Layer, roles: tuple[str, ...], facts: Facts, instead: KeptInput | None
+) -> list[tuple[str, tuple[Alternative, ...]]]:
+    """Return what could be kept, by role; for all roles at once where no more is known."""
+    if facts.together:
+        return [(" ".join(roles), (facts.kept_together(roles),))]
+    return [(role, _alternatives(layer, role, facts, instead)) for role in roles]
 
 
 def _alternatives(layer: Layer, role: str, facts: Facts, instead: KeptInput | None) -> tuple[Alternative, ...]:
@@ -113,8 +121,9 @@ def _overwritten(layer: Layer, alternative: Alternative) -> bool:
     )
 
 
-def _recomputable(item: Dense | Private) -> bool:
-    return isinstance(item, Dense) and item.tensor.kind == "derived"
+def _recomputable(graph: LayerGraph, item: Dense | Private) -> bool:
+    maker = graph.producer.get(item.tensor.id) if isinstance(item, Dense) else None
+    return maker is not None and maker.index in graph.weight_computations
 
 
 LEAN = Accounting(

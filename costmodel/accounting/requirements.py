@@ -102,10 +102,11 @@ class Requirements:
             count = each if layer.output.batched else once
             count["forward"] += facts.forward_flops
             count["elementwise_forward"] += facts.forward_elementwise
-            for role in self.wanted.get(layer.index, ()):
+            roles = self.wanted.get(layer.index, ())
+            for role, flops in facts.backward_flops_of(roles).items():
                 kind = "backward_input" if layer.inputs[role].kind == "activation" else "backward_weight"
-                count[kind] += facts.backward_flops.get(role, 0)
-                count["elementwise_backward"] += facts.backward_elementwise.get(role, 0)
+                count[kind] += flops
+            count["elementwise_backward"] += sum(facts.backward_elementwise.get(role, 0) for role in roles)
         for index in self.books.recomputed:
             count = each if self.graph.layers[index].output.batched else once
             count["recompute"] += self.facts[index].forward_flops

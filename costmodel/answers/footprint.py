@@ -17,6 +17,7 @@ from ..methods.assignment import Assignment
 from ..methods.table import Trained
 from ..methods.way import Options, Way
 from ..rules.facts import Facts
+from ..rules.table import RULES
 from ..step.cache import CacheCost
 from ..step.optimizers import OPTIMIZERS
 from ..step.regions import again, recomputed_flops, saved_bytes, skipped, skipped_flops
@@ -223,6 +224,12 @@ class Footprint:
         """FLOPs of forward, backward and what is recomputed."""
         return self.flops["total"]
 
+    @cached_property
+    def learned(self) -> dict[str, bool]:
+        """The operations that have no rule and were seen by running them; whether their FLOPs are counted."""
+        seen = [layer for layer in self.graph.layers if layer.learned is not None and layer.op not in RULES]
+        return {layer.op: layer.learned.counts_flops for layer in seen if layer.learned is not None}
+
     # --- views ----------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -239,6 +246,7 @@ class Footprint:
                 **self.step.schedule.to_dict(self.batch),
                 **({} if cache is None else {"cache": cache.to_dict()}),
             },
+            **({"learned": sorted(self.learned)} if self.learned else {}),
         }
 
     def to_frame(self, by: str = "layer") -> pandas.DataFrame:
@@ -286,7 +294,7 @@ class Footprint:
                 ),
                 "saved_bytes": sum(item.bytes(self.micro_batch, each) for item in saved),
                 "forward_flops": times * facts.forward_flops,
-                "backward_flops": times * sum(facts.backward_flops.get(role, 0) for role in roles),
+                "backward_flops": times * sum(facts.backward_flops_of(roles).values()),
             })  # fmt: skip
         return rows
 
@@ -328,6 +336,9 @@ class Footprint:
             ("trained parameters", f"{format_count(self.trained_parameters)} of "
                                    f"{format_count(self.graph.parameter_count)}"),
         ]  # fmt: skip
+        if self.learned:
+            names = (name if counted else f"{name}, its FLOPs not counted" for name, counted in self.learned.items())
+            rows.append(("learned", "; ".join(names)))
         if (cache := CacheCost.of(self.step)) is not None:
             rows += [
                 ("cache", f"{format_bytes(cache.bytes_per_image)} of storage per image ({cache.rounding}), filled once "

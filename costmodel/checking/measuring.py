@@ -18,12 +18,12 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]  # it has no other name
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ..graph.layer_graph import LayerGraph
 from ..methods.assignment import Assignment
 from ..tracing.calls import ModulePath, tensors_in
 from ..tracing.detectors import run
+from ..tracing.flops import corrected_flop_counter
 from ..tracing.inputs import Inputs
 
 
@@ -59,7 +59,10 @@ def loss_of(outputs) -> torch.Tensor:
 class _Token:
     """Stands for a saved tensor (which would keep its own graph alive) as long as its backward could ask for it."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
 
 
 def saved_bytes_by_module(
@@ -71,6 +74,11 @@ def saved_bytes_by_module(
     buffers are left out; the network's input counts if it is kept. What is kept for a result that the forward pass
     itself drops again counts nothing.
     """
+    return _kept_by_module(model, images, loss)[1]
+
+
+def _kept_by_module(model: nn.Module, images: torch.Tensor | Inputs, loss: Loss) -> tuple[Any, dict[str, int]]:
+    """Return a forward pass's outputs, ready for backward, and what it keeps by module."""
     counted = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     packed: list[tuple[weakref.ref[_Token], torch.UntypedStorage, str]] = []
     path = ModulePath(model)
@@ -78,19 +86,18 @@ def saved_bytes_by_module(
     def pack(tensor: torch.Tensor) -> _Token:
         with torch._C.DisableTorchFunction():
             storage = tensor.untyped_storage()  # held, so that its address is not used again
-        token = _Token()
+        token = _Token(tensor.detach())
         packed.append((weakref.ref(token), storage, str(path)))
         return token
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token), path:
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor), path:
         outputs = loss(result_of(model, images))
     by_module: dict[str, int] = {}
     for token, storage, module in packed:
         if token() is not None and storage._cdata not in counted:
             counted.add(storage._cdata)
             by_module[module] = by_module.get(module, 0) + storage.nbytes()
-    del outputs
-    return by_module
+    return outputs, by_module
 
 
 def saved_bytes(model: nn.Module, images: torch.Tensor | Inputs) -> int:
@@ -118,25 +125,6 @@ def _allocations(events) -> Iterator[int]:
             yield event.nbytes()
 
 
-def _convolution_backward_flops(
-    grad_shape, x_shape, w_shape, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, mask,
-    out_shape=None, **_,
-) -> int:  # fmt: skip
-    """The forward pass's FLOPs once for the input's gradient and once for the weight's.
-
-    PyTorch's own formula multiplies the weight gradient of a grouped convolution by the number of groups.
-    """
-    return (mask[0] + mask[1]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
-
-
-@contextmanager
-def corrected_flop_counter() -> Iterator[FlopCounterMode]:
-    """Count FLOPs of convolutions and matrix products, forward and backward, right for grouped convolutions."""
-    mapping = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        yield counter
-
-
 def step_flops(model: nn.Module, images: torch.Tensor | Inputs, loss: Loss = loss_of) -> tuple[int, int]:
     """Return the FLOPs of one forward and one backward pass (also on the meta device)."""
     with corrected_flop_counter() as counter:
@@ -144,6 +132,15 @@ def step_flops(model: nn.Module, images: torch.Tensor | Inputs, loss: Loss = los
         forward = counter.get_total_flops()
         value.sum().backward()
         return forward, counter.get_total_flops() - forward
+
+
+def counted_step(model: nn.Module, images: torch.Tensor) -> tuple[int, int, int]:
+    """Return the bytes that one forward pass keeps, and the FLOPs of it and of its backward, of one run of both."""
+    with corrected_flop_counter() as counter:
+        outputs, by_module = _kept_by_module(model, images, lambda result: result)
+        forward = counter.get_total_flops()
+        loss_of(outputs).backward()
+        return sum(by_module.values()), forward, counter.get_total_flops() - forward
 
 
 @contextmanager

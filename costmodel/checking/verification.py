@@ -17,6 +17,7 @@ from ..accounting.lean import LEAN
 from ..answers.footprint import Footprint, footprint
 from ..errors import InputError, ModelError
 from ..graph.layer_graph import LayerGraph
+from ..graph.values import ADDED
 from ..methods.table import Trained, way_of
 from ..methods.way import Options, Way
 from ..step.precision import Precision
@@ -154,19 +155,15 @@ def verify(
         passes = predicted.step.passes
         forward, backward = (passes * count for count in step_flops(network, one_pass, loss_of_step))
         progress("measuring the peak")
-        peak = _second_step_peak(network, one_pass, loss_of_step, predicted.step, device)
+        peak = check_peak(predicted, _second_step(network, one_pass, loss_of_step, predicted.step), device)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"{graph.model} cannot be trained with batch {batch}: {' '.join(str(error).split())[:300]}"
         ) from error
-    above_start = max(m.total_bytes for m in predicted.moments if m.phase != "fill") - predicted.start.total_bytes
-    tolerance = PEAK_TOLERANCE[accounting, device]
-    several = device != "cpu" or torch.get_num_threads() > 1
-    slack = min(PEAK_SLACK_BYTES, int(PEAK_SLACK_SHARE * peak)) if several else 0
     return Verification(
         predicted,
         Check("saved for backward", "bytes", _measurable(predicted), saved, 0, _saved_slack(predicted)),
-        Check("peak above the step's start", "bytes", above_start, peak, tolerance, slack),
+        peak,
         Check("forward", "FLOPs", predicted.forward_flops, forward, 0),
         Check("backward", "FLOPs", predicted.total_flops - predicted.forward_flops, backward, 0),
         () if schedule.segments else tuple(_differences(predicted, by_module)),
@@ -196,7 +193,7 @@ def _network(
     if not has_classes(graph, classes or graph.classes):
         raise ModelError(f"{graph.model} cannot be built with {classes} classes")
     if predicted.accounting == EAGER.name:
-        if predicted.requirements.is_converted:
+        if any(layer.in_place_of or layer.ordinal == ADDED for layer in predicted.graph.layers):
             raise InputError(f"method {predicted.method!r} needs this package's layers; use --accounting lean")
         return prepare(network, predicted.graph, predicted.assignment)
     with warnings.catch_warnings():
@@ -244,8 +241,21 @@ def _saved_slack(predicted: Footprint) -> int:
     return draws * torch.get_rng_state().numel()
 
 
-def _second_step_peak(network: torch.nn.Module, one_pass: Inputs, loss: Loss, made: Step, device: str) -> int:
-    """Return the peak of the second step, when the optimizer's state exists."""
+def check_peak(predicted: Footprint, step: Callable[[], None], device: str = "cpu") -> Check:
+    """Make a training step and return the peak above what is there when it starts, predicted and measured, in bytes.
+
+    predicted: of the step, with the working memory of this machine's kernels. step: an update from the second one on,
+    when the optimizer's state exists; its images are there before.
+    """
+    above_start = max(m.total_bytes for m in predicted.moments if m.phase != "fill") - predicted.start.total_bytes
+    measured, several = peak_bytes(step, device), device != "cpu" or torch.get_num_threads() > 1
+    slack = min(PEAK_SLACK_BYTES, int(PEAK_SLACK_SHARE * measured)) if several else 0
+    tolerance = PEAK_TOLERANCE[predicted.accounting, device]
+    return Check("peak above the step's start", "bytes", above_start, measured, tolerance, slack)
+
+
+def _second_step(network: torch.nn.Module, one_pass: Inputs, loss: Loss, made: Step) -> Callable[[], None]:
+    """Return what makes a step; the first one, which makes the optimizer's state, is done."""
     update = make_optimizer(made.optimizer, network, _LEARNING_RATE)
     if made.schedule.inplace_update:
         update_in_place(network, update)
@@ -257,7 +267,7 @@ def _second_step_peak(network: torch.nn.Module, one_pass: Inputs, loss: Loss, ma
         update.zero_grad(set_to_none=True)
 
     step()
-    return peak_bytes(step, device)
+    return step
 
 
 def _differences(predicted: Footprint, measured: dict[str, int]) -> Iterator[tuple[str, int, int]]:

@@ -4,15 +4,18 @@ An inverted residual block ends in a *projection*: a pointwise convolution and i
 Going back from there, it holds a depthwise convolution, a squeeze-excite product, an *expansion* (a convolution that is
 followed by an activation), and a depthwise convolution without an activation before the expansion (the universal
 inverted residual of MobileNetV4). A network without any falls back to its residual blocks: what lies between a fork
-and the sum that joins it; one without these, either, to depthwise-separable units in a row: a depthwise convolution and
-the pointwise one behind it, from where a single tensor passes to where the next one starts.
+and the sum that joins it. Sums that one module makes are one block: a transformer's attention and the MLP behind it.
+Transformers between inverted residuals are blocks, too. One without any of these falls back to depthwise-separable
+units in a row: a depthwise convolution and the pointwise one behind it, from where a single tensor passes to where the
+next one starts.
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from ..kept import kept
 from .layer_graph import LayerGraph
@@ -20,9 +23,10 @@ from .passages import passages
 from .values import Layer, Tensor
 
 CONVOLUTIONS = {"conv2d", "standardized_conv2d"}
-NORMS = {"batch_norm", "group_norm", "layer_norm"}
+NORMS = {"batch_norm", "group_norm", "layer_norm", "rms_norm", "instance_norm"}
 ACTIVATIONS = {
     "relu", "relu6", "hardtanh", "leaky_relu", "hardswish", "silu", "gelu", "mish", "sigmoid", "hardsigmoid", "tanh",
+    "elu", "celu", "selu", "softplus", "prelu",
 }  # fmt: skip
 _POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d"}
 _ENDINGS = NORMS | {"dropout", "add", "mul", "cat"}
@@ -68,6 +72,7 @@ class _Region:
     first: int
     last: int
     closing_norms: set[int]
+    joint: str = ""  # the module that makes its sum
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def body_digest(graph: LayerGraph) -> str:
 @kept
 def _found_parts(graph: LayerGraph) -> Parts:
     blocks: list[Block] = []
-    for region in _inverted_residuals(graph) or _residuals(graph) or _separable_units(graph):
+    for region in _regions(graph):
         # What lies between two blocks is trained with the later one.
         first = blocks[-1].last + 1 if blocks else region.first
         squeeze = _squeeze(graph, first, region.last)
@@ -124,6 +129,22 @@ def _found_parts(graph: LayerGraph) -> Parts:
     stem = range(0, blocks[0].first if blocks else 0)
     tail = range(blocks[-1].last + 1 if blocks else 0, len(graph.layers))
     return Parts(stem, tuple(blocks), tail, head)
+
+
+def _regions(graph: LayerGraph) -> list[_Region]:
+    """Return the blocks as found: inverted residuals and the transformers between them, residuals, or units."""
+    inverted = _inverted_residuals(graph)
+    if not inverted:
+        return _residuals(graph) or _separable_units(graph)
+    if not _attends(graph.layers):
+        return inverted
+    taken = {index for region in inverted for index in range(region.first, region.last + 1)}
+    between = [
+        region
+        for region in _residuals(graph)
+        if region.kind == "transformer" and taken.isdisjoint(range(region.first, region.last + 1))
+    ]
+    return sorted(inverted + between, key=lambda region: region.first)
 
 
 def block_count(graph: LayerGraph) -> int:
@@ -265,8 +286,33 @@ def _residuals(graph: LayerGraph) -> list[_Region]:
         while regions and regions[-1].first >= start:  # inner sums of a larger block
             regions.pop()
         if not regions or regions[-1].last < start:
-            regions.append(_Region("residual", start, end, closing))
-    return regions
+            kind = "transformer" if _attends(graph.layers[start : end + 1]) else "residual"
+            regions.append(_Region(kind, start, end, closing, layer.module))
+    return _transformers(graph, regions)
+
+
+def _transformers(graph: LayerGraph, regions: list[_Region]) -> list[_Region]:
+    """Return the regions with those put together of which one module makes the sums: attention and what follows it."""
+    found: list[_Region] = []
+    for region in regions:
+        before = found[-1] if found else None
+        if before is not None and region.joint and region.joint == before.joint and _is_pixelwise(graph, region):
+            found[-1] = replace(before, last=region.last, closing_norms=region.closing_norms)
+        else:
+            found.append(region)
+    return found
+
+
+def _is_pixelwise(graph: LayerGraph, region: _Region) -> bool:
+    """Whether a region is an MLP of each pixel or token, perhaps with depthwise convolutions."""
+    layers = graph.layers[region.first : region.last + 1]
+    return all(_is_pointwise(layer) or is_depthwise(layer) for layer in layers if layer.op in CONVOLUTIONS)
+
+
+def _attends(layers: Sequence[Layer]) -> bool:
+    """Whether layers hold attention between pixels or tokens."""
+    ops = {layer.op for layer in layers}
+    return "scaled_dot_product_attention" in ops or ("softmax" in ops and not ops.isdisjoint(("matmul", "bmm")))
 
 
 def _separable_units(graph: LayerGraph) -> list[_Region]:

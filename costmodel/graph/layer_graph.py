@@ -130,6 +130,30 @@ class LayerGraph:
                 open_tensors += producer.inputs.values()
         return list(found.values())
 
+    @cached_property
+    def weight_computations(self) -> frozenset[int]:
+        """Indices of the layers that compute convolutions' weights from parameters, and nothing else."""
+        computing: set[int] = set()
+        weights: set[int] = set()
+        for layer in self.layers:
+            weight = layer.inputs.get("weight")
+            if layer.op in ("conv1d", "conv2d", "conv3d") and weight is not None:
+                weights.add(layer.index)
+                computing.update(each.index for each in self.derivation(weight))
+
+        def is_read_elsewhere(index: int) -> bool:
+            made = {tensor.id for tensor in self.layers[index].outputs}
+            readers = {reader for id_ in made for reader in self.consumers.get(id_, ())}
+            beside = {reader.index for reader in readers for role, t in reader.inputs.items() if t.id in made and (
+                reader.index not in computing and (reader.index not in weights or role != "weight"))}  # fmt: skip
+            return bool(beside)
+
+        elsewhere = {index for index in computing if is_read_elsewhere(index)}
+        while elsewhere:  # what such a layer reads is there in any case, and is no secret of the weight either
+            computing -= elsewhere
+            elsewhere = {index for index in computing if is_read_elsewhere(index)}
+        return frozenset(computing)
+
     @property
     def parameter_count(self) -> int:
         """The number of parameters."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from .blocks import Parts
 from .layer_graph import LayerGraph
 from .values import ADDED, TRACE_BATCH, Layer, Storage, Tensor
 
@@ -108,3 +109,22 @@ class Draft:
             graph.model, graph.resolution, graph.classes, layers, moved(graph.input), finished, parameters, buffers,
             graph.notes, more_inputs=tuple(map(moved, graph.more_inputs)), ends_in_loss=graph.ends_in_loss,
         )  # fmt: skip
+
+
+def moved_parts(draft: Draft, cut: Parts) -> Parts:
+    """Return a network's parts by the draft's own numbers; what is put in belongs to the part before it."""
+    position = {layer.index: i for i, layer in enumerate(draft.layers)}
+    end = len(draft.layers)
+
+    def starts(index: int) -> int:
+        return position.get(index, end)
+
+    blocks = tuple(
+        replace(
+            block, first=starts(block.first), last=starts(block.last + 1) - 1,
+            closing_norms=frozenset(position[i] for i in block.closing_norms),
+            squeeze=frozenset(position[i] for i in block.squeeze),
+        )
+        for block in cut.blocks
+    )  # fmt: skip
+    return Parts(range(starts(cut.stem.stop)), blocks, range(starts(cut.tail.start), end), position[cut.head])

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..reading import read_file
 from ..units import BYTES_PER_ELEMENT
+from .learned import Learned
 from .values import TRACE_BATCH, Layer, Storage, Tensor
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def encode(graph: LayerGraph) -> str:
         layers.append([
             layer.name, layer.module, layer.ordinal, layer.op,
             rows.named(layer.inputs), [rows.number(tensor) for tensor in layer.outputs], attributes, layer.inplace,
-            layer.in_place_of,
+            layer.in_place_of, *([] if layer.learned is None else [layer.learned.to_rows()]),
         ])  # fmt: skip
     outputs = [rows.number(tensor) for tensor in graph.outputs]
     more = [[rows.number(tensor) for tensor in graph.more_inputs], graph.ends_in_loss]
@@ -252,6 +253,8 @@ def _read_tensor(row: Any, storages: list[Storage]) -> Tensor:
 
 def _read_layer(index: int, row: Any, tensors: list[Tensor], known: set[int]) -> Layer:
     """Return a layer; `known` are the ids of the tensors that are there before it, and after it those that it made."""
+    _require(type(row) is list and len(row) <= len(_LAYER) + 1, "its rows have the right fields")
+    row, seen = row[: len(_LAYER)], row[len(_LAYER) :]
     _is_row(row, _LAYER)
     name, module, ordinal, op, inputs, outputs, attributes, inplace, in_place_of = row
     read = _named(inputs, tensors)
@@ -265,7 +268,8 @@ def _read_layer(index: int, row: Any, tensors: list[Tensor], known: set[int]) ->
     )
     known.update(tensor.id for tensor in made)
     values = {_text(key): _value(value) for key, value in attributes}
-    return Layer(index, name, module, ordinal, op, read, made, values, inplace, in_place_of)
+    learned = Learned.from_rows(seen[0], read, len(made)) if seen else None
+    return Layer(index, name, module, ordinal, op, read, made, values, inplace, in_place_of, learned)
 
 
 def _named(pairs: list, tensors: list[Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..units import BYTES_PER_ELEMENT, FLOAT_BYTES, Count, over_batch
+from .learned import Learned
 
 # Assumption: a batch that no real network has as another dimension's divisor by accident; `trace` checks that the size
 # of every batched tensor is a multiple of it.
@@ -92,7 +93,7 @@ class Layer:
     `weight`, `bias`, `other`, `input.0`, ...) to its tensor, parameters included. `attributes` are the arguments that
     are no tensors. `inplace` layers write the storage of their first input. `in_place_of` is the operation of the
     network's own call where a method has put another operation in its place; layers that a method adds have the ordinal
-    `ADDED`.
+    `ADDED`. `learned` is what was seen of a call that had no rule when it was traced.
     """
 
     index: int
@@ -105,6 +106,7 @@ class Layer:
     attributes: dict[str, Any] = field(default_factory=dict)
     inplace: bool = False
     in_place_of: str = ""
+    learned: Learned | None = None
 
     @property
     def input(self) -> Tensor:

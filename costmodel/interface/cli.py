@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Annotated
 
@@ -25,6 +24,16 @@ from ..traces.stored import trace
 from ..units import format_bytes, parse_bytes
 from . import options as given
 from .running import run, terminal, with_version
+from .tables import (
+    WIDTH,
+    flat,
+    for_programs,
+    method_rows,
+    print_frame,
+    print_reproduction,
+    print_rows,
+    print_verification,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,10 +81,19 @@ def footprint(
     recompute: given.Recompute = None,
     ram: given.Ram = None,
     most_flops: given.MostFlops = None,
-    first_step: Annotated[bool, typer.Option(help="Price the step that makes the optimizer's state.")] = False,
-    per: Annotated[given.Grouping | None, typer.Option(help="Show rows by layer, block, operation or tensor.")] = None,
+    first_step: Annotated[
+        bool,
+        typer.Option(
+            "--first-step", help="Price the step that makes the optimizer's state.", rich_help_panel=given.STEP
+        ),
+    ] = False,
+    per: Annotated[
+        given.Grouping | None,
+        typer.Option(help="Show rows by layer, block, operation or tensor.", rich_help_panel=given.OUTPUT),
+    ] = None,
     fresh: given.Fresh = False,
     as_json: given.Json = False,
+    as_csv: given.Csv = False,
 ) -> None:
     """Memory and FLOPs of one training step of MODEL."""
     graph = trace(model, resolution, classes, input=input, fresh=fresh)
@@ -85,20 +103,47 @@ def footprint(
         Precision(frozen=frozen_dtype, activations=activation_dtype), optimizer, accounting, first_step,
     )  # fmt: skip
     answer = cost(_scheduled(step, recompute, ram, most_flops))
-    if as_json:
-        result = answer.to_dict()
-        if per:
-            result[f"per_{per.value}"] = answer.to_frame(per.value).to_dict("records")
-        print(json.dumps(result, indent=2))
+    result = answer.to_dict()
+    rows = answer.to_frame(per.value).to_dict("records") if per else [flat(result)]
+    if per:
+        result[f"per_{per.value}"] = rows
+    if for_programs(result, rows, as_json, as_csv):
         return
     _print_caveat(accounting)
     for note in graph.notes:
         typer.echo(f"note: {note}", err=True)
     terminal().print(answer)
     if per:
-        from .tables import print_frame
-
         print_frame(answer.to_frame(per.value), f"per {per.value}")
+
+
+@app.command("summary")
+def summary_command(
+    model: given.Model,
+    method: given.Method = "full",
+    blocks: given.Blocks = None,
+    option: given.MethodOptions = None,
+    batch: given.Batch = 8,
+    resolution: given.Resolution = 224,
+    input: given.Input = None,
+    classes: given.Classes = None,
+    optimizer: given.OptimizerName = "sgd",
+    accounting: given.AccountingName = "lean",
+    depth: Annotated[int, typer.Option(help="How many levels of modules to show.", rich_help_panel=given.OUTPUT)] = 3,
+    fresh: given.Fresh = False,
+    as_json: given.Json = False,
+    as_csv: given.Csv = False,
+) -> None:
+    """MODEL as a tree: parameters, FLOPs, and what each layer keeps for backward in a way of training."""
+    from .summary import summary
+
+    found = summary(
+        trace(model, resolution, classes, input=input, fresh=fresh), method, blocks, batch, optimizer=optimizer,
+        accounting=accounting, options=read_options(option or ()), depth=depth,
+    )  # fmt: skip
+    rows = found.to_frame().to_dict("records")
+    if not for_programs(rows, rows, as_json, as_csv):
+        terminal(WIDTH).print(found)
 
 
 @app.command()
@@ -109,6 +154,7 @@ def layers(
     classes: given.Classes = None,
     fresh: given.Fresh = False,
     as_json: given.Json = False,
+    as_csv: given.Csv = False,
 ) -> None:
     """The layers of MODEL, the block each belongs to, shapes and parameters (it trains nothing)."""
     graph = trace(model, resolution, classes, input=input, fresh=fresh)
@@ -125,12 +171,8 @@ def layers(
         }
         for layer in graph.layers
     ]
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    from .tables import print_rows
-
-    print_rows(list(rows[0]), rows, f"{graph.model}: {len(graph.layers)} layers, {len(cut.blocks)} blocks")
+    if not for_programs(rows, rows, as_json, as_csv):
+        print_rows(rows, f"{graph.model}: {len(graph.layers)} layers, {len(cut.blocks)} blocks")
 
 
 @app.command()
@@ -154,12 +196,12 @@ def verify(
     most_flops: given.MostFlops = None,
     device: Annotated[given.Device, typer.Option(help="Where to train.")] = given.Device.cpu,
     as_json: given.Json = False,
+    as_csv: given.Csv = False,
 ) -> None:
     """Train MODEL for a few steps here and show predicted next to measured; exit code 1 if they disagree."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from ..checking.verification import verify as run_verification
-    from .tables import print_verification
 
     bar = Progress(
         SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), transient=True,
@@ -179,10 +221,9 @@ def verify(
             lambda stage: bar.update(task, description=stage), frozen_dtype=frozen_dtype, schedule=carried_out,
             input=input,
         )  # fmt: skip
-    if as_json:
-        rows = [{**vars(check), "agrees": check.agrees} for check in result.checks]
-        print(json.dumps({"agrees": result.agrees, "checks": rows, "modules": result.differing_modules}, indent=2))
-    else:
+    rows = [{**vars(check), "agrees": check.agrees} for check in result.checks]
+    answer = {"agrees": result.agrees, "checks": rows, "modules": result.differing_modules}
+    if not for_programs(answer, rows, as_json, as_csv):
         print_verification(result)
     raise typer.Exit(0 if result.agrees else 1)
 
@@ -191,7 +232,10 @@ def verify(
 def compare(
     model: given.Model,
     method: given.Methods = None,
-    blocks: Annotated[int, typer.Option(help="Trained blocks, for methods that take a depth.")] = 5,
+    blocks: Annotated[
+        int,
+        typer.Option(help="How many of the last blocks train, for methods with a depth.", rich_help_panel=given.TRAINS),
+    ] = 5,
     batch: given.Batch = 8,
     resolution: given.Resolution = 224,
     input: given.Input = None,
@@ -199,39 +243,41 @@ def compare(
     optimizer: given.OptimizerName = "sgd",
     fresh: given.Fresh = False,
     as_json: given.Json = False,
+    as_csv: given.Csv = False,
 ) -> None:
-    """The same training in different books (what stock PyTorch keeps, what is needed): how much, where, and why."""
-    from .tables import print_frame, print_rows
-
+    """What stock PyTorch keeps for the same training, what exact gradients need, and why they differ."""
     graph = trace(model, resolution, classes, input=input, fresh=fresh)
-    rows, causes = [], {}
-    whole = [name for name, entry in ACCOUNTINGS.items() if entry.whole_step]
+    rows, papers, causes = [], [], {}
     for each in _ways(graph, method, [min(blocks, block_count(graph))]):
         answers = {
             books: cost(graph, each.method, each.blocks, batch, optimizer, books, kernels="none")
             for books in ACCOUNTINGS
         }
+        whole = {name: answers[name] for name, entry in ACCOUNTINGS.items() if entry.whole_step}
         rows.append({
-            "method": each.method if each.blocks is None else f"{each.method} {each.blocks}",
-            **{f"{books}_saved_bytes": answers[books].saved_bytes for books in whole},
-            **{f"{books}_peak_bytes": answers[books].peak_bytes for books in whole},
-            # What papers print is one number, which leaves most of a step out.
-            **{f"{books}_bytes": answers[books].peak_bytes for books in answers if books not in whole},
+            "method": each.label,
+            **{f"{books}_saved_bytes": answer.saved_bytes for books, answer in whole.items()},
+            **{f"{books}_peak_bytes": answer.peak_bytes for books, answer in whole.items()},
         })  # fmt: skip
-        causes[rows[-1]["method"]] = difference(answers["eager"], answers["lean"])
-    if as_json:
-        detail = {name: frame.to_dict("records") for name, frame in causes.items()}
-        print(json.dumps({"model": graph.model, "batch": batch, "methods": rows, "differences": detail}, indent=2))
+        # What papers print is one number, which leaves most of a step out.
+        papers.append({f"{name}_bytes": answer.peak_bytes for name, answer in answers.items() if name not in whole})
+        causes[each.label] = difference(answers["eager"], answers["lean"])
+    joined = [{**row, **paper} for row, paper in zip(rows, papers, strict=True)]
+    detail = {name: frame.to_dict("records") for name, frame in causes.items()}
+    answer = {"model": graph.model, "batch": batch, "methods": joined, "differences": detail}
+    if for_programs(answer, joined, as_json, as_csv):
         return
     _print_caveat(EAGER.name)
     title = f"{graph.model}, batch {batch}, {graph.input_label}, {optimizer} (kernels' working memory left out)"
-    print_rows(list(rows[0]), rows, title)
+    print_rows(rows, title)
+    named = [{"method": row["method"], **paper} for row, paper in zip(rows, papers, strict=True)]
+    print_rows(named, "the same by the rules of papers")
     for name, entry in ACCOUNTINGS.items():
         if entry.leaves_out:
-            print(f"{name}: {entry.source}; leaves out {entry.leaves_out}")
+            terminal().print(f"{name}: {entry.source}; leaves out {entry.leaves_out}")
     for name, frame in causes.items():
         if len(frame):
-            print_frame(frame, f"{name}: where the books differ")
+            print_frame(frame, f"{name}: where eager keeps more than lean")
 
 
 def _ways(graph: LayerGraph, methods: list[str] | None, depths: list[int]) -> list[Way]:
@@ -331,22 +377,22 @@ def _answers(
 
 
 @app.command()
-def methods() -> None:
+def methods(as_json: given.Json = False, as_csv: given.Csv = False) -> None:
     """The training methods."""
-    from .tables import print_methods
-
-    print_methods()
+    rows = method_rows()
+    if not for_programs(rows, rows, as_json, as_csv):
+        print_rows(rows, "")
 
 
 @app.command()
 def reproduce(
     plot: Annotated[str | None, typer.Option(help="Write published against computed into this image file.")] = None,
     as_json: given.Json = False,
+    as_csv: given.Csv = False,
 ) -> None:
     """Published numbers next to what the papers' own rules give; exit code 1 if one is not as expected."""
     from ..checking.reproduction import CONCLUSION, to_records, variants
     from ..checking.reproduction import reproduce as compute
-    from .tables import print_reproduction
 
     results, tried = compute(), list(variants())
     broken = [result for result in results if not result.as_expected]
@@ -354,12 +400,11 @@ def reproduce(
         from .plots import published_against_computed
 
         published_against_computed(results, plot)
-    if as_json:
-        answer = {"as_expected": not broken, "numbers": to_records(results), "variants": [vars(v) for v in tried]}
-        print(json.dumps(answer, indent=2))
-    else:
+    rows = to_records(results)
+    answer = {"as_expected": not broken, "numbers": rows, "variants": [vars(v) for v in tried]}
+    if not for_programs(answer, rows, as_json, as_csv):
         print_reproduction(results, tried)
-        print(CONCLUSION)
+        terminal().print(CONCLUSION)
         same = sum(result.reproduced for result in results)
         print(f"{same} of {len(results)} reproduced; {len(broken)} not as expected")
     raise typer.Exit(1 if broken else 0)
@@ -369,19 +414,19 @@ def reproduce(
 def cache_command(
     clear: Annotated[bool, typer.Option("--clear", help="Delete every trace in it.")] = False,
     as_json: given.Json = False,
+    as_csv: given.Csv = False,
 ) -> None:
     """The traces kept on this machine, so that a network is traced once; COSTMODEL_CACHE names another folder."""
     from ..traces import cache, shipped
-    from .tables import print_rows
 
     deleted = cache.clear() if clear else 0
     entries = [vars(entry) for entry in cache.entries()]
-    if as_json:
-        print(json.dumps({"folder": str(cache.folder()), "deleted": deleted, "entries": entries}, indent=2))
+    answer = {"folder": str(cache.folder()), "deleted": deleted, "entries": entries}
+    if for_programs(answer, entries, as_json, as_csv):
         return
     print(f"folder: {cache.folder()}" + ("" if cache.writable() else " (cannot be written: nothing is kept)"))
     sizes = f"{shipped.RESOLUTIONS[0]} to {shipped.RESOLUTIONS[-1]} in steps of 32"
-    print(f"shipped with the package: {', '.join(shipped.NETWORKS)}, at resolutions {sizes}")
+    terminal().print(f"shipped with the package: {', '.join(shipped.NETWORKS)}, at resolutions {sizes}")
     if clear:
         print(f"deleted: {deleted}")
     if entries:
@@ -389,7 +434,7 @@ def cache_command(
         size = format_bytes(sum(entry["file_bytes"] for entry in entries))
         rows = [{**entry, "classes": entry["classes"] or "own", "current": "yes" if entry["current"] else "no"}
                 for entry in entries]  # fmt: skip
-        print_rows(list(rows[0]), rows, f"{len(entries)} traces, {size}, {outdated} of other versions")
+        print_rows(rows, f"{len(entries)} traces, {size}, {outdated} of other versions")
     else:
         print("no traces")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..accounting.table import whole_step
 from ..step.simulation import CATEGORIES
 from ..units import format_bytes
 from .drawing import BLACK, BLUE, GREEN, GREY, LIGHT_SKY, ORANGE, PURPLE, VERMILLION, literal, plot_path, save
+from .moments import FLOPS_PER_BYTE, phase_spans, timeline_data
 
 if TYPE_CHECKING:
     import pandas
@@ -31,57 +30,34 @@ _LOOK = dict(zip(CATEGORIES, _LOOKS, strict=True))
 # --- memory over the moments of a step --------------------------------------------------------------------------------
 
 
-def timeline_data(answer: Footprint) -> pandas.DataFrame:
-    """Return a row per moment of the training step, in order.
-
-    Columns: moment (from 0), phase, layer, `<category>_bytes` for each category, total_bytes, and peak: whether it is
-    the footprint's peak. Errors: InputError for an accounting that does not follow a whole step.
-    """
-    import pandas
-
-    whole_step(answer.accounting, "has no moments to draw")
-    columns = [f"{category}_bytes" for category in CATEGORIES]
-    frame = pandas.DataFrame([moment.by_category for moment in answer.moments], columns=columns)
-    frame["total_bytes"] = frame.sum(axis=1)
-    frame["peak"] = [moment is answer.peak for moment in answer.moments]
-    frame.insert(0, "layer", [moment.layer for moment in answer.moments])
-    frame.insert(0, "phase", [moment.phase for moment in answer.moments])
-    return frame.rename_axis("moment").reset_index()
-
-
-def phase_spans(data: pandas.DataFrame) -> list[tuple[str, int, int]]:
-    """Return (phase, first moment, last moment) of each run of moments of one phase, in order."""
-    spans = []
-    for phase, moments in groupby(zip(data["phase"], data["moment"], strict=True), key=lambda pair: pair[0]):
-        numbers = [number for _, number in moments]
-        spans.append((phase, numbers[0], numbers[-1]))
-    return spans
-
-
 def draw_timeline(answers: Sequence[Footprint], path: str | Path) -> None:
-    """Draw what is in memory from the first to the last moment of a step, a panel per footprint.
+    """Draw what is in memory during a step, over its roofline time, a panel per footprint.
 
     The panels share both axes. Errors: those of `plot_path` and `timeline_data`.
     """
     path = plot_path(path)
     tables = [timeline_data(answer) for answer in answers]
+    longest = max(data["duration"].sum() for data in tables)
     figure = _figure(7.5, 1.1 + 2.1 * len(answers))
     panels = figure.subplots(len(answers), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
-    for axes, answer, data in zip(panels, answers, tables, strict=True):
-        _stack_moments(axes, data)
-        axes.set_title(literal(answer.way.label), loc="left", fontsize=10)
     panels[0].set_ylim(0, 1.3e-6 * max(data["total_bytes"].max() for data in tables))  # room for names of phases
-    panels[0].set_xlim(-0.5, max(map(len, tables)) - 0.5)
-    panels[-1].set_xlabel("moments of one training step, in order", fontsize=9)
-    for axes, data in zip(panels, tables, strict=True):
-        _mark_phases(axes, data)
-        _mark_peak(axes, data)
+    panels[0].set_xlim(0, 100)
+    for axes, answer, data in zip(panels, answers, tables, strict=True):
+        edges = [0, *(100 / longest * data["duration"].cumsum())]
+        _stack_moments(axes, data, edges)
+        _mark_phases(axes, data, edges)
+        _mark_peak(axes, data, edges)
+        axes.set_title(literal(answer.way.label), loc="left", fontsize=10, weight="bold")
+    longer = "the step" if len(answers) == 1 else "the longest step"
+    panels[-1].set_xlabel(
+        f"time, % of {longer} (roofline of a processor with {FLOPS_PER_BYTE:g} FLOPs for each byte of bandwidth)",
+        fontsize=9,
+    )
     figure.supylabel("memory, MB", fontsize=9)
     _finish(figure, panels[0], answers, path)
 
 
-def _stack_moments(axes: Axes, data: pandas.DataFrame) -> None:
-    edges = [*(data["moment"] - 0.5), len(data) - 0.5]  # a moment is a step as wide as any other
+def _stack_moments(axes: Axes, data: pandas.DataFrame, edges: Sequence[float]) -> None:
     below = 0 * data["total_bytes"]
     for category, (colour, hatch) in _LOOK.items():
         above = below + data[f"{category}_bytes"] / 1e6
@@ -91,29 +67,33 @@ def _stack_moments(axes: Axes, data: pandas.DataFrame) -> None:
         )  # fmt: skip
         below = above
     axes.stairs(below, edges, color="0.2", linewidth=0.7)
-    axes.set_xticks([])
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _mark_phases(axes: Axes, data: pandas.DataFrame) -> None:
-    """Draw a line where a phase begins, and name those that are wide enough."""
-    (_, right), (_, top) = axes.get_xlim(), axes.get_ylim()
+def _mark_phases(axes: Axes, data: pandas.DataFrame, edges: Sequence[float]) -> None:
+    """Draw a line where a phase begins and name it, if it is wide enough to be seen."""
+    top = axes.get_ylim()[1]
     for phase, first, last in phase_spans(data):
-        axes.axvline(first - 0.5, color="0.35", linewidth=0.7, linestyle=":")
-        if last - first > 0.06 * right:
-            axes.text((first + last) / 2, 0.97 * top, phase, ha="center", va="top", fontsize=8, color="0.25")
+        left, right = edges[first], edges[last + 1]
+        if right - left < 1:
+            continue
+        axes.axvline(left, color="0.35", linewidth=0.7, linestyle=":")
+        axes.axvline(right, color="0.35", linewidth=0.7, linestyle=":")
+        if right - left > 7:
+            axes.text((left + right) / 2, 0.97 * top, phase, ha="center", va="top", fontsize=8, color="0.25")
 
 
-def _mark_peak(axes: Axes, data: pandas.DataFrame) -> None:
+def _mark_peak(axes: Axes, data: pandas.DataFrame, edges: Sequence[float]) -> None:
     peak = data[data["peak"]].iloc[0]
-    at, high = peak["moment"], peak["total_bytes"] / 1e6
-    left = at < axes.get_xlim()[1] / 2
+    at = (edges[peak["moment"]] + edges[peak["moment"] + 1]) / 2
+    high = peak["total_bytes"] / 1e6
+    left = at < 50
     axes.plot([at], [high], "v", color=BLACK, markersize=5, markeredgecolor="white")
     text = f"{format_bytes(peak['total_bytes'])}, {peak['phase']}" + (f" of {peak['layer']}" if peak["layer"] else "")
     axes.annotate(
         literal(text), (at, high), (7 if left else -7, 4), textcoords="offset points", ha="left" if left else "right",
-        fontsize=8, weight="bold",
+        fontsize=8, weight="bold", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )  # fmt: skip
 
 
@@ -148,15 +128,15 @@ def draw_frontier(found: Frontier, plain: Footprint, path: str | Path) -> None:
     axes.annotate(f"plain: {format_bytes(plain.peak_bytes)}", (1, plain.peak_bytes / 1e6), (8, -3),
                   textcoords="offset points", fontsize=9, color=BLACK)  # fmt: skip
     for times, away, side in ((1.0, (8, 5), "left"), (1.1, (0, 11), "center"), (1.33, (4, -16), "right")):
-        within = data[data["times_flops"] <= times]
-        if len(within):
-            best = within.loc[within["peak_bytes"].idxmin()]
+        within = data[data["times_flops"] <= times].to_dict("records")
+        if within:
+            best = min(within, key=lambda row: row["peak_bytes"])
             at = best["times_flops"], best["peak_bytes"] / 1e6
             axes.plot(*at, "D", color=VERMILLION, markersize=6)
             axes.annotate(f"{format_bytes(best['peak_bytes'])} within x{times:g}", at, away,
                           textcoords="offset points", ha=side, fontsize=9, color=VERMILLION)  # fmt: skip
     axes.set(xlabel="FLOPs of a step, times those of the plain one", ylabel="peak memory of a step, MB")
-    axes.set_ylim(0, 1.08e-6 * max(plain.peak_bytes, data["peak_bytes"].max()))
+    axes.set_ylim(0, 1.08e-6 * max(plain.peak_bytes, *data["peak_bytes"]))
     axes.margins(x=0.12)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
@@ -189,17 +169,28 @@ def breakdown_data(answers: Sequence[Footprint]) -> pandas.DataFrame:
     return pandas.DataFrame(rows).astype({"blocks": "Int64"})
 
 
+def merged(data: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the rows of a breakdown with those that are equal in one, their labels joined; the largest peak first."""
+    same = [name for name in data.columns if name.endswith("_bytes") or name in ("phase", "layer")]
+    rows = data.groupby(same, sort=False, as_index=False).agg({"label": "\n".join})
+    return rows.sort_values("peak_bytes", ascending=False, kind="stable").reset_index(drop=True)
+
+
 def draw_breakdown(answers: Sequence[Footprint], path: str | Path) -> None:
-    """Draw a bar per footprint: the categories at its peak, the peak itself and where it is. Errors: of `plot_path`."""
+    """Draw a bar per footprint: the categories at its peak, the peak itself and where it is; the largest first.
+
+    Footprints with the same bar share one. Errors: of `plot_path`.
+    """
     path = plot_path(path)
-    data = breakdown_data(answers)
-    figure = _figure(7.5, 1.5 + 0.34 * len(data))
+    data = merged(breakdown_data(answers))
+    labels = [literal(label) for label in data["label"]]
+    figure = _figure(7.5, 1.4 + 0.2 * sum(max(2, label.count("\n") + 1) for label in labels))
     axes = figure.subplots()
     before = 0 * data["peak_bytes"]
     for category, (colour, hatch) in _LOOK.items():
         size = data[f"{category}_bytes"] / 1e6
         axes.barh(
-            data.index, size, left=before, height=0.72, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4,
+            data.index, size, left=before, height=0.66, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4,
             label=category.replace("_", " "),
         )  # fmt: skip
         before = before + size
@@ -212,11 +203,12 @@ def draw_breakdown(answers: Sequence[Footprint], path: str | Path) -> None:
         axes.annotate(
             literal(where), (1, 0.5), (4, 0), xycoords=value, textcoords="offset points", va="center", fontsize=7
         )
-    axes.set_yticks(data.index, data["label"].map(literal), fontsize=9)
+    axes.set_yticks(data.index, labels, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.55e-6 * max(data["peak_bytes"]))  # room for the text beside the bars
+    axes.set_xlim(0, 1.5e-6 * max(data["peak_bytes"]))  # room for the text beside the bars
     axes.set_xlabel("memory at the peak of a training step, MB", fontsize=9)
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
     axes.set_axisbelow(True)
@@ -231,7 +223,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _finish(figure: Figure, axes: Axes, answers: Sequence[Footprint], path: Path) -> None:
-    """Add the title and the legend of the categories that are there, and write the file."""
+    """Add the title and the legend of the categories that can be seen, and write the file."""
     first = answers[0]
     figure.suptitle(
         literal(f"{first.graph.model}, {first.step.label}"),
@@ -240,7 +232,9 @@ def _finish(figure: Figure, axes: Axes, answers: Sequence[Footprint], path: Path
     handles = [
         handle
         for place, handle in enumerate(axes.get_legend_handles_labels()[0])
-        if any(moment.by_category[place] for answer in answers for moment in answer.moments)
+        if any(
+            100 * moment.by_category[place] > answer.peak_bytes for answer in answers for moment in answer.moments
+        )  # less than a hundredth cannot be seen
     ]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False, handlelength=1.4,

@@ -7,11 +7,13 @@ standard error; `--debug` anywhere on the line shows its traceback.
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import traceback
 from contextlib import suppress
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import IO, TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -30,15 +32,31 @@ _MOST_CHARACTERS = 2000  # of an error's line
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 
+class _WithoutTrailingBlanks:
+    """Standard output or standard error as a pipe or file gets it: rich fills lines up with blanks."""
+
+    def __init__(self, stream: str):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(getattr(sys, self._stream), name)
+
+    def write(self, text: str) -> int:
+        getattr(sys, self._stream).write(re.sub(r" +$", "", text, flags=re.MULTILINE))
+        return len(text)
+
+
 def terminal(width: int | None = None, stderr: bool = False) -> Console:
     """Return the terminal, which shows every text as it is: a name may look like rich's markup.
 
-    width: columns of a pipe or file, which has none of its own.
+    width: columns of a pipe or file, which has none of its own, unless COLUMNS says how many.
     """
     from rich.console import Console
 
-    found = Console(markup=False, emoji=False, stderr=stderr)
-    if width and not found.is_terminal:
+    found = Console(markup=False, emoji=False, highlight=False, stderr=stderr)
+    if not found.is_terminal:
+        found.file = cast("IO[str]", _WithoutTrailingBlanks("stderr" if stderr else "stdout"))
+    if width and not found.is_terminal and "COLUMNS" not in os.environ:
         found.width = width
     return found
 

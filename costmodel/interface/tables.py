@@ -1,13 +1,16 @@
-"""Answers as tables for the terminal."""
+"""Answers as tables for the terminal, and as JSON or CSV for programs."""
 
 from __future__ import annotations
 
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from rich.table import Table
 
 from ..methods.table import METHODS
 from ..units import format_bytes, format_count
+from .layout import Column, Listing
 from .running import terminal
 
 if TYPE_CHECKING:
@@ -16,23 +19,56 @@ if TYPE_CHECKING:
     from ..checking.reproduction import Reproduction, Variant
     from ..checking.verification import Verification
 
-_WIDTH = 180  # of a pipe or file, which has none of its own
+WIDTH = 160  # of a pipe or file, which has none of its own
+_LONG = 28  # a column with a longer text may break it
+# Columns that are left out of a narrow terminal, the first of these first; --json and --csv have all.
+_OPTIONAL = ("input", "bits", "part", "output", "first_layer", "in_place", "layers", "trained_parameters", "source")
+
+
+def for_programs(answer: Any, rows: Sequence[Mapping[str, Any]], as_json: bool, as_csv: bool) -> bool:
+    """Print an answer as JSON, or its rows as CSV, where one of them is asked for; return whether it is.
+
+    Values of a row that are no plain numbers or texts, such as lists, are written as JSON.
+    """
+    if as_json:
+        print(json.dumps(answer, indent=2))
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: json.dumps(v) if isinstance(v, (dict, list)) else v for name, v in row.items()})
+    return as_json or as_csv
+
+
+def flat(answer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return an answer in one row: what is nested gets names such as `memory_bytes.peak`."""
+    row: dict[str, Any] = {}
+    for name, value in answer.items():
+        row |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return row
 
 
 def print_frame(frame: pandas.DataFrame, title: str) -> None:
     """Print a pandas frame as a table."""
-    print_rows(list(frame.columns), frame.to_dict("records"), title)
+    print_rows(frame.to_dict("records"), title)
 
 
-def print_rows(names: list[str], rows: list[dict[str, Any]], title: str) -> None:
-    """Print rows as a table; columns of bytes and FLOPs are made readable."""
-    table = Table(title=title, title_justify="left")
-    for name in names:
-        number = all(isinstance(row[name], (int, float)) for row in rows)
-        table.add_column(name.replace("_", " "), justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(name, row[name]) for name in names))
-    terminal(_WIDTH).print(table)
+def print_rows(rows: Sequence[Mapping[Any, Any]], title: str) -> None:
+    """Print rows as a table, the first column their key; columns of bytes and FLOPs are made readable."""
+    names = list(rows[0])
+    texts = [[_cell(name, row[name]) for name in names] for row in rows]
+    columns = [
+        Column(
+            name.removesuffix("_bytes").replace("_", " ") or name,
+            all(isinstance(row[name], (int, float)) for row in rows),
+            any(len(line[place]) > _LONG for line in texts) and place > 0,
+            _OPTIONAL.index(name) + 1 if name in _OPTIONAL else 0,
+        )
+        for place, name in enumerate(names)
+    ]
+    filled = [place for place in range(len(names)) if any(line[place] for line in texts)]
+    listing = Listing([columns[place] for place in filled], [[line[p] for p in filled] for line in texts], title)
+    terminal(WIDTH).print(listing)
 
 
 def _cell(name: str, value: Any) -> str:
@@ -46,61 +82,58 @@ def _cell(name: str, value: Any) -> str:
 def print_verification(result: Verification) -> None:
     """Print predicted next to measured, and the modules whose saved bytes differ."""
     step = result.footprint.step
-    title = f"{step.graph.model}, {step.way.label}, batch {step.batch}, accounting {step.accounting}"
-    table = Table("quantity", title=title, title_justify="left")
-    for column in ("predicted", "measured", "difference", "allowed", ""):
-        table.add_column(column, justify="right", no_wrap=True)
+    numbers = [Column(name, number=True) for name in ("predicted", "measured", "difference", "allowed")]
+    rows = []
     for check in result.checks:
         allowed = f"{check.tolerance:.1%}" + (f" + {check.slack:,}" if check.slack else "")
-        table.add_row(
+        rows.append((
             f"{check.quantity}, {check.unit}", f"{check.predicted:,}", f"{check.measured:,}",
             f"{check.relative_difference:+.3%}", allowed, "agrees" if check.agrees else "DIFFERS",
-        )  # fmt: skip
-    out = terminal()
-    out.print(table)
+        ))  # fmt: skip
+    title = f"{step.graph.model}, {step.way.label}, batch {step.batch}, accounting {step.accounting}"
+    out = terminal(WIDTH)
+    out.print(Listing([Column("quantity", long=True), *numbers, Column("")], rows, title))
     if not result.saved.agrees:
-        modules = Table("module", title="saved bytes that differ", title_justify="left")
-        for column in ("predicted", "measured"):
-            modules.add_column(column, justify="right")
-        for name, predicted, measured in result.differing_modules:
-            modules.add_row(name, f"{predicted:,}", f"{measured:,}")
-        out.print(modules)
+        modules = [(name, f"{predicted:,}", f"{measured:,}") for name, predicted, measured in result.differing_modules]
+        out.print(Listing([Column("module"), *numbers[:2]], modules, "saved bytes that differ"))
 
 
-def print_methods() -> None:
-    """Print the table of methods."""
-    table = Table("method", "depth k", "what trains, and how", "runs here", "source")
-    for method in METHODS.values():
-        runs = "yes" if method.has_layers else "priced only"
-        table.add_row(method.name, "yes" if method.takes_blocks else "", method.summary, runs, method.source)
-    terminal().print(table)
+def method_rows() -> list[dict[str, Any]]:
+    """Return a row per method."""
+    return [
+        {
+            "method": method.name,
+            "depth_k": "yes" if method.takes_blocks else "",
+            "what_trains": method.summary,
+            "runs_here": "yes" if method.has_layers else "priced only",
+            "source": method.source,
+        }
+        for method in METHODS.values()
+    ]
 
 
 def print_reproduction(results: list[Reproduction], tried: list[Variant]) -> None:
     """Print published next to computed, why some differ, and the countings that were tried."""
-    table = Table("source", "network", "method", "quantity", title="published next to computed", title_justify="left")
-    for column in ("published", "computed", ""):
-        table.add_column(column, justify="right", no_wrap=True)
+    numbers = [Column("published", number=True), Column("computed", number=True)]
+    rows = []
     for result in results:
         row = result.published
         text = "reproduced" if result.reproduced else "differs"
         digits = max(0, min(6, len(f"{row.tolerance:.9f}".rstrip("0").partition(".")[2])))
         computed = f"{result.computed:,.{digits + 2 if row.rounding == 'down' else digits}f} {row.unit}"
-        table.add_row(
+        rows.append((
             f"{row.source}, {row.table}", row.network, row.way.label, row.quantity,
             f"{row.value:,.{digits}f} {row.unit}", computed, text if result.as_expected else f"{text}: NOT AS EXPECTED",
-        )  # fmt: skip
-    other = Table("claim", "counting", title="countings that were tried", title_justify="left")
-    for column in ("published", "gives"):
-        other.add_column(column, justify="right", no_wrap=True)
-    for variant in tried:
-        other.add_row(variant.claim, variant.counting, f"{variant.published:.1f} %", f"{variant.gives:.1f} %")
-    out = terminal(200)
-    out.print(table)
+        ))  # fmt: skip
+    columns = [Column(name, long=True) for name in ("source", "network", "method", "quantity")]
+    out = terminal(WIDTH)
+    out.print(Listing([*columns, *numbers, Column("")], rows, "published next to computed"))
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in (result.published for result in results):
         if row.reason:
             reasons.setdefault((row.network, row.reason), []).append(f"{row.value:g}")
     for (network, reason), values in reasons.items():
         out.print(f"{network}, {', '.join(values)}: {reason}")
-    out.print(other)
+    other = [(v.claim, v.counting, f"{v.published:.1f} %", f"{v.gives:.1f} %") for v in tried]
+    claims = [Column("claim", long=True), Column("counting", long=True), numbers[0], Column("gives", number=True)]
+    out.print(Listing(claims, other, "countings that were tried"))

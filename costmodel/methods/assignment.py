@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,35 @@ class KeptInput:
 
 
 @dataclass(frozen=True)
+class AddedModule:
+    """A module that a method puts beside calls of the network, which hold no more of it than its name.
+
+    container: the module of the network that holds it, and says what kind it is (`costmodel.layers.added`). name: in
+    the container. entry, role: the call, and its argument, that the module reads, too. joint: the call to whose result
+    it adds. options: what the module is made with. merges_into: the parameter that it can be added to when it is
+    trained; none if empty.
+    """
+
+    container: str
+    name: str
+    entry: tuple[str, str, int]
+    role: str
+    joint: tuple[str, str, int]
+    options: tuple[tuple[str, Any], ...]
+    merges_into: str = ""
+
+
+@dataclass(frozen=True)
 class Assignment:
     """What trains, and how.
 
     trained: names of the parameters that train. frozen_statistics: indices of the batch norms that use their running
     statistics. kept_inputs: by layer index. trained_elements: where a part of a parameter trains, how many numbers.
+    added: the modules that the method puts into the network.
     """
 
     trained: frozenset[str]
     frozen_statistics: frozenset[int] = frozenset()
     kept_inputs: Mapping[int, KeptInput] = field(default_factory=dict)
     trained_elements: Mapping[str, int] = field(default_factory=dict)
+    added: tuple[AddedModule, ...] = ()

@@ -16,6 +16,7 @@ from ..rules.table import operation
 from ..table import Table
 from .assignment import Assignment
 from .last_convolutions import GRADIENT_FILTER, LAST_CONVS
+from .lora import LORA
 from .method import Method, Option, Training, batch_norms
 from .sparse import BACK_RAZOR, SPARSE_UPDATE
 from .tinytl import TINYTL_B, TINYTL_L, TINYTL_LB
@@ -27,7 +28,7 @@ METHODS: Table[Method] = Table("method", (
     (method.name, method)
     for method in (
         FULL, LAST, NORM, BIAS, BLOCKS, MOBILETL, TINYTL_B, TINYTL_L, TINYTL_LB,
-        LAST_CONVS, GRADIENT_FILTER, SPARSE_UPDATE, BACK_RAZOR,
+        LORA, LAST_CONVS, GRADIENT_FILTER, SPARSE_UPDATE, BACK_RAZOR,
     )
 ))  # fmt: skip
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import InputError
-from ..graph.blocks import Block, Parts, parts
+from ..graph.blocks import Block, parts
 from ..graph.layer_graph import LayerGraph
-from ..graph.rewrite import Draft
+from ..graph.rewrite import Draft, moved_parts
 from ..graph.values import Layer, Tensor
 from .assignment import Assignment
 from .method import Chosen, Method, Training, head_parameters, parameters_of
@@ -74,7 +74,7 @@ def _insert(graph: LayerGraph) -> tuple[LayerGraph, dict[str, str]]:
             substitutes[layer.output.id] = result
             last_shifts[lite_residual_name(block)] = shift
     outputs = tuple(substitutes.get(tensor.id, tensor) for tensor in graph.outputs)
-    return replace(draft.rebuild(outputs), known_parts=_moved_parts(draft, cut)), last_shifts
+    return replace(draft.rebuild(outputs), known_parts=moved_parts(draft, cut)), last_shifts
 
 
 def _joint(block: Block) -> int:
@@ -127,22 +127,6 @@ def _lite_residual(draft: Draft, block: Block, count: int, x: Tensor, y: Tensor)
     branch = draft.add("interpolate", f"{name}.upsample", {"input": branch}, y.shape, mode="bilinear")
     total = draft.add("add", f"{name}.add", {"input": y, "other": branch}, y.shape)
     return total, f"{name}.norm2.bias"
-
-
-def _moved_parts(draft: Draft, cut: Parts) -> Parts:
-    """Return the parts of the network by the draft's own numbers; a lite residual belongs to its block."""
-    position = {layer.index: i for i, layer in enumerate(draft.layers)}
-    blocks, first = [], position[cut.blocks[0].first]
-    lite = {layer.module: i for i, layer in enumerate(draft.layers) if layer.module.endswith(".add")}
-    for block in cut.blocks:
-        last = max(position[block.last], lite.get(f"{lite_residual_name(block)}.add", -1))
-        blocks.append(replace(
-            block, first=first, last=last,
-            closing_norms=frozenset(position[i] for i in block.closing_norms),
-            squeeze=frozenset(position[i] for i in block.squeeze),
-        ))  # fmt: skip
-        first = last + 1
-    return Parts(range(blocks[0].first), tuple(blocks), range(first, len(draft.layers)), position[cut.head])
 
 
 def _biases(graph: LayerGraph) -> set[str]:

@@ -7,8 +7,10 @@ output that is kept anyway serves as well.
     relu6, hardtanh             f' in {0, 1}: mask, or y strictly between its bounds, or x
     hardsigmoid                 f' in {0, 1/6}: mask, or x (y near its bounds is rounded to them)
     sigmoid, tanh               f' is a function of y, or of x
-    exp, sqrt, rsqrt, softmax   f' is a function of y
-    hardswish, silu, gelu, mish f' is a function of x, and y does not determine x: x
+    exp, sqrt, rsqrt, softmax, log_softmax   f' is a function of y
+    hardswish, silu, gelu, mish, glu f' is a function of x, and y does not determine x: x
+    elu, celu, selu, softplus, log, abs, clamp   f' is a function of x; PyTorch has no layer that takes less
+    prelu                       y = x or w x: dx needs x (its sign) and w, dw needs x
 
 Assumption (element-wise FLOPs): one per arithmetic operation, comparison or transcendental function, per element.
 """
@@ -56,6 +58,17 @@ def of_output(forward: int, backward: int, input_serves: bool = True) -> Callabl
 def of_input(forward: int, backward: int) -> Callable[[Layer], Facts]:
     """Return the rule of a function whose derivative needs its input."""
     return lambda layer: _facts(layer, (dense(layer.input),), forward, backward)
+
+
+def prelu(layer: Layer) -> Facts:
+    """Return the facts of prelu, whose slope trains."""
+    x, weight = layer.inputs["input"], layer.inputs["weight"]
+    count = layer.output.elements
+    return Facts(
+        {"input": (dense(x, weight),), "weight": (dense(x),)},
+        forward_elementwise=2 * count,
+        backward_elementwise={"input": 2 * count, "weight": 2 * count},
+    )
 
 
 def dropout(layer: Layer) -> Facts:

@@ -41,6 +41,9 @@ class Facts:
     forward_flops, backward_flops: of convolutions and matrix products; backward by role.
     forward_elementwise, backward_elementwise: arithmetic of everything else.
     passes_gradient: roles whose gradient is the result's gradient itself or a view of it: no memory of its own.
+    together: by the roles that are wanted, what backward must have kept for all of them, where that is known of each
+        set of roles only and not of each role.
+    together_flops: by the roles that are wanted, the backward FLOPs where a kernel computes these gradients together.
     """
 
     needs: dict[str, tuple[Alternative, ...]]
@@ -49,6 +52,20 @@ class Facts:
     forward_elementwise: int = 0
     backward_elementwise: dict[str, int] = field(default_factory=dict)
     passes_gradient: frozenset[str] = frozenset()
+    together: dict[tuple[str, ...], Alternative] = field(default_factory=dict)
+    together_flops: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+    def kept_together(self, wanted: tuple[str, ...]) -> Alternative:
+        """Return what backward must have kept for these roles; of a set that is not known, what each alone needs."""
+        if wanted in self.together:
+            return self.together[wanted]
+        return tuple(dict.fromkeys(item for role in wanted for item in self.together[role,]))
+
+    def backward_flops_of(self, wanted: tuple[str, ...]) -> dict[str, int]:
+        """Return the backward FLOPs by role; what is computed together stands with the first of them."""
+        if wanted in self.together_flops:
+            return {wanted[0]: self.together_flops[wanted]}
+        return {role: self.backward_flops.get(role, 0) for role in wanted}
 
 
 def dense(*tensors: Tensor) -> Alternative:

@@ -13,7 +13,7 @@ from ..graph.layer_graph import LayerGraph
 from ..graph.values import Layer
 from ..kept import kept
 from ..table import Table
-from . import activations, arithmetic, linear, norms, reductions, shapes
+from . import activations, arithmetic, attention, learned, linear, norms, reductions, shapes
 from .facts import Facts
 
 Rule = Callable[[Layer], Facts]
@@ -28,6 +28,7 @@ RULES: Table[Rule] = Table(
         "linear": linear.linear,
         "matmul": linear.matmul,
         "bmm": linear.matmul,
+        "scaled_dot_product_attention": attention.scaled_dot_product,
         "batch_norm": norms.batch_norm,
         "frozen_batch_norm": norms.frozen_batch_norm,
         "group_norm": norms.group_norm,
@@ -43,10 +44,21 @@ RULES: Table[Rule] = Table(
         "sqrt": activations.of_output(1, 2, input_serves=False),
         "rsqrt": activations.of_output(2, 3, input_serves=False),
         "softmax": activations.of_output(4, 4, input_serves=False),
+        "log_softmax": activations.of_output(4, 4, input_serves=False),
         "hardswish": activations.of_input(5, 5),
         "silu": activations.of_input(4, 6),
         "gelu": activations.of_input(5, 8),
         "mish": activations.of_input(6, 10),
+        "glu": activations.of_input(5, 8),
+        "elu": activations.of_input(3, 3),
+        "celu": activations.of_input(4, 4),
+        "selu": activations.of_input(4, 4),
+        "softplus": activations.of_input(3, 3),
+        "log": activations.of_input(1, 1),
+        "abs": activations.of_input(1, 2),
+        "clamp": activations.of_input(2, 2),
+        "clamp_min": activations.of_input(1, 1),
+        "prelu": activations.prelu,
         "dropout": activations.dropout,
         "add": arithmetic.add,
         "sub": arithmetic.add,
@@ -55,6 +67,7 @@ RULES: Table[Rule] = Table(
         "pow": arithmetic.power,
         "square": arithmetic.power,
         "addcmul": arithmetic.addcmul,
+        "neg": reductions.linear_map,
         "adaptive_avg_pool2d": reductions.linear_map,
         "avg_pool2d": reductions.linear_map,
         "interpolate": reductions.linear_map,
@@ -78,12 +91,25 @@ RULES: Table[Rule] = Table(
         "unsqueeze": shapes.same_elements,
         "view": shapes.same_elements,
         "view_as": shapes.same_elements,
+        "movedim": shapes.same_elements,
+        "T": shapes.same_elements,
+        "mT": shapes.same_elements,
         "chunk": shapes.some_elements,
         "expand": shapes.some_elements,
         "expand_as": shapes.some_elements,
         "getitem": shapes.selected,
         "pad": shapes.some_elements,
         "split": shapes.some_elements,
+        "unbind": shapes.some_elements,
+        "narrow": shapes.some_elements,
+        "select": shapes.some_elements,
+        "flip": shapes.some_elements,
+        "roll": shapes.some_elements,
+        "repeat": shapes.some_elements,
+        "tile": shapes.some_elements,
+        "repeat_interleave": shapes.some_elements,
+        "pixel_shuffle": shapes.some_elements,
+        "pixel_unshuffle": shapes.some_elements,
     },
 )
 
@@ -103,11 +129,18 @@ def facts(graph: LayerGraph, layer: Layer, frozen_statistics: bool = False) -> F
     """
     name = operation(layer, frozen_statistics)
     if "cut_off" in layer.attributes:  # no gradient goes through it: it runs, and that is all
-        known = RULES[name](layer) if name in RULES else Facts({})
+        known = Facts({}) if layer.op == "detach" else _of_any(graph, layer, name)
         return Facts({}, known.forward_flops, forward_elementwise=known.forward_elementwise)
-    if name not in RULES:
-        raise UnknownOperationError(
-            f"no rule for the operation {layer.op!r} ({layer.location} of {graph.model}), so its cost is unknown; "
-            "give one with costmodel.register_rule"
-        )
-    return RULES[name](layer)
+    return _of_any(graph, layer, name)
+
+
+def _of_any(graph: LayerGraph, layer: Layer, name: str) -> Facts:
+    if name in RULES:
+        return RULES[name](layer)
+    if layer.learned is not None:
+        return learned.facts(layer, layer.learned)
+    raise UnknownOperationError(
+        f"no rule for the operation {layer.op!r} ({layer.location} of {graph.model}), and it could not be learned by "
+        "running it alone, so its cost is unknown; give a rule with costmodel.register_rule, or write it with other "
+        "operations"
+    )

@@ -29,6 +29,7 @@ LEVERS = ("prefix", "inplace", "cheap", "recompute", "micro-batch")
 ON_DEMAND = ("cache",)
 MOST_FLOPS = 1.33  # where neither a budget nor a number is given; Source: the price of running everything once again
 _REPLAYS = 8
+_ONE_BY_ONE = 24  # so few steps are replayed in turn: their peaks need not fall from one to the next
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ def _simplest(step: Step, found: Scheduled, ram_bytes: int) -> Scheduled:
             step.schedule == PLAIN
             and other != found.schedule
             and (simpler := Scheduled.of(replace(step, schedule=other))).peak_bytes <= ram_bytes
+            and simpler.total_flops <= found.total_flops
         ):
             found = simpler
     return found
@@ -250,16 +252,28 @@ def _within(step: Step, ram_bytes: int, most: float, allow: Collection[str], pla
     if min(each.peak_bytes for each in (plain, *free)) <= ram_bytes:
         return  # nothing need be done again
     for chain in _chains(step, allow):
-        budget = ram_bytes
-        for _ in range(_REPLAYS):
-            number = chain.fitting(budget)
-            if number is None or chain.total_flops[number] > most:
-                break
-            found = Scheduled.of(replace(step, schedule=chain.schedule(number)))
-            yield found
-            if found.peak_bytes <= ram_bytes:
-                break
-            budget -= found.peak_bytes - ram_bytes
+        yield from _replayed(chain, ram_bytes, most)
+
+
+def _replayed(chain: Chain, ram_bytes: int, most: float) -> Iterator[Scheduled]:
+    """Yield the cheapest steps of a chain's frontier for a budget, replayed, until one fits that is next to a miss."""
+    budget, missed = ram_bytes, None
+    for _ in range(_REPLAYS):
+        number = chain.fitting(budget)
+        if number is None or chain.total_flops[number] > most:
+            return
+        found = Scheduled.of(replace(chain.step, schedule=chain.schedule(number)))
+        yield found
+        if found.peak_bytes <= ram_bytes:
+            break
+        missed, budget = number, min(budget, int(chain.peak_bytes[number])) - (found.peak_bytes - ram_bytes)
+    else:
+        return
+    while missed is not None and missed - number > 1:  # what was taken off may have been too much
+        between = missed - 1 if missed - number <= _ONE_BY_ONE else (missed + number) // 2
+        found = Scheduled.of(replace(chain.step, schedule=chain.schedule(between)))
+        yield found
+        missed, number = (missed, between) if found.peak_bytes <= ram_bytes else (between, number)
 
 
 def _least(step: Step, most: float, allow: Collection[str], plain: Scheduled) -> Iterator[Scheduled]:

@@ -140,7 +140,7 @@ class Simulation(Generic[Count]):
             if weight is None or weight.storage.id in self.kept or not {"input", "weight"} & {*roles}:
                 continue
             chain = graph.derivation(weight)
-            if not chain or graph.layers[index].output.kind == "derived":
+            if not chain or not graph.weight_computations.issuperset(layer.index for layer in chain):
                 continue
             inner = sorted((layer.index for layer in chain if layer.index in wanted), reverse=True)
             if "weight" not in roles or len(graph.consumers[weight.id]) > 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import MissingPackageError, missing_package, require_count
+from ..errors import MissingPackageError, missing_package, nearest, require_count
 from . import cache, shipped
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def _cannot_trace(error: ModuleNotFoundError, model: nn.Module | str, resolution
     missing = missing_package(error, what)
     if missing is None:
         return error
-    named = [name for name in shipped.NETWORKS if name.partition(":")[2] == model]
+    named = nearest(model, shipped.NETWORKS) if isinstance(model, str) else []
     if named and resolution in shipped.RESOLUTIONS:
-        return MissingPackageError(f"{missing}, or write {' or '.join(named)}, which needs no trace")
+        return MissingPackageError(f"{missing}, or write {' or '.join(named)}, which need no trace")
     sizes = f"{shipped.RESOLUTIONS[0]} to {shipped.RESOLUTIONS[-1]} pixels in steps of 32"
     return MissingPackageError(
         f"{missing}; without it, {len(shipped.NETWORKS)} networks at {sizes} can be asked about: costmodel cache"

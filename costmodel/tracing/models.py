@@ -5,13 +5,13 @@ On the meta device, for questions about shapes alone, a network is built without
 
 from __future__ import annotations
 
+import ast
 import copy
 import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,17 @@ def resolve(name: str) -> str:
     Errors: InputError for a name that no library has (with near names), or that several have.
     """
     source, colon, model = name.rpartition(":")
+    if name.endswith(".py"):
+        source, model = name, ""
     if source.endswith(".py"):
         if not source.isprintable():  # it becomes the network's name, in tables, JSON and files
             raise InputError(f"the path {source!r} has signs that are no text; rename the file")
         if not Path(source).is_file():
             raise InputError(f"there is no file {source!r}; write path/file.py:function")
+        if not model:
+            found = _functions(Path(source))
+            listing = " or ".join(f"{source}:{function}" for function in found) or "but it has no function"
+            raise InputError(f"{source!r} is a file; write which of its functions returns the network: {listing}")
         return name
     if colon:
         if source not in LIBRARIES:
@@ -128,6 +134,15 @@ def resolve(name: str) -> str:
             raise unknown(f"{source} model", model, names)
         return name
     return _resolve_bare(name)
+
+
+def _functions(path: Path) -> list[str]:
+    """Return the names of a file's functions and classes, which need not run for that; none if it is no Python."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return []
+    return [each.name for each in body if isinstance(each, (ast.FunctionDef, ast.ClassDef)) and each.name[0] != "_"]
 
 
 def _resolve_bare(name: str) -> str:
@@ -140,7 +155,7 @@ def _resolve_bare(name: str) -> str:
     if len(found) > 1:
         raise InputError(f"several libraries have a model {name!r}; write {' or '.join(found)}")
     if not found:
-        raise unknown("model", name, {*chain(*names.values())})
+        raise unknown("model", name, [f"{library}:{known}" for library, each in names.items() for known in each])
     return found[0]
 
 

@@ -24,10 +24,13 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from ..errors import InputError, ModelError, require_count
 from ..graph.layer_graph import LayerGraph
+from ..graph.learned import Learned
 from ..graph.values import TRACE_BATCH, Layer, Storage, Tensor
-from .calls import CONVOLUTION_ARGUMENTS, CallTracker, argument_names, operation_name, tensors_in
+from ..rules.table import RULES
+from .calls import CONVOLUTION_ARGUMENTS, CallTracker, arguments_by_name, operation_name, tensors_in
 from .detectors import run as run_network
 from .inputs import Inputs, Shapes, images, of_examples, of_shapes
+from .learning import ON_META, Learner, TracedCall, Unlearnable, attention
 from .models import build, replace_head, resolve, to_meta, usual_shape
 from .quick import QuickCalls
 from .strides import has_rows, matmul_copies
@@ -52,6 +55,7 @@ class _Recorder(CallTracker):
         self.asked_channels: int | None = None  # by the convolution that failed
         self.calls: list[_Call] = []
         self.run = QuickCalls()
+        self.learner = Learner()
         self.known: dict[int, _Value] = {}  # id of a live torch tensor -> its current value
         self.stores: dict[int, _Store] = {}
         self.notes: list[str] = []
@@ -80,33 +84,57 @@ class _Recorder(CallTracker):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Run one call and record it."""
         kwargs = kwargs or {}
+        if inner := self.opened(function):
+            return self.follow(function, inner, args, kwargs)
         place = _, op, _ = self.locate(function)
         unasked = self._watch_gradients(op, args)
-        try:
-            result = self.run(function, args, kwargs)
-        except Exception:
-            self.asked_channels = _asked_channels(op, args, kwargs)
-            raise
-        outputs = tensors_in(result)
-        if op == "setitem":
-            self._setitem(args)
+        result, found = self._run(function, args, kwargs)
+        outputs = [args[0]] if op == "setitem" else tensors_in(result)  # an assignment returns nothing
         if not outputs:
             return result
-        inputs, attributes = self._bind(argument_names(function), args, kwargs)
+        inputs, attributes = self._bind(function, args, kwargs)
         followed = bool(_kinds(inputs) & {"input", "activation", "parameter", "derived"})
         if followed and unasked:
             self.refuse(_AUTOGRAD_FUNCTION)
-        if followed and op not in _FACTORIES and (torch.is_grad_enabled() or self._is_cut_off(inputs, outputs)):
+        differentiable = any(tensor.is_floating_point() for tensor in outputs) and op not in _FACTORIES
+        own = bool(_kinds(inputs) & {"input", "activation"})  # also where no gradient is, as in a frozen trunk
+        if followed and differentiable and (torch.is_grad_enabled() or own):
             given = args[0] if args else kwargs.get("input")
             inplace = operation_name(function)[1] or (outputs[0] is given and bool(attributes.get("inplace")))
+            made = _Call(*place, inputs, attributes | found, inplace)
             if op == "detach" or not torch.is_grad_enabled():
-                attributes["cut_off"] = True
-            self._record(_Call(*place, inputs, attributes, inplace), given, outputs, tensors_in([args, kwargs]))
+                made.attributes["cut_off"] = True
+            if (op not in RULES or op in ON_META) and op != "detach":
+                with torch.enable_grad():
+                    made.learned = self._learn(made, function, args, kwargs)
+            self._record(made, given, outputs, tensors_in([args, kwargs]))
         else:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
                 if id(tensor) not in self.known:
                     self.value(tensor, "constant")
         return result
+
+    def _run(self, function, args: tuple, kwargs: dict) -> tuple[Any, dict[str, Any]]:
+        """Run a call; return its result as a CPU makes it, and what is found out about it."""
+        op = operation_name(function)[0]
+        try:
+            result = self.run(function, args, kwargs)
+        except Exception:
+            self.asked_channels = _asked_channels(op, args, kwargs)
+            raise
+        if op != "scaled_dot_product_attention":
+            return result, {}
+        result, kernel = attention(result, TracedCall(function, args, kwargs, self.batch))
+        return result, {"kernel": kernel}
+
+    def _learn(self, made: _Call, function, args: tuple, kwargs: dict) -> Learned | None:
+        """Return what a call without a rule does; None, with a note, if that cannot be told."""
+        roles = [role for role, value in made.inputs.items() if value.kind in ("activation", "parameter", "derived")]
+        try:
+            return self.learner.learn(TracedCall(function, args, kwargs, self.batch), roles)
+        except Unlearnable as reason:
+            self.notes.append(f"{self.place}: {made.op} has no rule and could not be learned: {reason}")
+            return None
 
     def _record(
         self, call: _Call, given: torch.Tensor | None, outputs: list[torch.Tensor], tensors: list[torch.Tensor]
@@ -115,6 +143,8 @@ class _Recorder(CallTracker):
 
         given: its first argument. tensors: all that it is given.
         """
+        if call.op == "dropout" and not (call.attributes.get("p", 0.5) and call.attributes.get("training", True)):
+            return
         if call.inplace:
             given_value = self.known[id(outputs[0])]
             given_value.store.writes += 1
@@ -132,11 +162,6 @@ class _Recorder(CallTracker):
         call.outputs = [self.value(tensor, kind) for tensor in outputs]
         for value in call.outputs:
             value.is_view = value.store in there and (not call.inplace or "through_view" in call.attributes)
-
-    def _is_cut_off(self, inputs: dict[str, _Value], outputs: list[torch.Tensor]) -> bool:
-        """Whether a call without a gradient is a step of the network's own, as in a trunk under `torch.no_grad`."""
-        own = bool(_kinds(inputs) & {"input", "activation"})
-        return own and all(tensor.is_floating_point() for tensor in outputs)
 
     def _depends_on_batch(self, call: _Call, outputs: list[torch.Tensor]) -> bool:
         """Whether a result depends on the input's numbers, or on the batch's size (a learned query, expanded)."""
@@ -191,25 +216,13 @@ class _Recorder(CallTracker):
         value = self.known.get(id(tensor))
         return value is not None and any(value is given for given in inputs)
 
-    def _setitem(self, args: tuple) -> None:
-        if id(args[0]) in self.known and self.known[id(args[0])].kind in ("input", "activation", "derived"):
-            raise ModelError(
-                f"{self.place} assigns to a slice of a tensor, which cannot be followed; use torch.cat or torch.where"
-            )
-
-    def _bind(self, names: tuple[str, ...], args: tuple, kwargs: dict) -> tuple[dict[str, _Value], dict[str, Any]]:
+    def _bind(self, function: Any, args: tuple, kwargs: dict) -> tuple[dict[str, _Value], dict[str, Any]]:
         """Return the tensor arguments by role and the others by name."""
         inputs: dict[str, _Value] = {}
         attributes: dict[str, Any] = {}
-        named = [(names[i] if i < len(names) else f"argument{i}", value) for i, value in enumerate(args)]
-        for name, given in (*named, *kwargs.items()):
+        for name, given in arguments_by_name(function, args, kwargs):
             if isinstance(given, torch.Tensor):
                 inputs[name] = self._read(given)
-            elif isinstance(given, (tuple, list)) and any(isinstance(item, torch.Tensor) for item in given):
-                prefix = "input" if name == "tensors" else name
-                for i, item in enumerate(given):
-                    if isinstance(item, torch.Tensor):
-                        inputs[f"{prefix}.{i}"] = self._read(item)
             else:
                 attributes[name] = _plain(given)
         return inputs, attributes
@@ -276,10 +289,16 @@ class _Call:
     attributes: dict[str, Any]
     inplace: bool
     outputs: list[_Value] | None = None
+    learned: Learned | None = None
 
 
 def _kinds(inputs: dict[str, _Value]) -> set[str]:
     return {value.kind for value in inputs.values()}
+
+
+def _counts(shape: tuple[int, ...], batch: int) -> int:
+    """Return how many sizes the batch divides."""
+    return sum(size > 0 and size % batch == 0 for size in shape)
 
 
 def _grows(shape: tuple[int, ...], batch: int) -> bool:
@@ -367,7 +386,8 @@ def _trace_meta(module: nn.Module, label: str, given: Inputs | int, loss: Callab
             run = _Run(module, label, images(asked.channels, given), loss)
     if run.has_fixed_sizes:
         run.compare(_Run(module, label, run.inputs, loss, _OTHER_BATCH))
-    return _Freeze(run).graph()
+    by_accident = run.seems_squared and run.is_proportional(_Run(module, label, run.inputs, loss, _OTHER_BATCH))
+    return _Freeze(run, by_accident).graph()
 
 
 class _OtherChannels(Exception):
@@ -449,6 +469,24 @@ class _Run:
         """Whether results of more than one number do not grow with the batch, or not in proportion to it."""
         return any(math.prod(shape) > 1 for shape in self._fixed)
 
+    @property
+    def _made(self) -> list[tuple[int, ...]]:
+        return [value.shape for call in self.recorder.calls for value in call.outputs or ()]
+
+    @property
+    def seems_squared(self) -> bool:
+        """Whether a result has two sizes that the batch divides; one may do so by accident (96 pixels and a border)."""
+        return any(_counts(shape, self.batch) > 1 for shape in self._made)
+
+    def is_proportional(self, other: _Run) -> bool:
+        """Whether such results are in proportion to the batch, compared with a run of another one."""
+        pairs = zip(self._made, other._made, strict=True)
+        return all(
+            math.prod(ours) * other.batch == math.prod(theirs) * self.batch
+            for ours, theirs in pairs
+            if _counts(ours, self.batch) > 1
+        )
+
     def compare(self, other: _Run) -> None:
         """Compare with a run of another batch. Errors: ModelError if sizes are not in proportion to the batch."""
         if self._fixed != other._fixed:
@@ -470,11 +508,11 @@ def _call(module: nn.Module, made: Inputs, loss: Callable[..., Any] | None) -> A
 class _Freeze:
     """Turns what was recorded into the graph's immutable values."""
 
-    def __init__(self, run: _Run):
+    def __init__(self, run: _Run, by_accident: bool):
         self.run, self.recorder, self.label = run, run.recorder, run.label
         self.count = 0
         own = [*run.parameters.values(), *run.buffers.values(), *run.given]
-        self.has_such_sizes = any(_grows(value.shape[1:], TRACE_BATCH) for value in own)
+        self.has_such_sizes = by_accident or any(_grows(value.shape[1:], TRACE_BATCH) for value in own)
 
     def graph(self) -> LayerGraph:
         calls, run = self.recorder.calls, self.run
@@ -496,8 +534,11 @@ class _Freeze:
             inputs = {role: self.tensor(value) for role, value in call.inputs.items()}
             outputs = tuple(self.tensor(value, name) for value in call.outputs or ())
             layers.append(
-                Layer(index, name, call.module, call.ordinal, call.op, inputs, outputs, call.attributes, call.inplace)
-            )
+                Layer(
+                    index, name, call.module, call.ordinal, call.op, inputs, outputs, call.attributes, call.inplace,
+                    learned=call.learned,
+                )
+            )  # fmt: skip
         outputs = tuple(self.tensor(value) for value in run.finished)
         notes = tuple(dict.fromkeys(self.recorder.notes))
         return LayerGraph(
@@ -510,7 +551,7 @@ class _Freeze:
             elements = math.prod(value.shape)
             batched = value.kind not in ("parameter", "derived") and not (value.kind == "constant" and value.name)
             batched = batched and _grows(value.shape, TRACE_BATCH)
-            if sum(size > 0 and size % TRACE_BATCH == 0 for size in value.shape) > 1 and not self.has_such_sizes:
+            if _counts(value.shape, TRACE_BATCH) > 1 and not self.has_such_sizes:
                 raise ModelError(
                     f"{self.label}: a tensor of {name or 'the network'} grows with the square of the batch, so no cost "
                     "per image exists; leave out what compares the images of a batch with each other"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,9 +19,8 @@ from torch._C._functorch import peek_interpreter_stack
 from ..accounting.lean import LEAN
 from ..accounting.requirements import requirements
 from ..errors import InputError, ModelError
-from ..layers.lite_residual import LiteResidual
+from ..layers.added import ADDED
 from ..methods.table import METHODS, Trained, way_of
-from ..methods.tinytl import MODULE as LITE_RESIDUAL
 from ..methods.way import Options, Way
 from ..step.precision import FROZEN
 from ..step.schedule import PLAIN, Schedule
@@ -131,6 +130,8 @@ def apply(
         raise InputError(f"{way.label} trains parts of weights, which can be priced only: no torch layer does so")
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     plan = TrainingPlan(required, frozen_dtype, before, schedule=schedule)
+    if schedule.is_cut and plan.added_modules:
+        raise InputError(f"{way.method} adds modules to the network, which no schedule cuts; leave the schedule out")
     _ = plan.replacements, plan.regions  # what cannot be done is refused before anything is changed
     _warn_of_conversion(plan)
     _add_modules(model, plan)
@@ -145,21 +146,28 @@ def apply(
     return model.train(model.training)
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: nn.Module, merge: bool = False) -> nn.Module:
     """Undo `apply`; return the same module, its weights as they were trained (float32 again).
 
-    Errors: InputError if the model is not applied.
+    merge: add what was trained beside weights (LoRA) to these, so that the network computes what it did; else the
+    modules that the method put into the network are dropped.
+
+    Errors: InputError if the model is not applied, or has nothing to merge.
     """
     if not isinstance(model, Applied):
         raise InputError("the model is not applied; there is nothing to restore")
-    plan = model.__dict__.pop(_ATTRIBUTE)
+    plan = model.training_plan
+    if merge and not (plan.added_modules and all(added.merges_into for added in plan.added_modules)):
+        raise InputError(f"what {plan.required.way.label} trains cannot be merged; leave out merge=True")
+    del model.__dict__[_ATTRIBUTE]
     model.__class__ = type(model).__mro__[2]
-    if plan.added_modules:
-        delattr(model, LITE_RESIDUAL)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(plan.required_gradients[name])
+        parameter.requires_grad_(plan.required_gradients.get(name, False))
         if name in plan.dtypes:
             parameter.data = parameter.data.to(plan.dtypes[name])
+    if merge:
+        _merge(model, plan)
+    _remove_modules(model, plan)
     return model.train(model.training)
 
 
@@ -175,10 +183,22 @@ def _warn_of_conversion(plan: TrainingPlan) -> None:
 
 
 def _add_modules(model: nn.Module, plan: TrainingPlan) -> None:
-    """Give the model the lite residual modules that the method puts beside its blocks."""
-    modules = nn.ModuleDict()
+    """Give the model the modules that the method puts beside its calls."""
+    like = next(model.parameters())
     for added in plan.added_modules:
-        lite = LiteResidual(added.inputs, added.outputs, added.kernel, added.stride)
-        modules[added.name] = lite.to(next(model.parameters()))
-    if modules:
-        model.add_module(LITE_RESIDUAL, modules)
+        if added.container not in dict(model.named_children()):
+            model.add_module(added.container, nn.ModuleDict())
+        module = ADDED[added.container](**dict(added.options))
+        cast("nn.ModuleDict", model.get_submodule(added.container))[added.name] = module.to(like)
+
+
+def _remove_modules(model: nn.Module, plan: TrainingPlan) -> None:
+    for container in {added.container for added in plan.added_modules}:
+        delattr(model, container)
+
+
+def _merge(model: nn.Module, plan: TrainingPlan) -> None:
+    """Add what was trained beside weights to these."""
+    for added in plan.added_modules:
+        module = cast(Any, model.get_submodule(f"{added.container}.{added.name}"))
+        module.merge(model.get_parameter(added.merges_into))

@@ -42,12 +42,13 @@ def update_in_place(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InputError("LBFGS looks at all parameters at once and cannot update them in place; use SGD or Adam")
-    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    groups = {id(each): number for number, group in enumerate(optimizer.param_groups) for each in group["params"]}
 
     def hook(parameter: torch.nn.Parameter) -> None:
-        settings = {name: value for name, value in groups[id(parameter)].items() if name != "params"}
+        group = optimizer.param_groups[groups[id(parameter)]]  # load_state_dict makes groups and state anew
         one = alone[id(parameter)]
-        one.param_groups[0].update(settings)
+        one.param_groups[0].update({name: value for name, value in group.items() if name != "params"})
+        one.state = optimizer.state
         one.step()
         parameter.grad = None
 
@@ -59,9 +60,7 @@ def update_in_place(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
             raise InputError(
                 f"the optimizer lacks the trained parameter {name}; make it of all that asks for gradients"
             )
-        own = type(optimizer)([parameter], **optimizer.defaults)
-        own.state = optimizer.state
-        alone[id(parameter)] = own
+        alone[id(parameter)] = type(optimizer)([parameter], **optimizer.defaults)
         handles.append(parameter.register_post_accumulate_grad_hook(hook))
     return InPlaceUpdates(handles)
 

@@ -26,7 +26,7 @@ from ..layers.convolution import standardized_conv2d
 from ..layers.elementwise import scale
 from ..layers.norms import frozen_batch_norm, norm_of_trained_shift
 from ..layers.table import LAYERS
-from ..methods.assignment import Assignment
+from ..methods.assignment import AddedModule, Assignment
 from ..methods.tinytl import MODULE as LITE_RESIDUAL
 from ..rules.table import operation
 from ..step.regions import Regions, regions
@@ -105,7 +105,7 @@ class TrainingPlan:
     @cached_property
     def added_modules(self) -> tuple[AddedModule, ...]:
         """The modules that the method puts beside blocks."""
-        return tuple(_added_modules(self.required))
+        return self.required.assignment.added or tuple(_lite_residuals(self.required))
 
     @cached_property
     def entries(self) -> dict[Call, AddedModule]:
@@ -118,38 +118,23 @@ class TrainingPlan:
         return {added.joint: added for added in self.added_modules}
 
 
-@dataclass(frozen=True)
-class AddedModule:
-    """A lite residual: its name, the call and argument that it reads with, and the call whose result it adds to.
-
-    inputs, outputs: channels. kernel, stride: of its first convolution.
-    """
-
-    name: str
-    entry: Call
-    role: str
-    joint: Call
-    inputs: int
-    outputs: int
-    kernel: int
-    stride: int
-
-
-def _added_modules(required: Requirements):
+def _lite_residuals(required: Requirements):
     """Yield the lite residual modules that the method added to the graph."""
     graph = required.graph
     added = {layer.name: layer for layer in graph.layers if layer.ordinal == ADDED}
     for name, end in added.items():
         path, _, part = name.rpartition(".")
-        if part != "add":
+        if part != "add" or not path.startswith(f"{LITE_RESIDUAL}."):
             continue
         entry, joint, conv = added[f"{path}.pool"].input, graph.producer[end.input.id], added[f"{path}.conv1"]
         reader = next(layer for layer in graph.consumers[entry.id] if layer.ordinal != ADDED)
         role = next(role for role, tensor in reader.inputs.items() if tensor is entry)
-        yield AddedModule(
-            path.rpartition(".")[2], reader.call, role, joint.call, entry.shape[1], joint.output.shape[1],
-            conv.inputs["weight"].shape[-1], conv.attributes["stride"][0],
-        )  # fmt: skip
+        options = {
+            "in_channels": entry.shape[1], "out_channels": joint.output.shape[1],
+            "kernel_size": conv.inputs["weight"].shape[-1], "stride": conv.attributes["stride"][0],
+        }  # fmt: skip
+        name = path.rpartition(".")[2]
+        yield AddedModule(LITE_RESIDUAL, name, reader.call, role, joint.call, tuple(options.items()))
 
 
 class Replacing(CallTracker):
@@ -164,6 +149,8 @@ class Replacing(CallTracker):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Run one call, or what replaces it."""
         kwargs = kwargs or {}
+        if inner := self.opened(function):
+            return self.follow(function, inner, args, kwargs)
         call = self.locate(function)
         if call in self.plan.derived_calls and self.network.training:
             return self.derivations.run(function, args, kwargs)
@@ -180,7 +167,7 @@ class Replacing(CallTracker):
         result = function(*args, **kwargs) if replacement is None else replacement(arguments)
         if joint is None:
             return result
-        module = self.network.get_submodule(f"{LITE_RESIDUAL}.{joint.name}")
+        module = self.network.get_submodule(f"{joint.container}.{joint.name}")
         return module(self.block_inputs.pop(joint.name), result)
 
 
@@ -207,30 +194,15 @@ def _replacements(required: Requirements, frozen_dtype: str) -> dict[Call, Repla
 
 
 def _derivations(required: Requirements) -> tuple[set[int], set[int]]:
-    """Return the convolutions whose weights the network computes from its parameters, and the layers that do so.
-
-    Errors: ModelError where something else than a convolution reads what they compute.
-    """
-    graph, wanted = required.graph, required.wanted
+    """Return the convolutions whose weights the network computes from its parameters, and the layers that do so."""
+    graph = required.graph
     chains = {
-        index: graph.derivation(graph.layers[index].inputs["weight"])
-        for index in wanted
+        index: {layer.index for layer in graph.derivation(graph.layers[index].inputs["weight"])}
+        for index in required.wanted
         if graph.layers[index].op in _CONVOLUTIONS
     }
-    computing = {layer.index for chain in chains.values() for layer in chain}
-    for index in wanted.keys() - computing:
-        layer = graph.layers[index]
-        for role, tensor in layer.inputs.items():
-            if tensor.kind != "derived" or (role == "weight" and index in chains):
-                continue
-            producer = graph.producer[tensor.id]
-            if tensor.storage.id not in graph.resident_storages or producer.index in computing:
-                raise ModelError(
-                    f"{layer.location} of {graph.model} uses a tensor that the network computes from its parameters "
-                    f"({producer.location}), which only a convolution can, as its weight: stock PyTorch keeps it and "
-                    "nothing here can replace that call"
-                )
-    return {index for index, chain in chains.items() if chain}, computing
+    computed = {index: chain for index, chain in chains.items() if chain and chain <= graph.weight_computations}
+    return {*computed}, set().union(*computed.values())
 
 
 def _kept(layer: Layer, books: Books) -> str:

@@ -1,40 +1,22 @@
-"""One fine-tuning run with the real layers: the accuracy that it reaches, and its memory beside the predicted one.
-
-The recipe: cross-entropy, a learning rate that falls to zero along a half cosine over all steps, no weight decay, the
-images in a new order every epoch. A batch that is not full is left out, so that every step takes what was predicted.
-"""
+"""One fine-tuning run with the real layers: the accuracy that it reaches, and its memory beside the predicted one."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
-from costmodel import OPTIMIZERS, PLAIN, Schedule, Verification, Way, apply, make_optimizer, verify
+from costmodel import OPTIMIZERS, PLAIN, Schedule, Verification, Way, apply, verify
 from costmodel.errors import InputError, require_count
 
+from .loop import Loop, Recipe, answers, length
+
 Data = tuple[torch.Tensor, torch.Tensor] | Dataset
-_TEST_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a run trains: what its accuracy depends on beside the way and the seed.
-
-    learning_rate: of the first step. batch: images per update. resolution: height and width of the images in pixels.
-    """
-
-    epochs: int = 10
-    learning_rate: float = 0.01
-    batch: int = 8
-    resolution: int = 224
-    optimizer: str = "sgd"
 
 
 @dataclass(frozen=True)
@@ -125,7 +107,7 @@ def fine_tune(
         history: list[tuple[int, float]] = []
         correct: tuple[bool, ...] = ()
         stopped, epoch = False, 0
-        for epoch in train_epochs(network, train, recipe):
+        for epoch in train_epochs(network, train, recipe, seed):
             if epoch % evaluate_every == 0 or epoch == recipe.epochs:
                 correct = classify(network, test)
                 history.append((epoch, 100 * sum(correct) / len(correct)))
@@ -133,23 +115,18 @@ def fine_tune(
                 if stopped:
                     break
         seconds = time.perf_counter() - start
-    steps = epoch * (_length(train) // recipe.batch)
+    steps = epoch * (length(train) // recipe.batch)
     diverged = not all(bool(value.isfinite().all()) for value in network.state_dict().values())
     return Run(tuple(history), epoch, steps, stopped, correct, seconds, memory, diverged)
 
 
-def train_epochs(network: nn.Module, train: Data, recipe: Recipe) -> Iterator[int]:
-    """Train what asks for gradients, in place; yield each epoch's number when it is done."""
-    loader = DataLoader(_data_set(train), recipe.batch, shuffle=True, drop_last=True)
-    update = make_optimizer(recipe.optimizer, network, recipe.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(update, recipe.epochs * len(loader))
+def train_epochs(network: nn.Module, train: Data, recipe: Recipe, seed: int = 0) -> Iterator[int]:
+    """Train what asks for gradients, in place; yield each epoch's number when it is done. Sets torch's random state."""
+    loop = Loop(network, _data_set(train), recipe, seed)
     for epoch in range(1, recipe.epochs + 1):
         network.train()
-        for images, labels in loader:
-            nn.functional.cross_entropy(network(images), labels).backward()
-            update.step()
-            update.zero_grad(set_to_none=True)
-            schedule.step()
+        for step in range(loop.steps_per_epoch):
+            loop.train_step(epoch, step)
         yield epoch
 
 
@@ -162,20 +139,14 @@ def measure_memory(model: nn.Module, way: Way, recipe: Recipe, schedule: Schedul
     return Memory.of(found)
 
 
-@torch.no_grad()
 def classify(network: nn.Module, test: Data) -> tuple[bool, ...]:
     """Return of each image whether the network, set to eval mode, classifies it right."""
-    network.eval()
-    batches = DataLoader(_data_set(test), _TEST_BATCH)
-    return tuple(right for images, labels in batches for right in (network(images).argmax(1) == labels).tolist())
+    found = answers(network, _data_set(test))
+    return tuple(right for logits, labels in found for right in (logits.argmax(1) == labels).tolist())
 
 
 def _data_set(data: Data) -> Dataset:
     return TensorDataset(*data) if isinstance(data, tuple) else data
-
-
-def _length(data: Dataset) -> int:
-    return len(cast(Sized, data))  # map-style data sets have a length
 
 
 def _check(train: Dataset, test: Dataset, recipe: Recipe, evaluate_every: int) -> None:
@@ -184,9 +155,9 @@ def _check(train: Dataset, test: Dataset, recipe: Recipe, evaluate_every: int) -
     if not 0 < recipe.learning_rate < float("inf"):
         raise InputError(f"the learning rate must be a positive number, not {recipe.learning_rate!r}")
     OPTIMIZERS.find(recipe.optimizer)
-    if _length(train) < recipe.batch:
+    if length(train) < recipe.batch:
         raise InputError(
-            f"{_length(train)} training images are less than a batch of {recipe.batch}; take a smaller batch"
+            f"{length(train)} training images are less than a batch of {recipe.batch}; take a smaller batch"
         )
-    if not _length(test):
+    if not length(test):
         raise InputError("there are no test images; give one or more")

@@ -27,7 +27,7 @@ from .weights import Weights, digest, make_network
 _LIBRARIES = ("torch", "torchvision", "pillow")
 # The code that computes an accuracy: of this package and of costmodel.
 _CODE = {
-    Path(__file__).parent: ("fine_tuning.py", "images.py", "rates.py", "weights.py"),
+    Path(__file__).parent: ("decoding.py", "fine_tuning.py", "images.py", "loop.py", "rates.py", "weights.py"),
     Path(costmodel.__file__).parent: ("layers/*.py", "training/*.py", "methods/*.py"),
 }
 

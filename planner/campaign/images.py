@@ -3,54 +3,52 @@
 Either the folder has a split of its own (train, and test or val), or a fifth of each class is for testing: the images
 whose names' digests are the lowest. So the split is the same on every machine, and stays when images are added.
 
-An image is turned as its EXIF orientation says, cut to the middle square, scaled to the resolution, and kept in 8 bits,
-three bytes a pixel; the network gets (x / 255 - mean) / deviation per channel. Of 16 bits the upper ones count, what is
-transparent lies on white, and of an animation the first frame stands for all. A file that is none is named and left
-out. Hidden files and folders, and `__MACOSX`, are none of the data.
+An image is kept in 8 bits, three bytes a pixel (see `decoding`); the network gets (x / 255 - mean) / deviation per
+channel. A file that is none is named and left out. Hidden files and folders, and `__MACOSX`, are none of the data.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from costmodel.errors import InputError, one_line
-from costmodel.reading import read_file
+
+from .decoding import SUFFIXES, UNREADABLE, read_image
 
 TEST_SHARE = 0.2
 _SHOWN = 5  # names in a message
-# What is decoded, by the names' endings. Other decoders of Pillow are kept out: that of EPS runs a program.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = {
-    ".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
-}  # fmt: skip
-# Source: Pillow, Image.MAX_IMAGE_PIXELS: a quarter of a GiB in three bytes a pixel. Looked at before it is decoded.
-MOST_PIXELS = 89_478_485
 MOST_FILES = 2_000_000  # Assumption: more than ImageNet has, whose tensors no memory of today would hold here
 
 # Source: torchvision.transforms._presets.ImageClassification, the means and deviations of ImageNet.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def unchanged(pixels: torch.Tensor) -> torch.Tensor:
+    """Return an image as it is."""
+    return pixels
 
 
 class Images(Dataset):
-    """Images in 8 bits with their labels; an item is a normalised image (3 x R x R, float32) and its label."""
+    """Images in 8 bits with their labels; an item is a normalised image (3 x R x R, float32) and its label.
 
-    def __init__(self, normalisation: Normalisation = IMAGENET):
+    augment: what is made of an image's pixels each time that it is asked for.
+    """
+
+    def __init__(self, normalisation: Normalisation = IMAGENET, augment: Change = unchanged):
         self.pixels: list[torch.Tensor] = []
         self.labels: list[int] = []
+        self.augment = augment
         self.mean, self.deviation = (torch.tensor(part).reshape(3, 1, 1) for part in normalisation)
 
     def add(self, pixels: torch.Tensor, label: int) -> None:
@@ -64,7 +62,11 @@ class Images(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Return an image and its label."""
-        return (self.pixels[index].float() / 255 - self.mean) / self.deviation, self.labels[index]
+        return self.normalised(self.augment(self.pixels[index])), self.labels[index]
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what the network gets of an image of uint8."""
+        return (pixels.float() / 255 - self.mean) / self.deviation
 
 
 class File(NamedTuple):
@@ -116,7 +118,7 @@ class DataSet:
 
 
 class _Read(NamedTuple):
-    """An image that was read. digest: of the file's content."""
+    """An image of a folder that was read."""
 
     file: File
     pixels: torch.Tensor
@@ -159,16 +161,19 @@ def read_folder(
     normalisation: Normalisation = IMAGENET,
     strict: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    augment: Change = unchanged,
+    keep: Change = unchanged,
 ) -> DataSet:
     """Return the images of a folder.
 
     strict: an image that cannot be read, one that is there twice where it must not, and a class that cannot be both
-    trained and tested, are errors. progress: called with how many files were read, of how many.
+    trained and tested, are errors. progress: called with how many files were read, of how many. augment: as `Images`
+    takes it, for those to train with. keep: returns where an image's pixels are kept, which is in memory by default.
 
     Errors: InputError if there is no image to train or to test with, and what strict says.
     """
-    read, skipped = _read_all(folder, resolution, progress)
-    train, test, notes = Images(normalisation), Images(normalisation), []
+    read, skipped = _read_all(folder, resolution, progress, keep)
+    train, test, notes = Images(normalisation, augment), Images(normalisation), []
     parts: dict[Path, str] = {}
     digest = hashlib.sha256()
     for label, name in enumerate(folder.classes):
@@ -199,56 +204,22 @@ def read_folder(
     return DataSet(train, test, tuple(skipped), tuple(notes), digest.hexdigest()[:16])
 
 
-def _read_all(folder: Folder, resolution: int, progress: Callable[[int, int], None]) -> tuple[list[_Read], list[str]]:
+def _read_all(
+    folder: Folder, resolution: int, progress: Callable[[int, int], None], keep: Change
+) -> tuple[list[_Read], list[str]]:
     """Return the images, and the names of those that are none, with the reason."""
     read, skipped = [], []
     for number, file in enumerate(folder.files):
         progress(number, len(folder.files))
         try:
-            content = read_file(file.path, "image")
-            pixels, animated = _decode(content, resolution)
-            read.append(_Read(file, pixels, hashlib.sha256(content).digest(), animated))
+            picture = read_image(file.path, resolution)
         except InputError as error:
-            skipped.append(f"{folder.shown(file.path)}: {str(error).rpartition(': ')[2]}")
-        except UnidentifiedImageError:
-            skipped.append(f"{folder.shown(file.path)}: no image of the kinds {', '.join(FORMATS)}")
-        except Exception as error:  # whatever a decoder makes of a broken file
-            skipped.append(f"{folder.shown(file.path)}: {one_line(error)[:80] or type(error).__name__}")
+            reason = str(error).removeprefix(f"{UNREADABLE} {str(file.path)!r}: ")
+            skipped.append(f"{folder.shown(file.path)}: {reason}")
+        else:
+            read.append(_Read(file, keep(picture.pixels), picture.digest, picture.animated))
     progress(len(folder.files), len(folder.files))
     return read, skipped
-
-
-def _decode(content: bytes, resolution: int) -> tuple[torch.Tensor, bool]:
-    """Return an image as 3 x R x R of uint8, and whether it is an animation.
-
-    Errors: ValueError for more than MOST_PIXELS, and for values without a known range; whatever the decoder raises.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise ValueError(f"{width:,} x {height:,} pixels are more than {MOST_PIXELS:,}")
-            animated = getattr(image, "n_frames", 1) > 1
-            square = ImageOps.fit(
-                _in_colour(ImageOps.exif_transpose(image)), (resolution, resolution), Image.Resampling.BILINEAR
-            )
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous(), animated
-
-
-def _in_colour(image: Image.Image) -> Image.Image:
-    """Return an image in RGB, 8 bits a channel. Errors: ValueError for values whose range nobody knows."""
-    if image.mode == "F":
-        raise ValueError("floating-point values, whose range is not known")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("32-bit values, whose range is not known")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65,535 becomes 255
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
 
 
 def _duplicates(folder: Folder, read: Sequence[_Read], parts: dict[Path, str]) -> Iterator[str]:

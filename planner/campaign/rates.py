@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch.utils.data import Subset
 
@@ -15,7 +16,9 @@ from costmodel import Way
 
 from .fine_tuning import Recipe, Run
 from .images import Images
-from .storage import Store
+
+if TYPE_CHECKING:
+    from .storage import Store
 
 # Source: the rates that validation chose for 74 ways in benchmarks/results/decision_quality_runs.csv by Adam, 0.001 to
 # 0.01, and for the heads and blocks of benchmarks/results/real_weights.md, 0.0003 to 0.003. Assumption: those of SGD

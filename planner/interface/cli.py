@@ -16,6 +16,7 @@ from costmodel.secrets import shown
 from costmodel.units import parse_bytes
 
 from .space import DeviceName, Json, Models, decimals, names, with_space
+from .train_cli import add_training
 
 if TYPE_CHECKING:
     from ..devices.device import Device
@@ -269,9 +270,6 @@ def measure_command(
     A rerun goes on where the last one stopped; several at once, with one --storage, share the runs. Then `planner
     recommend MODEL --ram ... --evidence runs.db` uses what was measured.
     """
-    import signal
-    import threading
-
     target = _device(device)
     ram_bytes = None if ram is None else parse_bytes(ram)
     if target is not None:
@@ -285,10 +283,6 @@ def measure_command(
 
     rates = default_rates(optimizer) if lr is None else decimals(lr, "--lr")
     watch = Bars()
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # who is asked to stop gives the run back; nohup keeps its own
-            if (number := getattr(signal, name, None)) and signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, watch.stop)
     try:
         with watch:
             outcome = measure(
@@ -311,6 +305,9 @@ def measure_command(
         out = console()
         for part in tables(outcome):
             out.print(part)
+
+
+add_training(app)
 
 
 def main() -> None:

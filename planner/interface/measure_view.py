@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 from rich.text import Text
 
 from costmodel import Way
-from costmodel.interface.running import terminal
+from costmodel.interface.layout import Column, Listing
 from costmodel.units import format_bytes
 
 from ..campaign.next_trial import Trial
@@ -28,72 +17,33 @@ from ..campaign.watch import Watch
 from ..choosing.candidate import Candidate
 from ..choosing.objectives import seconds_text
 from ..choosing.recommend import Recommendation
+from .bars import ProgressBars
 
 if TYPE_CHECKING:
     from ..campaign.measure import Finished, Outcome
 
 
-class Bars(Watch):
+class Bars(ProgressBars, Watch):
     """Progress bars on standard error: the images, the campaign's runs, and the epochs of the present one."""
-
-    def __init__(self):
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=terminal(stderr=True),
-        )
-        self.tasks: dict[str, TaskID] = {}
-        self.stopped = False
-
-    def __enter__(self) -> Bars:
-        """Show the bars, once there is one."""
-        return self
-
-    def __exit__(self, *_) -> None:
-        """Leave them as they are."""
-        if self.tasks:
-            self.progress.stop()
-
-    def _set(self, bar: str, text: str, done: float, total: float, anew: bool = False) -> None:
-        if not self.tasks:
-            self.progress.start()
-        if bar not in self.tasks:
-            self.tasks[bar] = self.progress.add_task(text, total=total)
-        elif anew:
-            self.progress.reset(self.tasks[bar])
-        self.progress.update(self.tasks[bar], description=text, completed=done, total=total)
 
     def reads(self, done: int, total: int) -> None:
         """Show how many of the images are read."""
-        self._set("images", "reading images", done, total)
-
-    def notes(self, text: str) -> None:
-        """Write a line above the bars."""
-        self.progress.console.print(Text(f"note: {text}"))
+        self.show("images", "reading images", done, total)
 
     def starts(self, trial: Trial, number: int, done: int, most: int, epochs: int) -> None:
         """Show the campaign's bar, and an empty one for the run."""
-        self._set("runs", "runs, at most", done, most)
-        self._set("epochs", f"trial {number}: {trial.label}", 0, epochs, anew=True)
+        self.show("runs", "runs, at most", done, most)
+        self.show("epochs", f"trial {number}: {trial.label}", 0, epochs, anew=True)
 
     def tries(self, trial: Trial, learning_rate: float) -> None:
         """Show which learning rate is tried."""
         bar = self.progress.tasks[self.tasks["epochs"]]
         text = f"learning rate {learning_rate:g} of {trial.candidate.label}, on validation images"
-        self._set("epochs", text, 0, bar.total or 1, anew=True)
-
-    def stop(self, *_) -> None:
-        """Stop the campaign: now, or after this epoch where an interruption is lost, as in a callback of a library."""
-        self.stopped = True
-        raise KeyboardInterrupt
+        self.show("epochs", text, 0, bar.total or 1, anew=True)
 
     def epoch(self, epoch: int, accuracy_percent: float) -> None:
         """Move the run's bar on."""
-        if self.stopped:
+        if self.stopped:  # where the interruption was lost, as in a callback of a library
             raise KeyboardInterrupt
         self.progress.update(self.tasks["epochs"], completed=epoch)
 
@@ -105,7 +55,7 @@ class Bars(Watch):
 
     def waits(self, running: Sequence[str]) -> None:
         """Say whose runs are waited for."""
-        self._set("epochs", f"waiting for {', '.join(running)} of other workers", 0, 1)
+        self.show("epochs", f"waiting for {', '.join(running)} of other workers", 0, 1)
 
 
 def tables(outcome: Outcome) -> Iterator[RenderableType]:
@@ -135,12 +85,16 @@ def tables(outcome: Outcome) -> Iterator[RenderableType]:
         yield Text(f"recommended before the runs: {_promise(outcome.before)}")
 
 
-def _runs(outcome: Outcome) -> Table:
+def _runs(outcome: Outcome) -> Listing:
     """Return the table of what was measured, the most accurate first."""
-    table = Table(title="measured", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    table.add_column("method", no_wrap=True)
-    for name in ("rate", "runs", "accuracy", "90 % interval", "peak predicted", "measured", "memory", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = [
+        Column("method"), Column("rate", number=True, optional=2), Column("runs", number=True),
+        Column("accuracy", number=True), Column("90 % interval", number=True),
+        Column("peak predicted", number=True, optional=4), Column("measured", number=True, optional=3),
+        Column("memory"), Column("time", number=True, optional=1),
+    ]  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    bold: set[int] = set()
     candidates = {c.way: c for c in outcome.after.candidates}
     groups: dict[Way, list[Finished]] = {}
     for run in outcome.runs:
@@ -155,7 +109,9 @@ def _runs(outcome: Outcome) -> Table:
         guess = candidates[key].recovery
         whole = [run for run in runs if not run.stopped]
         early = f"{len(runs) - len(whole)} stopped early" if len(whole) < len(runs) else ""
-        table.add_row(
+        if key == outcome.after.chosen.way:
+            bold.add(len(rows))
+        rows.append((
             candidates[key].label,
             f"{runs[0].learning_rate:g}",
             ", ".join(part for part in (str(len(whole)) if whole else "", early) if part),
@@ -165,9 +121,8 @@ def _runs(outcome: Outcome) -> Table:
             format_bytes(max(run.measured_peak_bytes for run in runs)),
             "as predicted" if all(run.memory_agrees for run in runs) else "DIFFERS",
             seconds_text(sum(run.seconds for run in runs)),
-            style="bold" if key == outcome.after.chosen.way else "",
-        )
-    return table
+        ))  # fmt: skip
+    return Listing(columns, rows, "measured", bold=frozenset(bold))
 
 
 def _promise(answer: Recommendation) -> str:

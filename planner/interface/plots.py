@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from costmodel import METHODS, InputError
+from costmodel import METHODS, InfeasibleError, InputError
 from costmodel.errors import unknown
 from costmodel.interface.drawing import (
     BLACK,
@@ -27,6 +27,7 @@ from costmodel.interface.drawing import (
 from costmodel.units import format_bytes
 
 from ..choosing.candidate import Candidate
+from ..choosing.choice import pick
 from ..choosing.frames import to_frame
 from ..choosing.pareto import non_dominated
 
@@ -130,17 +131,22 @@ def draw_pareto(
     rows = -(-len(groups) // columns)
     width, height = (7, 5.6) if len(groups) == 1 else (4.2 * columns, 1.4 + 3.6 * rows)
     figure = Figure(figsize=(width, height), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=against == "recovery").flat)
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=against == "recovery").flat)
+    right = 1.06 * max(data["x"])
+    chosen = _chosen(priced, ram_bytes)
     for axes, (model, table) in zip(panels, groups.items(), strict=False):
         axes.set_title(literal(model), loc="left", fontsize=10)
         axes.set_xlabel("peak memory of a training step, MB", fontsize=9)
-        _draw_model(axes, table, ram_bytes, against)
+        axes.tick_params(labelbottom=True)
+        _draw_model(axes, table, ram_bytes, against, right)
+        if chosen is not None and chosen.model == model:
+            _ring(axes, chosen, against)
     for unused in panels[len(groups) :]:
         unused.set_axis_off()
     figure.supylabel(_Y_LABEL[against], fontsize=9)
     figure.suptitle(settings(priced), fontsize=10)
     missing = ", ".join(dict.fromkeys(c.way.method for c in priced if c.way.method not in set(data["method"])))
-    texts, signs = zip(*_legend(data, against, ram_bytes), strict=True)
+    texts, signs = zip(*_legend(data, against, ram_bytes, chosen), strict=True)
     figure.legend(
         signs, texts, loc="outside lower center", ncols=min(5, 2 + len(groups)),
         fontsize=8, frameon=False, title=missing and f"not drawn, their accuracy being unknown: {missing}",
@@ -151,6 +157,26 @@ def draw_pareto(
     for axes, table in zip(panels, groups.values(), strict=False):
         _label_depths(axes, table, ram_bytes)
     save(figure, path)
+
+
+def _chosen(priced: Sequence[Candidate], ram_bytes: int | None) -> Candidate | None:
+    """Return what is recommended for a budget; None if nothing fits, or no budget is given."""
+    if ram_bytes is None:
+        return None
+    try:
+        return pick(priced, ram_bytes).chosen
+    except InfeasibleError:
+        return None
+
+
+def _ring(axes: Axes, chosen: Candidate, against: str) -> None:
+    """Draw a ring around the recommended candidate, if it has a place in the plot."""
+    y = chosen.recovery.value if against == "recovery" else chosen.total_flops / 1e9
+    if y is not None:
+        axes.plot(
+            [chosen.peak_bytes / 1e6], [y], "o", color=BLACK, markersize=14, markerfacecolor="none",
+            markeredgewidth=1.6, zorder=6,
+        )  # fmt: skip
 
 
 def _groups(rows: pandas.DataFrame, column: str, sort: bool = False) -> Iterator[tuple[str, pandas.DataFrame]]:
@@ -165,7 +191,7 @@ _Y_LABEL = {
 }
 
 
-def _draw_model(axes: Axes, data: pandas.DataFrame, ram_bytes: int | None, against: str) -> None:
+def _draw_model(axes: Axes, data: pandas.DataFrame, ram_bytes: int | None, against: str, right: float) -> None:
     frontier = data[data["frontier"]]
     if against == "recovery":
         axes.step(frontier["x"], frontier["y"], where="post", color="0.5", linewidth=1, zorder=1)
@@ -179,7 +205,6 @@ def _draw_model(axes: Axes, data: pandas.DataFrame, ram_bytes: int | None, again
             axes.errorbar(rows["x"], rows["y"], spread, fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.4, zorder=2)
         for how, some in _groups(rows, "mark", sort=True):
             _mark(axes, some["x"], some["y"], colour, marker, how)
-    right = 1.06 * max(data["x"])
     axes.set_xlim(0, right)
     axes.grid(alpha=0.25, linewidth=0.5)
     if ram_bytes is None:
@@ -202,7 +227,9 @@ def _mark(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, marker: str, how:
         axes.plot(x, y, ".", color=colour, markersize=3.5, zorder=4)
 
 
-def _legend(data: pandas.DataFrame, against: str, ram_bytes: int | None) -> Iterator[tuple[str, Artist | tuple]]:
+def _legend(
+    data: pandas.DataFrame, against: str, ram_bytes: int | None, chosen: Candidate | None
+) -> Iterator[tuple[str, Artist | tuple]]:
     """Yield (text, sign): each method, in the order of METHODS, then what fills, numbers and lines mean."""
     from matplotlib.lines import Line2D
 
@@ -230,6 +257,10 @@ def _legend(data: pandas.DataFrame, against: str, ram_bytes: int | None) -> Iter
         yield "trained blocks, beside the mark", letter
     if ram_bytes is not None:
         yield f"budget, {format_bytes(ram_bytes)}", line("0.2", "--")
+    if chosen is not None:
+        ring = mark("o", BLACK, "none", 11)
+        ring.set_markeredgewidth(1.6)
+        yield f"recommended: {chosen.label}", ring
 
 
 def _label_depths(axes: Axes, data: pandas.DataFrame, ram_bytes: int | None) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from costmodel.interface.layout import Column, Listing
 from costmodel.interface.running import terminal
 from costmodel.units import format_bytes, format_count
 
@@ -50,32 +50,26 @@ def _recovery(candidate: Candidate) -> str:
     return text if guess.kind in ("definition", "unknown") else f"{text} ({guess.low:.2f} to {guess.high:.2f})"
 
 
-def candidate_table(rows: list[tuple[str, Candidate]], several: bool, title: str) -> Table:
+def candidate_table(rows: list[tuple[str, Candidate]], several: bool, title: str) -> Listing:
     """Return a table of candidates, each behind a label; the label and model columns only where they tell apart."""
     short, name = short_names(candidate.model for _, candidate in rows), namer([candidate for _, candidate in rows])
-    labelled = any(label for label, _ in rows)
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    if labelled:
-        table.add_column("", no_wrap=True)
-    if several:
-        table.add_column("model", overflow="fold", min_width=18)
-    table.add_column("method", overflow="fold")
-    for column in ("peak", "FLOPs", *(() if several else ("trained",))):
-        table.add_column(column, justify="right", no_wrap=True)
     by_accuracy = scale_of(candidate for _, candidate in rows).name == "accuracy"
-    table.add_column("accuracy" if by_accuracy else "recovery", no_wrap=True)
-    table.add_column("basis", no_wrap=True)
-    for label, candidate in rows:
-        table.add_row(
-            *([label] if labelled else []),
-            *([short[candidate.model]] if several else []),
-            name(candidate, with_model=False),
-            format_bytes(candidate.peak_bytes),
-            format_count(candidate.total_flops),
-            *(() if several else (format_count(candidate.trained_parameters),)),
-            *_expected(candidate, by_accuracy),
+    columns = [
+        Column("method"), Column("model", optional=0 if several else 1), Column("", optional=4),
+        Column("peak", number=True), Column("FLOPs", number=True, optional=3),
+        Column("trained", number=True, optional=1), Column("accuracy" if by_accuracy else "recovery"),
+        Column("basis", optional=2),
+    ]  # fmt: skip
+    texts = [
+        (
+            name(candidate, with_model=False), short[candidate.model] if several else "", label,
+            format_bytes(candidate.peak_bytes), format_count(candidate.total_flops),
+            format_count(candidate.trained_parameters), *_expected(candidate, by_accuracy),
         )
-    return table
+        for label, candidate in rows
+    ]  # fmt: skip
+    filled = [place for place in range(len(columns)) if any(line[place] for line in texts)]
+    return Listing([columns[place] for place in filled], [[line[place] for place in filled] for line in texts], title)
 
 
 def _bullets(lines: list[str]) -> Table:
@@ -157,18 +151,19 @@ def show_recommendation(answer: Recommendation, target: Device | None) -> None:
 def show_left_out(found: list[LeftOut]) -> None:
     """Print how far off the predictions are, by what was left out, and those that are furthest off."""
     title = "left out and predicted, given last and full: mean absolute error and 90 % interval"
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("left out", "method"):
-        table.add_column(name, no_wrap=True)
-    for name in ("predictions", "error, points", "held", "width, points"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in summaries(found):
-        table.add_row(
+    names = ("predictions", "error, points", "held", "width, points")
+    columns = [Column("left out"), Column("method"), *(Column(name, number=True) for name in names)]
+    shown = summaries(found)
+    rows = [
+        (
             one.left_out, one.name, f"{one.count}", f"{one.points_error:.1f}", f"{100 * one.coverage:.0f} %",
-            f"{one.width:.1f}", style="bold" if one.name == "all" else "",
-        )  # fmt: skip
+            f"{one.width:.1f}",
+        )
+        for one in shown
+    ]  # fmt: skip
     out = console()
-    out.print(table)
+    bold = frozenset(place for place, one in enumerate(shown) if one.name == "all")
+    out.print(Listing(columns, rows, title, key=1, bold=bold))
     worst = sorted((one for one in found if not one.covered), key=lambda one: -abs(one.points_error))[:_WORST]
     out.print(
         Text(f"furthest off of {sum(not one.covered for one in found)} that their intervals do not hold", "bold"),
@@ -184,26 +179,22 @@ def show_left_out(found: list[LeftOut]) -> None:
 
 def show_devices() -> None:
     """Print what each device has, and what it leaves for training."""
-    listing = Table(box=SIMPLE_HEAD)
-    for column in ("device", "RAM", "for training", "peak", "bandwidth"):
-        listing.add_column(column, no_wrap=True, justify="left" if column == "device" else "right")
+    columns = [
+        Column("device"), Column("RAM", number=True), Column("for training", number=True),
+        Column("peak", number=True, optional=2), Column("bandwidth", number=True, optional=1),
+    ]  # fmt: skip
+    rows = []
     for name in device_names():
         found = device(name)
-        listing.add_row(
-            name,
-            format_bytes(found.ram.bytes),
-            format_bytes(found.training_ram_bytes),
+        rows.append((
+            name, format_bytes(found.ram.bytes), format_bytes(found.training_ram_bytes),
             f"{format_count(found.peak.flops_per_second)}FLOP/s",
             f"{format_bytes(found.bandwidth.bytes_per_second)}/s",
-        )
-    console().print(listing)
+        ))  # fmt: skip
+    console().print(Listing(columns, rows))
 
 
 def show_device(found: Device) -> None:
     """Print a device's numbers, each with its source."""
-    listing = Table(box=SIMPLE_HEAD, title=plain(found.explain()), title_justify="left")
-    for column in ("quantity", "value", "source"):
-        listing.add_column(column, overflow="fold")
-    for row in found.quantities():
-        listing.add_row(*map(plain, row))
-    console().print(listing)
+    columns = [Column("quantity", long=True), Column("value"), Column("source", long=True)]
+    console().print(Listing(columns, list(found.quantities()), found.explain()))

@@ -271,6 +271,22 @@ def test_updates_in_place_follow_a_scheduler_and_keep_the_state():
     assert all(torch.equal(state[n]["exp_avg"], other[n]["exp_avg"]) for n in state)
 
 
+def test_updates_in_place_go_on_from_a_loaded_state():
+    def trained(load: bool) -> nn.Module:
+        torch.manual_seed(0)
+        network = nn.Linear(4, 2)
+        update = torch.optim.Adam(network.parameters(), 0.1)
+        update_in_place(network, update)
+        for number in range(4):
+            if load and number == 2:
+                update.load_state_dict(copy.deepcopy(update.state_dict()))
+            network(torch.ones(2, 4)).square().sum().backward()
+        assert update.state[network.weight]["step"] == 4
+        return network
+
+    assert torch.equal(trained(load=True).weight, trained(load=False).weight)
+
+
 def test_flops_are_those_of_the_counter():
     name, one = "torchvision:mobilenet_v3_small", way("blocks", 6)
     graph = traced(name, RESOLUTION)

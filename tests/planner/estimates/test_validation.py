@@ -1,23 +1,19 @@
-"""The error on what is left out: complete, by hand, and what the README says of it."""
+"""The error on what is left out: complete, by hand, and what the command says of it."""
 
 import json
-import re
 import sys
-from pathlib import Path
 from statistics import fmean
 
 import pytest
-from repository import ROOT
+from pages import output_on
 
 from costmodel import way
-from planner import evidence
 from planner.estimates.accuracy import Setting, estimate
 from planner.estimates.observations import observations
 from planner.estimates.validation import HELD, LEFT_OUT, leave_one_out, markdown, summaries
 from planner.evidence.rows import observed
 from planner.interface import cli
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 MOBILETL = "TinyTL, 224 pixels, batch 8, 50 epochs"  # the protocol that MobileTL's rows share with TinyTL's
 
 
@@ -60,25 +56,8 @@ def test_mobiletls_curves_are_predicted_better_than_by_what_was_there_before(fou
     assert fmean(abs(one.points_error) for one in own) < 1.6
 
 
-def test_readme_says_what_the_command_gives(found):
-    table = re.search(r"<!-- planner evidence check --markdown -->\n(.*?)\n<!-- end -->", README, re.DOTALL)[1]
-    assert table == markdown(found)
-
-
-def test_the_readme_s_own_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("runs.csv").write_text(re.search(r"<!-- runs.csv -->\n```csv\n(.*?)```", README, re.DOTALL)[1])
-    code = re.search(r"<!-- own runs -->\n```python\n(.*?)```", README, re.DOTALL)[1]
-    names: dict = {}
-    exec(code, names)
-    own, network, guess = names["own"], names["network"], names["guess"]
-    assert own == evidence.load("runs.csv")
-    for k, kind in ((3, "measured"), (5, "interpolated")):
-        one = estimate("blocks", k, network, own=own)
-        assert one.accuracy_kind == kind and (k == 5 or one.accuracy_percent == 88.0)
-        assert f'"blocks", {k}, network, own=own).accuracy_percent  # {one.accuracy_percent:.1f}, {kind}' in code
-    said = f"({guess.accuracy_percent:.1f}, {guess.accuracy_low_percent:.1f}, {guess.accuracy_high_percent:.1f})"
-    assert f"# {said}, {guess.accuracy_kind}" in code
+def test_the_page_says_what_the_command_gives(found):
+    assert output_on("concepts/accuracy.md").strip() == markdown(found)
 
 
 @pytest.fixture

@@ -145,7 +145,9 @@ def test_own_evidence_is_used_and_said(planner, tmp_path):
     assert code == 0 and answer["compared_by"] == "accuracy"
     measured = next(c for c in answer["candidates"] if (c["method"], c["blocks"]) == ("mobiletl", 3))
     assert measured["recovery"]["accuracy_percent"] == 88 and measured["recovery"]["accuracy_kind"] == "measured"
-    code, out, _ = planner("recommend", MODEL, "--resolution", "96", "--ram", "26MB", "--evidence", str(path))
+    code, out, _ = planner(
+        "recommend", MODEL, "--resolution", "96", "--ram", "26MB", "--evidence", str(path), "--schedules", "none"
+    )
     assert (
         "88.0 % (" in out
         and "prior: your runs on mine of last (70 %), full (90 %), mobiletl, k = 3"

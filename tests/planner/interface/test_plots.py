@@ -15,7 +15,8 @@ import costmodel.interface.cli as costmodel_cli
 import planner.interface.cli as planner_cli
 from costmodel import METHODS, InputError, block_count, footprint
 from costmodel.interface.drawing import plot_path
-from costmodel.interface.plots import breakdown_data, phase_spans, timeline_data
+from costmodel.interface.moments import phase_spans, timeline_data
+from costmodel.interface.plots import breakdown_data, merged
 from costmodel.step.simulation import CATEGORIES
 from planner.choosing.candidates import candidates
 from planner.estimates.estimated import Kind
@@ -71,6 +72,28 @@ def test_a_breakdown_is_the_memory_at_the_peak():
     for row, answer in zip(data.to_dict("records"), answers, strict=True):
         assert {name: row[f"{name}_bytes"] for name in (*CATEGORIES, "peak")} == answer.memory_bytes
         assert (row["phase"], row["layer"]) == (answer.peak.phase, answer.peak.layer)
+
+
+def test_a_timeline_lasts_as_long_as_its_rooflines():
+    """A layer's moments take its FLOPs or 9 times its bytes, whichever is more; a frozen prefix has no backward."""
+    answer = footprint(traced(MODEL), "full")
+    data = timeline_data(answer)
+    assert (data["duration"] >= 0).all() and data["duration"].sum() >= answer.total_flops
+    first = answer.graph.layers[0]
+    moved = sum(tensor.bytes(8) for tensor in (*first.inputs.values(), *first.outputs))
+    flops = answer.to_frame("layer")["forward_flops"][0]
+    assert data[data["layer"] == first.name]["duration"].iloc[0] == max(flops, 9 * moved)
+    few = timeline_data(footprint(traced(MODEL), "mobiletl", 2))
+    times = few.groupby("phase")["duration"].sum()
+    assert times["backward"] < times["forward"] and few["duration"].sum() < data["duration"].sum()
+    assert times["forward"] == pytest.approx(data.groupby("phase")["duration"].sum()["forward"])
+
+
+def test_equal_bars_of_a_breakdown_are_one():
+    answers = [footprint(traced(MODEL), name) for name in ("last", "full", "last-convs")]
+    rows = merged(breakdown_data(answers))
+    assert list(rows["label"]) == ["full", "last\nlast-convs, convolutions 2"]
+    assert list(rows["peak_bytes"]) == [answers[1].peak_bytes, answers[0].peak_bytes]
 
 
 @pytest.mark.parametrize("suffix", STARTS)

@@ -1,0 +1,284 @@
+"""What a call does that has no rule: seen by running it, small, once for each pattern of wanted gradients.
+
+The call runs on tensors of its own, laid out as the traced ones, at two batches: on a CPU, or on the meta device where
+they would be large. Saved-tensor hooks tell what autograd keeps, the FLOP counter what it computes. A size that is the
+same at both batches is absolute, one in proportion to them is per image; any other is refused.
+
+Source of the second opinion: `derivatives.yaml`, which comes with PyTorch (tests/costmodel/tracing/test_learning.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+from ..graph.learned import Held, Learned, Pattern
+from .calls import named_tensors, operation_name, tensors_in
+from .flops import corrected_flop_counter
+
+BATCHES = (2, 3)
+# Assumption: arguments of more bytes per image take too long to compute with; their call runs on the meta device,
+# where PyTorch takes the same path but for attention.
+MOST_BYTES = 2**24
+_FEW = 2**16  # elements that are drawn at random; more are all the same number
+ON_META = frozenset({"scaled_dot_product_attention"})  # there it is not computed by the flash kernel
+MOST_ROLES = 4  # whose gradients are wanted in every combination; of more, each alone and all together
+
+
+class Unlearnable(Exception):
+    """The call cannot be run alone, or what it keeps does not follow from the batch; the text says which."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One run: elements of its first result; what is kept, by (of, name), as (elements, bits); FLOPs; whose gradient
+    was handed on."""
+
+    elements: int
+    kept: dict[tuple[str, str], tuple[int, int]]
+    forward_flops: int
+    backward_flops: int
+    counts_flops: bool
+    passes: tuple[str, ...]
+    is_differentiable: bool
+
+
+@dataclass(frozen=True)
+class TracedCall:
+    """A call on tensors of a trace, with the trace's batch."""
+
+    function: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    batch: int
+
+
+class Learner:
+    """Learns the calls of one trace; calls that are alike are learned once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Learned | Unlearnable] = {}
+
+    def learn(self, call: TracedCall, roles: list[str]) -> Learned:
+        """Return what a call does. roles: of the arguments that may want a gradient.
+
+        Errors: Unlearnable if that cannot be told.
+        """
+        key = _key(call, roles)
+        if key not in self._known:
+            self._known[key] = _learned_or_why_not(call, roles)
+        known = self._known[key]
+        if isinstance(known, Unlearnable):
+            raise known
+        return known
+
+
+def _learned_or_why_not(call: TracedCall, roles: list[str]) -> Learned | Unlearnable:
+    try:
+        return _learn(call, roles)
+    except Unlearnable as reason:
+        return reason
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError) as error:
+        return Unlearnable(" ".join(str(error).split())[:200])
+
+
+def attention(result: torch.Tensor, call: TracedCall) -> tuple[torch.Tensor, str]:
+    """Return the result of attention as a CPU lays it out, and the kernel that computes it there: 'flash' or 'math'.
+
+    On the meta device it is always computed as products of matrices ('math'). Source: PyTorch's own choice; the flash
+    kernel's result has the memory order of the queries (aten/src/ATen/native/transformers/attention.cpp).
+    """
+    run = _Run(call, BATCHES[0], "cpu", fill=False)
+    chosen = torch._fused_sdp_choice(*run.args, **run.kwargs)  # pyright: ignore[reportPrivateImportUsage]
+    if chosen != torch.nn.attention.SDPBackend.FLASH_ATTENTION.value:
+        return result, "math"
+    query = named_tensors(call.function, call.args, call.kwargs)["query"]
+    return torch.empty_like(query), "flash"
+
+
+class _Run:
+    """The arguments of a call at another batch, on tensors of their own."""
+
+    def __init__(self, call: TracedCall, batch: int, device: str, fill: bool = True):
+        self.traced_batch, self.batch, self.device, self.fill = call.batch, batch, device, fill
+        self.made: dict[int, torch.Tensor] = {}  # by the traced tensor
+        self.args, self.kwargs = tree_map(self._other, (call.args, call.kwargs))
+
+    def _size(self, value: int) -> int:
+        return value // self.traced_batch * self.batch if value % self.traced_batch == 0 else value
+
+    def _other(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if id(value) not in self.made:
+                self.made[id(value)] = self._tensor(value)
+            return self.made[id(value)]
+        if isinstance(value, torch.Size):
+            return torch.Size(map(self._size, value))
+        return self._size(value) if type(value) is int else value
+
+    def _tensor(self, traced: torch.Tensor) -> torch.Tensor:
+        sizes, strides = [*map(self._size, traced.shape)], [*map(self._size, traced.stride())]
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True) if size)
+        if not self.fill:
+            memory = torch.empty(extent, dtype=traced.dtype, device=self.device)
+        elif not traced.dtype.is_floating_point or self.device == "meta":
+            memory = torch.zeros(extent, dtype=traced.dtype, device=self.device)
+        elif extent > _FEW:
+            memory = torch.full((extent,), 0.5, dtype=traced.dtype)
+        else:
+            memory = torch.rand(extent, generator=torch.Generator().manual_seed(0), dtype=traced.dtype)
+        return memory.as_strided(sizes, strides)
+
+
+def _device(call: TracedCall) -> str:
+    """Return where a call is observed."""
+    tensors = [value for value in tree_leaves((call.args, call.kwargs)) if isinstance(value, torch.Tensor)]
+    each = sum(tensor.numel() * tensor.element_size() // call.batch for tensor in tensors)
+    return "meta" if operation_name(call.function)[0] in ON_META or each > MOST_BYTES else "cpu"
+
+
+def _key(call: TracedCall, roles: list[str]) -> Any:
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return tuple(value.shape), value.stride(), value.dtype
+        return type(value), repr(value)
+
+    leaves, structure = tree_flatten((call.args, call.kwargs))
+    numbers = {id(leaf): number for number, leaf in enumerate(leaves)}
+    same = tuple(numbers[id(leaf)] for leaf in leaves)  # which arguments are one tensor
+    return call.function, structure, same, tuple(map(plain, leaves)), tuple(roles)
+
+
+def _learn(call: TracedCall, roles: list[str]) -> Learned:
+    seen: dict[tuple[str, ...], list[_Seen]] = {(): [_observe(call, (), batch) for batch in BATCHES]}
+    roles = [role for role in roles if _observe(call, (role,), BATCHES[0]).is_differentiable]
+    sizes = range(1, len(roles) + 1) if len(roles) <= MOST_ROLES else (1, len(roles))
+    patterns = []
+    for wanted in itertools.chain.from_iterable(itertools.combinations(roles, size) for size in sizes):
+        few, more = seen[wanted] = [_observe(call, wanted, batch) for batch in BATCHES]
+        if few.kept.keys() != more.kept.keys() or few.passes != more.passes:
+            raise Unlearnable("what it keeps depends on the batch")
+        patterns.append(Pattern(wanted, tuple(_held(few, more)), _per_image(few, more, "backward_flops"), few.passes))
+    if len(roles) > MOST_ROLES and not _adds_up(patterns):
+        raise Unlearnable(f"it has {len(roles)} arguments, of which what it keeps cannot be told one by one")
+    few, more = seen[()]
+    _over_batch(few.elements, more.elements)
+    counts = any(run.counts_flops for pair in seen.values() for run in pair)
+    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts)
+
+
+def _adds_up(patterns: list[Pattern]) -> bool:
+    """Whether what is kept and computed for all roles together, the last pattern, is that for each alone."""
+    *alone, together = patterns
+    kept = {held for pattern in alone for held in pattern.kept}
+    return kept == {*together.kept} and sum(each.backward_flops for each in alone) == together.backward_flops
+
+
+def _held(few: _Seen, more: _Seen):
+    for (of, name), (elements, bits) in few.kept.items():
+        if of != "own":
+            yield Held(of, name)  # pyright: ignore[reportArgumentType]  # as `_observe` names them
+            continue
+        each, batched = _over_batch(elements, more.kept[of, name][0])
+        yield Held("own", name, each, bits, batched)
+
+
+def _over_batch(few: int, more: int) -> tuple[int, bool]:
+    """Return a count per image and True, or an absolute one and False."""
+    if few == more:
+        return few, False
+    if few * BATCHES[1] == more * BATCHES[0]:
+        return few // BATCHES[0], True
+    raise Unlearnable("a size is neither the same at every batch nor in proportion to it")
+
+
+def _per_image(few: _Seen, more: _Seen, count: str) -> int:
+    """Return FLOPs per image if the result grows with the batch, else the absolute ones."""
+    each, batched = _over_batch(getattr(few, count), getattr(more, count))
+    if each and batched != (few.elements != more.elements):
+        raise Unlearnable("its FLOPs do not grow as its result does")
+    return each
+
+
+class _Token:
+    """Stands for a saved tensor as long as its backward could ask for it."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+
+def _observe(call: TracedCall, wanted: tuple[str, ...], batch: int) -> _Seen:
+    """Run a call at a batch, with the gradients of some arguments wanted, and its backward."""
+    run = _Run(call, batch, _device(call))
+    traced = named_tensors(call.function, call.args, call.kwargs)
+    given = {role: run.made[id(tensor)] for role, tensor in traced.items()}
+    leaves = {role: given[role].requires_grad_() for role in wanted}
+    writes = operation_name(call.function)[1] or bool(call.kwargs.get("inplace"))
+    if writes:  # a leaf must not be written
+        copies = {id(tensor): tensor.clone() for tensor in run.made.values()}
+        run.args, run.kwargs = tree_map(lambda value: copies.get(id(value), value), (run.args, run.kwargs))
+        given = {role: copies[id(tensor)] for role, tensor in given.items()}
+    tokens: list[weakref.ref[_Token]] = []
+    held: list[torch.Tensor] = []  # storages stay, so that no address is used again
+
+    def pack(tensor: torch.Tensor) -> _Token:
+        token = _Token(tensor.detach())
+        held.append(token.tensor)
+        tokens.append(weakref.ref(token))
+        return token
+
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), corrected_flop_counter() as counter:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor):
+            result = call.function(*run.args, **run.kwargs)
+            results = [run.args[0]] if result is None else tensors_in(result)  # an assignment returns nothing
+        forward = counter.get_total_flops()
+        saved = [token.tensor for token in (each() for each in tokens) if token is not None]
+        kept = _kept(saved, given, results, writes)
+        passes = _passes(results, leaves)
+        total = counter.get_total_flops()
+    differentiable = any(result.requires_grad for result in results)
+    return _Seen(results[0].numel(), kept, forward, total - forward, bool(total), passes, differentiable)
+
+
+def _kept(saved: list[torch.Tensor], given: dict[str, torch.Tensor], results: list[torch.Tensor], writes: bool):
+    """Return what is kept, each storage once: an argument, a result, or memory of the call's own.
+
+    writes: whether the call works in place, so that what was the argument is the result.
+    """
+    owners: dict[int, tuple[str, str]] = {}
+    for role, tensor in given.items():
+        owners.setdefault(_address(tensor), ("input", role))
+    for number, tensor in enumerate(results):
+        if writes or _address(tensor) not in owners:  # of a view, what it is a view of
+            owners[_address(tensor)] = ("output", str(number))
+    kept: dict[tuple[str, str], tuple[int, int]] = {}
+    for tensor in saved:
+        number = sum(of == "own" for of, _ in kept)
+        owner = owners.setdefault(_address(tensor), ("own", f"own {number}"))
+        kept[owner] = tensor.untyped_storage().nbytes() // tensor.element_size(), 8 * tensor.element_size()
+    return kept
+
+
+def _passes(results: list[torch.Tensor], leaves: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    """Run the backward; return the roles whose gradient lives in the memory of a result's."""
+    results = [result for result in results if result.requires_grad]
+    if not results or not leaves:
+        return ()
+    given = [torch.ones_like(result) for result in results]
+    made = torch.autograd.grad(results, [*leaves.values()], given, allow_unused=True)
+    there = {_address(tensor) for tensor in given}
+    return tuple(
+        role for role, tensor in zip(leaves, made, strict=True) if tensor is not None and _address(tensor) in there
+    )
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
