@@ -14,7 +14,7 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -31,7 +31,7 @@ from .calls import CONVOLUTION_ARGUMENTS, CallTracker, arguments_by_name, operat
 from .detectors import run as run_network
 from .inputs import Inputs, Shapes, images, of_examples, of_shapes
 from .learning import ON_META, Learner, TracedCall, Unlearnable, attention
-from .models import build, replace_head, resolve, to_meta, usual_shape
+from .models import build, other_dtypes, replace_head, resolve, to_meta, usual_shape
 from .quick import QuickCalls
 from .strides import has_rows, matmul_copies
 
@@ -338,6 +338,9 @@ def trace(
     if classes is not None and not has_classes(graph, classes):  # its builder could not set them
         replace_head(module, graph, classes)
         graph = _trace_meta(module, label, given, loss)
+    if isinstance(model, nn.Module) and (other := other_dtypes(model)):
+        note = f"the network is in {other}, and is priced as it would be in float32"
+        graph = replace(graph, notes=(*graph.notes, note))
     return graph
 
 
