@@ -360,10 +360,10 @@ def test_names_resolve():
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("torchvision:mobilnet_v2", ["unknown torchvision model 'mobilnet_v2'", "'mobilenet_v2'"]),
+        ("torchvision:mobilnet_v2", ["unknown torchvision model 'mobilnet_v2'", "'torchvision:mobilenet_v2'"]),
         ("timm:tinynet_z", ["unknown timm model 'tinynet_z'", "'tinynet_"]),
         ("zoo:proxyless", ["unknown zoo model 'proxyless'", "proxylessnas_mobile"]),
-        ("mobilenet_v22", ["unknown model 'mobilenet_v22'", "'mobilenet_v2'"]),
+        ("mobilenet_v22", ["unknown model 'mobilenet_v22'", "'torchvision:mobilenet_v2'"]),
         ("hub:mobilenet_v2", ["unknown source of models 'hub'", "torchvision", "timm", "zoo", "path/file.py"]),
         ("resnet18", ["several", "torchvision:resnet18", "timm:resnet18"]),
         ("nowhere/net.py:make", ["no file 'nowhere/net.py'", "path/file.py:function"]),

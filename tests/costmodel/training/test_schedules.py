@@ -238,7 +238,7 @@ def test_what_cannot_be_done_is_refused():
         Schedule(segments=((8, 15, "recomptue"),))
     network = scheduled(one=way("full"))
     loss = loss_of(network(torch.randn(BATCH, 3, RESOLUTION, RESOLUTION)))
-    with pytest.raises(ModelError, match="differentiated twice"):
+    with pytest.raises(ModelError, match="second derivatives"):
         torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad], create_graph=True)
     with pytest.raises(InputError, match="LBFGS"):
         update_in_place(network, torch.optim.LBFGS(network.parameters()))
