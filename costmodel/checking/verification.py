@@ -26,7 +26,7 @@ from ..step.schedule import PLAIN, Schedule
 from ..step.simulation import CATEGORIES
 from ..step.step import Step
 from ..tracing.inputs import Inputs, Shapes, Spec
-from ..tracing.models import build
+from ..tracing.models import build, other_dtypes
 from ..tracing.tracer import has_classes, inputs_of, trace
 from ..training.applied import apply
 from ..training.cache import cached_prefix
@@ -131,6 +131,8 @@ def verify(
         raise InputError("a schedule is carried out by this package's layers; use --accounting lean")
     if loss is not None and accounting == LEAN.name:
         raise InputError("a loss is stock PyTorch's, which --accounting lean leaves out; verify it with eager")
+    if not isinstance(model, str) and (other := other_dtypes(model)):
+        raise InputError(f"{type(model).__name__} is in {other}, and predictions are for float32; verify model.float()")
     progress("tracing")
     graph = trace(model, resolution, classes, input=input, loss=loss, targets=targets)
     way = method if isinstance(method, Way) else way_of(graph, method, blocks, options, trained)

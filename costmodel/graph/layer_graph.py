@@ -65,6 +65,11 @@ class LayerGraph:
         return self.input, *self.more_inputs
 
     @property
+    def classifies(self) -> bool:
+        """Whether it gives each image one row of numbers, one for each class; not so a segmenter or a detector."""
+        return any(len(tensor.shape) == 2 and tensor.batched for tensor in self.outputs)
+
+    @property
     def input_label(self) -> str:
         """The sizes of one example, for people: '224x224' of square images, else such as '3x320x240, 10'."""
         sizes = [[each for each in tensor.shape if not tensor.batched or each % TRACE_BATCH] for tensor in self.inputs]
@@ -103,13 +108,14 @@ class LayerGraph:
 
     @cached_property
     def reaches_output(self) -> frozenset[int]:
-        """Indices of the layers whose result takes part in an output of the network."""
+        """Indices of the layers from which a gradient of an output of the network could flow back."""
         alive = {tensor.id for tensor in self.outputs}
         found = set()
         for layer in reversed(self.layers):
             if any(tensor.id in alive for tensor in layer.outputs):
                 found.add(layer.index)
-                alive.update(tensor.id for tensor in layer.inputs.values())
+                if "cut_off" not in layer.attributes:
+                    alive.update(tensor.id for tensor in layer.inputs.values())
         return frozenset(found)
 
     @cached_property

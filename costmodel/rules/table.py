@@ -128,6 +128,13 @@ def facts(graph: LayerGraph, layer: Layer, frozen_statistics: bool = False) -> F
     Errors: UnknownOperationError for an operation that has no rule.
     """
     name = operation(layer, frozen_statistics)
+    if "cut_off" in layer.attributes:  # no gradient goes through it: it runs, and that is all
+        known = Facts({}) if layer.op == "detach" else _of_any(graph, layer, name)
+        return Facts({}, known.forward_flops, forward_elementwise=known.forward_elementwise)
+    return _of_any(graph, layer, name)
+
+
+def _of_any(graph: LayerGraph, layer: Layer, name: str) -> Facts:
     if name in RULES:
         return RULES[name](layer)
     if layer.learned is not None:

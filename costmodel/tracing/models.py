@@ -245,6 +245,12 @@ def _build(name: str, classes: int | None, device: str, as_supernetwork: bool = 
             ) from error
 
 
+def other_dtypes(model: nn.Module) -> str:
+    """Return the floating-point types of a network's parameters but for float32, such as 'bfloat16'; '' for none."""
+    found = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()} - {torch.float32}
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+
+
 def to_meta(model: nn.Module) -> nn.Module:
     """Return a copy of a module on the meta device, in float32; no weight is copied and the module is not touched."""
     memo: dict[int, Any] = {}

@@ -14,11 +14,12 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from ..errors import InputError, ModelError, require_count
@@ -30,13 +31,13 @@ from .calls import CONVOLUTION_ARGUMENTS, CallTracker, arguments_by_name, operat
 from .detectors import run as run_network
 from .inputs import Inputs, Shapes, images, of_examples, of_shapes
 from .learning import ON_META, Learner, TracedCall, Unlearnable, attention
-from .models import build, replace_head, resolve, to_meta, usual_shape
+from .models import build, other_dtypes, replace_head, resolve, to_meta, usual_shape
 from .quick import QuickCalls
 from .strides import has_rows, matmul_copies
 
 # What depends on its argument's shape alone.
 _FACTORIES = {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like",
-              "full_like", "rand_like", "randn_like", "bernoulli", "argmax", "detach", "data"}  # fmt: skip
+              "full_like", "rand_like", "randn_like", "bernoulli", "argmax", "data"}  # fmt: skip
 
 _NUMBERS = {"item", "float", "int", "bool", "index", "tolist"}  # calls that ask for what is in a tensor
 _USUAL_CHANNELS = 3
@@ -86,12 +87,7 @@ class _Recorder(CallTracker):
         if inner := self.opened(function):
             return self.follow(function, inner, args, kwargs)
         place = _, op, _ = self.locate(function)
-        # What switches gradients off without this call, which the mode sees, is a torch.autograd.Function.
-        unasked = self.gradients_on and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        if op == "_set_grad_enabled":
-            if unasked:
-                self.refuse(_AUTOGRAD_FUNCTION)
-            self.gradients_on = args[0]
+        unasked = self._watch_gradients(op, args)
         result, found = self._run(function, args, kwargs)
         outputs = [args[0]] if op == "setitem" else tensors_in(result)  # an assignment returns nothing
         if not outputs:
@@ -101,12 +97,16 @@ class _Recorder(CallTracker):
         if followed and unasked:
             self.refuse(_AUTOGRAD_FUNCTION)
         differentiable = any(tensor.is_floating_point() for tensor in outputs) and op not in _FACTORIES
-        if followed and differentiable and torch.is_grad_enabled():
+        own = bool(_kinds(inputs) & {"input", "activation"})  # also where no gradient is, as in a frozen trunk
+        if followed and differentiable and (torch.is_grad_enabled() or own):
             given = args[0] if args else kwargs.get("input")
             inplace = operation_name(function)[1] or (outputs[0] is given and bool(attributes.get("inplace")))
             made = _Call(*place, inputs, attributes | found, inplace)
-            if op not in RULES or op in ON_META:
-                made.learned = self._learn(made, function, args, kwargs)
+            if op == "detach" or not torch.is_grad_enabled():
+                made.attributes["cut_off"] = True
+            if (op not in RULES or op in ON_META) and op != "detach":
+                with torch.enable_grad():
+                    made.learned = self._learn(made, function, args, kwargs)
             self._record(made, given, outputs, tensors_in([args, kwargs]))
         else:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
@@ -177,6 +177,33 @@ class _Recorder(CallTracker):
         """
         if id(tensor) not in self.known and tensor.dim() and tensor.shape[0] and tensor.shape[0] % self.batch == 0:
             self.refuse("a call into C++ code")
+
+    def _watch_gradients(self, op: str, args: tuple) -> bool:
+        """Return whether gradients are off without the network having said so, and note what it says.
+
+        What switches them off without a call that the mode sees is a torch.autograd.Function.
+        """
+        if (hooks := _top_saved_tensors_default_hooks(False)) is not None:
+            self.refuse_hooks(hooks[0])
+        unasked = self.gradients_on and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if op == "_set_grad_enabled":
+            if unasked:
+                self.refuse(_AUTOGRAD_FUNCTION)
+            self.gradients_on = args[0]
+        return unasked
+
+    def refuse_hooks(self, pack: Callable[..., Any]) -> None:
+        """Refuse a network whose own code says what becomes of saved tensors: a prediction would leave that out."""
+        if pack.__module__ == "torch.utils.checkpoint":
+            what = "is run again in backward by torch.utils.checkpoint"
+            instead = (
+                "switch that off (timm: model.set_grad_checkpointing(False)) and let a schedule recompute: "
+                "--recompute best, costmodel.best_schedule"
+            )
+        else:
+            what = f"keeps its saved tensors by hooks ({pack.__qualname__.partition('.')[0]})"
+            instead = "leave the hooks out for the trace"
+        raise ModelError(f"{self.place} {what}, which is not priced; {instead}")
 
     def refuse(self, call: str) -> None:
         """Refuse the network for a call of a kind that cannot be followed."""
@@ -311,6 +338,9 @@ def trace(
     if classes is not None and not has_classes(graph, classes):  # its builder could not set them
         replace_head(module, graph, classes)
         graph = _trace_meta(module, label, given, loss)
+    if isinstance(model, nn.Module) and (other := other_dtypes(model)):
+        note = f"the network is in {other}, and is priced as it would be in float32"
+        graph = replace(graph, notes=(*graph.notes, note))
     return graph
 
 

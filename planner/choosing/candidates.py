@@ -181,7 +181,7 @@ def _estimates(
     setting = Setting(
         graph.model, graph.resolution, None, block_count(graph),
         any(layer.op.endswith("_norm") for layer in graph.layers), converted,
-        len(convolutions(graph)), space.images_per_class,
+        len(convolutions(graph)), space.images_per_class, classifies=graph.classifies,
     )  # fmt: skip
     told_apart = {row.batch for row in space.evidence}
     known: dict[tuple[int | None, int], list[Estimate]] = {}

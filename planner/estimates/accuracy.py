@@ -149,6 +149,8 @@ class _Question:
     def _terms(self, way: Way) -> Terms | str:
         """Return the terms of a way, or why nothing is known of it."""
         setting, method = self.setting, METHODS.get(way.method)
+        if not setting.classifies and way not in ENDS:
+            return "what was published is of classifiers, and this network gives no class for a whole image"
         for family in family_of(way.method):
             relative = way if family == way.method else Way(family, way.blocks, way.options)
             found = terms(relative, setting)  # refuses a depth that the network has not

@@ -21,7 +21,7 @@ class Setting:
     does not state them; `block_count` and `convolution_count` 0 where it has none. `images_per_class`: labelled images
     to train with, None if that is not known. `converted`: the ways that put other operations into the network than it
     was pre-trained with. `images_per_norm`: how many images the norms of ways with batch statistics see at once, where
-    that is known.
+    that is known. `classifies`: whether it tells classes of whole images apart.
     """
 
     model: str
@@ -33,6 +33,7 @@ class Setting:
     convolution_count: int = 0
     images_per_class: int | None = None
     images_per_norm: Mapping[Way, int] = field(default_factory=dict, hash=False)
+    classifies: bool = True
 
     @property
     def name(self) -> str:

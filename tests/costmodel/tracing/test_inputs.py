@@ -138,7 +138,8 @@ def test_an_applied_network_of_several_inputs_keeps_what_is_promised():
 def test_segmenters_and_detectors_by_name(name, pixels, method, accounting):
     found = verify(name, method, batch=2, resolution=pixels, accounting=accounting)
     assert found.saved.agrees and found.forward.agrees and found.backward.agrees
-    assert trace(name, pixels, 7).classes == 7
+    graph = trace(name, pixels, 7)
+    assert graph.classes == 7 and not graph.classifies and trace(TwoInputs(), input=SHAPES).classifies
 
 
 def test_a_detector_in_two_stages_is_refused():
@@ -282,3 +283,13 @@ def test_a_batch_norm_that_averages_all_batches():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.Flatten(), nn.Linear(4 * 36, 2))
     assert verify(network, "full", batch=2, resolution=8).saved.agrees
     assert network[1].momentum is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_of_another_type_says_what_it_is_priced_as(dtype):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    assert any(f"is in {name}" in note and "float32" in note for note in trace(network, 8).notes)
+    with pytest.raises(InputError, match=rf"is in {name}.*model\.float\(\)"):
+        verify(network, "full", batch=2, resolution=8)
+    assert trace(network.float(), 8).notes == ()

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from costmodel import InputError, ModelError, footprint
+from costmodel import InputError, ModelError, footprint, verify
 from costmodel.graph.values import TRACE_BATCH
 from costmodel.tracing.models import resolve
 from costmodel.tracing.tracer import trace
@@ -515,6 +515,17 @@ class ReentrantCheckpoint(Branch):
         return checkpoint(self.side, x, use_reentrant=True)
 
 
+class Checkpoint(Branch):
+    def branch(self, x):
+        return checkpoint(self.side, x, use_reentrant=False)
+
+
+class SavedElsewhere(Branch):
+    def branch(self, x):
+        with torch.autograd.graph.save_on_cpu():
+            return self.side(x)
+
+
 class HiddenCall(Branch):
     def branch(self, x):
         x = self.side(x)
@@ -536,8 +547,8 @@ class Detached(Branch):
 @pytest.mark.parametrize(
     ("module", "operations"),
     [
-        (WithoutGradient(), ["conv2d", "add", "mean", "linear"]),
-        (Detached(), ["conv2d", "conv2d", "add", "mean", "linear"]),
+        (WithoutGradient(), ["conv2d", "conv2d", "add", "mean", "linear"]),
+        (Detached(), ["conv2d", "conv2d", "detach", "add", "mean", "linear"]),
     ],
     ids=["no_grad", "detach"],
 )
@@ -549,12 +560,41 @@ def test_branch_without_gradient_keeps_nothing(module, operations):
     assert answer.saved_bytes == 4 * (2 * 3 * 16 * 16 + 2 * 4)
 
 
+class FrozenTrunk(nn.Module):
+    """A common idiom: the trunk runs without gradients, the head is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3))
+        self.head = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 10 * 10, 2))
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.trunk(x)
+        return self.head(x)
+
+
+class DetachedTrunk(FrozenTrunk):
+    def forward(self, x):
+        return self.head(self.trunk(x).detach())
+
+
+@pytest.mark.parametrize("module", [FrozenTrunk(), DetachedTrunk()], ids=["no_grad", "detach"])
+@pytest.mark.parametrize("accounting", ["eager", "lean"])
+@pytest.mark.parametrize("method", ["full", "bias"])
+def test_trunk_without_gradient_is_run_and_keeps_nothing(module, accounting, method):
+    found = verify(module, method, batch=2, resolution=16, accounting=accounting)
+    assert found.saved.agrees and found.forward.agrees and found.backward.agrees
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize(
     ("module", "parts"),
     [
         (CustomFunction(), ["torch.autograd.Function", "cannot be followed"]),
         (ReentrantCheckpoint(), ["torch.autograd.Function", "re-entrant checkpoint"]),
+        (Checkpoint(), ["side is run again in backward", "torch.utils.checkpoint", "--recompute best"]),
+        (SavedElsewhere(), ["side keeps its saved tensors by hooks (save_on_cpu)"]),
         (HiddenCall(), ["C++", "cannot be followed"]),
         (nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten()), ["Sequential cannot be copied", "lazy layers"]),
         (WrongShape(), ["WrongShape", "stem.1", "linear", "16x16"]),

@@ -204,6 +204,8 @@ def test_what_has_no_basis_is_unknown():
     small = replace(OTHER, images_per_norm={way("blocks", 3): 4})
     for guess in (
         estimate("norm", None, without_norm),
+        estimate("norm", None, replace(OTHER, classifies=False)),
+        estimate("blocks", 3, replace(OTHER, classifies=False)),
         estimate("bias", None, without_norm),
         estimate("lora", None, OTHER),
         estimate("last-convs", None, OTHER),

@@ -1,0 +1,147 @@
+"""Constructs on which predictions once failed: what is kept is measured to the byte, peaks where they are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from costmodel import ModelError, trace, verify
+
+PIXELS = 8
+
+
+class Construct(nn.Module):
+    """Two convolutions, `mix` of their results, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(3, 12, 3, padding=1)
+        self.head = nn.Linear(1, 4)
+
+    def forward(self, x):
+        return self.head(self.mix(self.a(x), self.b(x)).flatten(1).mean(1, keepdim=True))
+
+
+class ThreeReadersOfOnePermuted(Construct):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(12, 8)
+
+    def mix(self, a, b):
+        rows = (a + b).flatten(2).transpose(1, 2)
+        return self.q(rows) + self.k(rows) + self.v(rows)
+
+
+class EvenKernelPaddedTheSame(Construct):
+    def __init__(self):
+        super().__init__()
+        self.even, self.two = nn.Conv2d(12, 8, 4, padding="same"), nn.Conv2d(8, 8, 2, padding="same")
+
+    def mix(self, a, b):
+        return self.two(self.even(a + b))
+
+
+class BroadcastFactor(Construct):
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.ones(1, 4, 12))
+
+    def mix(self, a, b):
+        return self.query @ a.relu().flatten(2) + b.mean()
+
+
+class MatrixFactor(Construct):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(12, 4))
+
+    def mix(self, a, b):
+        return a.relu().flatten(2).transpose(1, 2) @ self.factor + b.mean()
+
+
+class Heads(Construct):
+    def mix(self, a, b):
+        left, right = a.relu().view(-1, 3, 4, 64), b.relu().view(-1, 3, 4, 64)
+        return left.transpose(1, 2) @ right.permute(0, 2, 3, 1)
+
+
+class EverythingDropped(Construct):
+    def mix(self, a, b):
+        return torch.nn.functional.dropout(a, 1.0) + b
+
+
+class ViewWrittenInPlace(Construct):
+    def mix(self, a, b):
+        return a.flatten(2).relu_() + b.flatten(2)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(
+    "network",
+    [
+        ThreeReadersOfOnePermuted(), EvenKernelPaddedTheSame(), BroadcastFactor(), MatrixFactor(), Heads(),
+        EverythingDropped(), ViewWrittenInPlace(),
+    ],
+    ids=lambda network: type(network).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("accounting", ["eager", "lean"])
+@pytest.mark.parametrize("part", ["", "a.", "weight"])
+def test_what_a_construct_keeps_is_what_is_measured(network, accounting, part):
+    found = verify(network, batch=3, resolution=PIXELS, accounting=accounting, trained=lambda name: part in name)
+    assert found.saved.agrees, found.saved
+    assert found.forward.agrees and found.backward.agrees
+
+
+class ReadsWhatAViewOverwrote(Construct):
+    def mix(self, a, b):
+        a.flatten(2).relu_()
+        return a + b
+
+
+def test_what_is_read_after_a_view_of_it_was_overwritten_is_refused():
+    with pytest.raises(ModelError, match="after a view of it was overwritten in place"):
+        trace(ReadsWhatAViewOverwrote(), PIXELS)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1),
+        nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("trained", [["0.weight"], ["0.weight", "1.bias"], ["1.bias"]])
+@pytest.mark.parametrize("accounting", ["eager", "lean"])
+def test_batch_statistics_under_a_frozen_affine_allocate_the_gradient_twice(one_thread, trained, accounting):
+    assert verify(normed(), batch=2, resolution=32, accounting=accounting, trained=trained).agrees
+
+
+class Segmenter(nn.Module):
+    """Its output is the largest tensor: it is gone when the loss goes backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.Conv2d(16, 21, 1)
+
+    def forward(self, x):
+        return torch.nn.functional.interpolate(self.head(self.body(x).relu()), scale_factor=2, mode="bilinear")
+
+
+@pytest.mark.parametrize("method", ["full", "last", "bias"])
+@pytest.mark.parametrize("accounting", ["eager", "lean"])
+def test_a_dense_output_is_gone_when_the_loss_goes_backward(one_thread, method, accounting):
+    assert verify(Segmenter(), method, batch=2, resolution=32, accounting=accounting).agrees
+
+
+def test_a_small_network_can_disagree():
+    found = verify(normed(), "full", batch=2, resolution=32)
+    assert found.peak.slack < 0.03 * found.peak.measured
