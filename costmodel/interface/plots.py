@@ -142,7 +142,7 @@ def draw_frontier(found: Frontier, plain: Footprint, path: str | Path) -> None:
     axes.annotate(f"plain: {format_bytes(plain.peak_bytes)}", (1, plain.peak_bytes / 1e6), (8, -3),
                   textcoords="offset points", fontsize=9, color=BLACK)  # fmt: skip
     for times, away, side in ((1.0, (8, 5), "left"), (1.1, (0, 11), "center"), (1.33, (4, -16), "right")):
-        within = data[data["times_flops"] <= times].to_dict("records")
+        within = [row for row in data.to_dict("records") if row["times_flops"] <= times]
         if within:
             best = min(within, key=lambda row: row["peak_bytes"])
             at = best["times_flops"], best["peak_bytes"] / 1e6
