@@ -74,8 +74,8 @@ def prepare(folder: Path) -> Plan:
             picture = Image.fromarray((image * 15.9).astype(np.uint8))
             picture.save(folder / "images" / str(label) / f"{number}.png")
     answer = recommend(
-        f"{folder / 'own.py'}:make", 10**8, resolution=SIDE, classes=CLASSES, optimizer="adam", method=["blocks"],
-        blocks=[1],
+        f"{folder / 'own.py'}:make", 10**8, resolution=SIDE, classes=CLASSES, optimizer="adam", methods=["blocks"],
+        blocks=[1], schedules="none",
     )  # fmt: skip
     assert answer.plan is not None
     return answer.plan

@@ -23,6 +23,7 @@ from .objectives import DEFAULT, check_limits
 from .plan import Plan
 from .reasons import notes, reasons, schedule_reasons
 from .scheduling import Scheduling, scheduled
+from .ways_out import ways_out
 
 MOST_BATCH = 4096  # no larger one is tried
 
@@ -105,8 +106,15 @@ def recommend(
     whole_step(accounting, "cannot be held against a memory budget")
     graphs = trace_all(models, resolution, classes)
     space = axes(batch=batch, optimizer=optimizer, accounting=accounting, **more)
-    priced = price_all(graphs, space)
-    answer = choose_within(priced, kept, space, objectives)
+
+    def found(graphs: Sequence[LayerGraph], space: Axes) -> Recommendation:
+        return choose_within(price_all(graphs, space), kept, space, objectives)
+
+    try:
+        answer = found(graphs, space)
+    except InfeasibleError as error:
+        helps = ways_out(graphs, kept, space, lambda graphs, space: found(graphs, space).chosen)
+        raise InfeasibleError(f"{error}{helps}") from None
     settings = [Setting(graph.model, graph.resolution, each) for graph in graphs for each in space.batches]
     about = unused(space.evidence, data_set(space.evidence, space.dataset), settings)
     about += _changed(space.evidence, graphs)

@@ -89,11 +89,17 @@ def scheduled(
 
     can_train = [candidate for candidate in priced if not candidate.cannot_train]
     scale = scale_of(can_train)
-    for pool in _pools(can_train, scale):
-        if _search(sorted(pool, key=lambda candidate: -scale.value(candidate)), fitting, scale):
-            break
-    for smallest in _smallest_of_each_method(can_train):  # for comparison
+    tops = (
+        _search(sorted(pool, key=lambda candidate: -scale.value(candidate)), fitting, scale)
+        for pool in _pools(can_train, scale)
+    )
+    anything_fits = any(tops)
+    of_each_method = _smallest_of_each_method(can_train)
+    for smallest in of_each_method:  # for comparison
         fitting(smallest)
+    if not anything_fits and of_each_method:  # to say how much would do
+        smallest = of_each_method[0]
+        found[id(smallest)] = by_schedule(smallest, int(budget), how, device)
     return [found.get(id(candidate), candidate) for candidate in priced]
 
 

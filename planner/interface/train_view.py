@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from costmodel.errors import one_line
+from costmodel.interface.layout import Column, Listing
 from costmodel.interface.running import terminal
 from costmodel.units import format_bytes
 
@@ -78,11 +76,9 @@ def _memory(memory: StepMemory) -> str:
 
 def show_predictions(found: Sequence[Prediction]) -> None:
     """Print a table of what a network says of images."""
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("image", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right", no_wrap=True)
-    for one in found:
-        for number, (name, probability) in enumerate(one.classes):
-            table.add_row("" if number else one_line(one.image), one_line(name), f"{100 * probability:.1f} %")
-    terminal(width=100).print(table)
+    rows = [
+        ("" if number else one_line(one.image), one_line(name), f"{100 * probability:.1f} %")
+        for one in found
+        for number, (name, probability) in enumerate(one.classes)
+    ]
+    terminal(width=100).print(Listing((Column("image", long=True), Column("class"), Column("probability", True)), rows))

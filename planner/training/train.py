@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+import math
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,19 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from costmodel import Kernels, LayerGraph, ModelError, Step, cached_prefix, check_peak, footprint, trace
+from costmodel import LayerGraph, ModelError, cached_prefix, trace
 from costmodel.errors import InputError, one_line
 
 from ..campaign import images as reading
 from ..campaign.images import DataSet, list_folder, read_folder
-from ..campaign.loop import Loop, answers, length
+from ..campaign.loop import Loop, Outcome, answers, length
 from ..campaign.weights import Weights, digest, load_weights, make_network
 from ..choosing.plan import Plan
 from .course import Course
 from .folder import CACHE, Folder, PixelFile
-from .trained import Epoch, Preprocessing, StepMemory, Trained
+from .memory import measured, predicted, process_bytes
+from .place import Place
+from .trained import Epoch, Preprocessing, Trained
 from .watch import Watch
 
 # A checkpoint is written at the first step's end after so many seconds, less what a step takes.
@@ -107,38 +108,6 @@ def _check_classes(plan: Plan, images: reading.Folder) -> None:
         )
 
 
-@dataclass
-class _Place:
-    """Where a training is: the next step, what the epoch came to so far, and what the epochs before did.
-
-    step: of the epoch, from 0; after its last one the held-out images are next.
-    """
-
-    epoch: int = 1
-    step: int = 0
-    loss: float = 0.0
-    right: int = 0
-    history: list[Epoch] = field(default_factory=list)
-    memory: StepMemory | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        memory = None if self.memory is None else self.memory.model_dump()
-        return {**vars(self), "history": [epoch.model_dump() for epoch in self.history], "memory": memory}
-
-    @classmethod
-    def of(cls, saved: dict[str, Any]) -> _Place:
-        memory = saved["memory"]
-        return cls(**{
-            **saved, "history": [Epoch(**each) for each in saved["history"]],
-            "memory": None if memory is None else StepMemory(**memory),
-        })  # fmt: skip
-
-    @property
-    def best(self) -> Epoch:
-        """The most accurate epoch; of equals the one with the lower loss, then the earlier."""
-        return max(self.history, key=lambda epoch: (epoch.accuracy_percent, -epoch.test_loss, -epoch.number))
-
-
 class _Run:
     """A training from where it is to its end."""
 
@@ -149,14 +118,11 @@ class _Run:
         self.plan, self.course, self.folder, self.watch = plan, course, folder, watch
         self.images, self.classes, self.start = images, classes, start
         self.checkpoint_seconds = checkpoint_seconds
-        kernels = Kernels("layers", torch.get_num_threads())
-        self.predicted = footprint(
-            Step(graph, plan.way, plan.batch, plan.schedule, plan.precision, plan.optimizer, "lean", kernels=kernels)
-        )
+        self.cost = predicted(plan, graph)
         # No more images at a time than a pass of the training takes, so that a test needs no more memory.
         at_once = plan.schedule.images_per_pass(plan.batch)
         self.test_batch = (plan.schedule.prefix_batch or 1) if plan.schedule.has_prefix else at_once
-        self.place = _Place()
+        self.place = Place()
         self.kept = time.monotonic()  # when the last checkpoint was written
 
     def work(self, network: nn.Module) -> Trained:
@@ -191,28 +157,27 @@ class _Run:
             self._look()
             began = time.monotonic()
             loss, right = self._step()
-            if not torch.isfinite(torch.tensor(loss)):
-                raise ModelError(
-                    f"the loss is {loss} in epoch {place.epoch}, step {place.step + 1}: the training diverged; give a "
-                    f"smaller --lr than {self.course.learning_rate:g}, and another --out"
-                )
+            self._check_finite(loss, f"step {place.step + 1}")
             place.step, place.loss, place.right = place.step + 1, place.loss + loss, place.right + right
             self._tell(f"epoch {place.epoch} of {self.course.epochs}, loss {place.loss / place.step:.3f}")
             now = time.monotonic()
             if now - self.kept + (now - began) > self.checkpoint_seconds:
                 self._keep()
 
-    def _step(self) -> tuple[float, int]:
+    def _check_finite(self, loss: float, where: str) -> None:
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"the loss is {loss} in epoch {self.place.epoch}, {where}: the training diverged; give a smaller --lr "
+                f"than {self.course.learning_rate:g}, and another --out"
+            )
+
+    def _step(self) -> Outcome:
         place = self.place
         if (place.epoch - 1) * self.loop.steps_per_epoch + place.step != _MEASURED_STEP:
             return self.loop.train_step(place.epoch, place.step)
         passes, done = list(self.loop.passes(place.epoch, place.step)), []
-        check = check_peak(self.predicted, lambda: done.append(self.loop.train_step(place.epoch, place.step, passes)))
-        place.memory = StepMemory(
-            planned_bytes=self.plan.peak_bytes,
-            predicted_bytes=self.predicted.start.total_bytes + check.predicted,
-            measured_bytes=self.predicted.start.total_bytes + check.measured,
-            agrees=check.agrees,
+        place.memory = measured(
+            self.plan, self.cost, lambda: done.append(self.loop.train_step(place.epoch, place.step, passes))
         )
         return done[0]
 
@@ -222,13 +187,15 @@ class _Run:
             self._look()
             loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             right += int((logits.argmax(1) == labels).sum())
+        self._check_finite(loss, "on the held-out images")
         steps = self.loop.steps_per_epoch
-        place.history.append(Epoch(
+        epoch = Epoch(
             number=place.epoch, train_loss=place.loss / steps,
             train_percent=100 * place.right / (steps * self.plan.batch), test_loss=loss / total,
             accuracy_percent=100 * right / total,
-        ))  # fmt: skip
-        is_best = place.best.number == place.epoch
+        )  # fmt: skip
+        place.ends(epoch)
+        is_best = place.best is epoch
         if is_best:
             state = self.network.state_dict()
             self.folder.keep_best({
@@ -236,9 +203,8 @@ class _Run:
                 for name, value in state.items()
             })  # fmt: skip
         self.folder.keep_trained(self._trained(None))
-        self.watch.epoch(place.history[-1], self.course.epochs, is_best)
-        place.epoch, place.step, place.loss, place.right = place.epoch + 1, 0, 0.0, 0
         self._keep()
+        self.watch.epoch(epoch, self.course.epochs, is_best)
 
     def _ended(self) -> str | None:
         """Return why the training is over; None if it is not."""
@@ -283,7 +249,7 @@ class _Run:
         for name, value in saved["weights"].items():
             if not torch.equal(own[name], value):  # what did not change may be mapped from a file, and stays there
                 own[name].copy_(value)
-        self.place = _Place.of(saved["place"])
+        self.place = Place.of(saved["place"])
         place = self.place
         self.watch.notes(f"going on with epoch {place.epoch} of {self.course.epochs}, after step {place.step}")
         return saved["optimizer"]
@@ -302,7 +268,7 @@ class _Run:
         return Trained(
             model=self.plan.model,
             weights=self.start.label,
-            is_plain=not self.predicted.requirements.is_converted,
+            is_plain=not self.cost.requirements.is_converted,
             classes=list(self.classes),
             preprocessing=Preprocessing(resolution=self.plan.resolution, mean=list(mean), deviation=list(deviation)),
             train_images=length(self.images.train),
@@ -327,13 +293,3 @@ def _as_notes(watch: Watch) -> Iterator[None]:
 
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def process_bytes() -> int | None:
-    """Return the most memory that this process has held, as the system counts it; None where it does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most  # Source: getrusage(2) of macOS and Linux

@@ -26,7 +26,7 @@ class Epoch(_Part):
     number: int
     train_loss: Finite
     train_percent: Percent
-    test_loss: float
+    test_loss: Finite
     accuracy_percent: Percent
 
 

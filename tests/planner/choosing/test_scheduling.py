@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from costmodel import PLAIN, InfeasibleError, InputError, Schedule, Step, footprint, schedule_frontier
-from planner import recommend
+from planner import device, recommend
 from planner.choosing.axes import axes
 from planner.choosing.candidates import price_all, trace_all
 from planner.choosing.choice import pick
@@ -160,3 +160,16 @@ def test_json_and_lists(tmp_path):
     assert all(one.peak_bytes <= other.peak_bytes for one, other in zip(listed, plainly, strict=True))
     assert listed[5].peak_bytes < plainly[5].peak_bytes
     assert Step(plainly[0].step.graph, plainly[0].way) == plainly[0].step
+
+
+def test_where_nothing_fits_the_change_that_helps_is_named():
+    with pytest.raises(InfeasibleError) as refused:
+        recommend("torchvision:mobilenet_v2", 25_000_000)
+    said = str(refused.value)
+    assert "29.4 MB (29409856 bytes)" in said and "what would fit: --resolution 160 (last on" in said
+    # What it names fits, and one step less does not.
+    assert recommend("torchvision:mobilenet_v2", 25_000_000, resolution=160, methods="last").chosen.peak_bytes <= 25e6
+    with pytest.raises(InfeasibleError):
+        recommend("torchvision:mobilenet_v2", 25_000_000, batch=1, methods="last")
+    with pytest.raises(InfeasibleError, match="runs without Python"):
+        recommend("torchvision:mobilenet_v2", 300_000, device=device("stm32f746"))

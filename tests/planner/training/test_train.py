@@ -383,3 +383,10 @@ def test_damaged_files_are_one_line(digits, tmp_path, command):
         list(predict(out, [picture]))
     with pytest.raises(InputError, match="has no trained network; make one with planner train"):
         list(predict(tmp_path, [picture]))
+
+
+def test_activations_in_bfloat16_train_under_autocast(digits, tmp_path):
+    plan = planned().model_copy(update={"precision": Precision(activations="bfloat16")})
+    trained = train(plan, digits, tmp_path / "out", course=SHORT)
+    assert trained.memory.measured_bytes < trained.memory.planned_bytes  # that of float32
+    assert trained.history != train(planned(), digits, tmp_path / "float32", course=SHORT).history
