@@ -10,8 +10,7 @@ in a fresh process:
                 also with default malloc, without a limit
     smallest    of every fifth configuration the smallest limit that it survives with the arena, to 2 %
 
-Where no memory cgroup can be made, only the sampled memory is there. Writes results/hard_limit.csv as it goes, and
-results/hard_limit.md.
+Where no memory cgroup can be made, only the sampled memory is there. Writes results/hard_limit.csv as it goes.
 """
 
 from __future__ import annotations

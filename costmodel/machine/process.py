@@ -65,15 +65,15 @@ class Policy:
 POLICIES: Table[Policy] = Table("allocator", ((each.name, each) for each in (
     Policy(
         "arena", "costmodel.Arena: every block at its planned place", 0.0, 0.02,
-        "benchmarks/results/hard_limit.md",
+        "benchmarks/results/process_allocators.md",
     ),
     Policy(
         "tight", "malloc that gives freed memory back at once (mallopt); two to three times as slow", 0.0, 0.05,
-        "benchmarks/results/hard_limit.md",
+        "benchmarks/results/process_allocators.md",
     ),
     Policy(
-        "default", "glibc's malloc as it is", 0.6, 2.6,
-        "benchmarks/results/hard_limit.md",
+        "default", "glibc's malloc as it is", 1.0, 2.0,
+        "benchmarks/results/process_allocators.md",
     ),
 )))  # fmt: skip
 
