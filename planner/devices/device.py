@@ -137,7 +137,7 @@ class Device(_Table):
         """Return the device with a native runtime of so many bytes in place of Python; bare metal stays what it is."""
         if self.process is None:
             return self
-        runtime = Memory(bytes=runtime_bytes, source="Source: benchmarks/results/export_executorch.md")
+        runtime = Memory(bytes=runtime_bytes, source="Source: RUNTIME_BYTES in costmodel/accounting/executorch.py")
         return self.model_copy(update={"runtime": "executorch", "process": runtime})
 
     def step_seconds(self, flops: Numbers, moved_bytes: Numbers) -> Numbers:
