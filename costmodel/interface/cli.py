@@ -12,6 +12,7 @@ from ..accounting.eager import EAGER, caveat
 from ..accounting.kernels import NO_KERNELS
 from ..accounting.table import ACCOUNTINGS
 from ..answers.compare import difference
+from ..answers.footprint import Footprint
 from ..answers.footprint import footprint as cost
 from ..errors import InputError, MissingPackageError
 from ..graph.blocks import block_count, parts
