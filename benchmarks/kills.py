@@ -45,7 +45,7 @@ QUICK = {"heartbeat_seconds": 1, "grace_seconds": 2}
 MEMORY = Memory(1000, 500, 500, 800, 800, agrees=True)
 
 
-def trainer(network, train, test, way, recipe, *, seed, report) -> Run:
+def trainer(network, train, test, way, recipe, *, seed, report, schedule=None) -> Run:
     """Stand in for training: all ways are as good and seeds differ much, so that every way needs all its seeds."""
     right = 8 + 2 * seed
     for epoch in range(1, recipe.epochs + 1):

@@ -245,7 +245,18 @@ def _pools():
         )
 
 
+def _with_its_transpose(matmul: Callable) -> Callable:
+    """Both arguments are wanted, and lie in the same memory; PyTorch would copy what is not contiguous."""
+
+    def run(x):
+        x = x.contiguous()
+        return matmul(x, x.mT)
+
+    return run
+
+
 def _simple():
+    yield Case("matmul", _with_its_transpose(LAYERS["matmul"]), _with_its_transpose(torch.matmul), _input)
     for inplace in (False, True):
         suffix = "-inplace" * inplace
         arguments = {"inplace": inplace}
