@@ -149,15 +149,26 @@ def _nearest(step: Step, ram_bytes: int | None, how: Scheduling) -> Scheduled:
     return nearest_schedule(step, ram_bytes, how.most_flops, how.levers)
 
 
-def carried_out(candidate: Candidate, step: Step, seconds_of: SecondsOf = untimed) -> Candidate:
+def carried_out(candidate: Candidate, step: Step, seconds_of: SecondsOf) -> Candidate:
     """Return a candidate with the same accuracy and another schedule."""
+    cost, prices = _cost(step)
+    return replace(candidate, step=step, step_seconds=seconds_of(cost), **prices)
+
+
+@lru_cache(maxsize=1_000)
+def _cost(step: Step) -> tuple[Footprint, dict[str, Any]]:
     cost = footprint(step)
-    return replace(
-        candidate, step=step, peak_bytes=cost.peak_bytes, saved_bytes=cost.saved_bytes, memory_bytes=cost.memory_bytes,
-        peak_layer=cost.peak.layer, peak_phase=cost.peak.phase, forward_flops=cost.forward_flops,
-        backward_flops=cost.backward_flops, total_flops=cost.total_flops, moved_bytes=cost.moved_bytes,
-        step_seconds=seconds_of(cost),
-    )  # fmt: skip
+    names = (
+        "peak_bytes",
+        "saved_bytes",
+        "memory_bytes",
+        "forward_flops",
+        "backward_flops",
+        "total_flops",
+        "moved_bytes",
+    )
+    prices = {name: getattr(cost, name) for name in names}
+    return cost, {**prices, "peak_layer": cost.peak.layer, "peak_phase": cost.peak.phase}
 
 
 @dataclass(frozen=True)
