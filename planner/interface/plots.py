@@ -47,6 +47,7 @@ _COLOURS = (GREEN, BLACK, PURPLE, ORANGE, BLUE, VERMILLION, SKY, GREY)
 MARKERS = {
     "P": "cross", "X": "x", "v": "triangle-down", "D": "diamond", "o": "circle", "s": "square", "<": "triangle-left",
     ">": "triangle-right", "^": "triangle-up", "p": "pentagon", "h": "hexagon", "d": "diamond-tall", "*": "star",
+    "H": "hexagon2",
 }  # fmt: skip
 
 # How a mark is filled by the kind of its accuracy.

@@ -24,6 +24,7 @@ from costmodel.step.simulation import CATEGORIES
 
 # What the program promised to print, and what it prints beside.
 KEYS = {
+    "input",
     "model", "method", "blocks", "batch", "resolution", "classes", "optimizer", "accounting", "saved_bytes",
     "memory_bytes", "peak", "flops", "trained_parameters", "schedule",
 }  # fmt: skip
@@ -253,9 +254,9 @@ def test_any_options_give_a_sound_answer_or_a_clear_refusal(model, **options):
     assert METHODS[options["method"]].takes_blocks == (options["blocks"] is not None)
     assert answer.batch % answer.micro_batch == 0 and type(answer.batch) is int
     first, last = answer.moments[0], answer.moments[-1]
-    assert [a - b for a, b in zip(last.by_category, first.by_category, strict=True) if a != b] in (
-        [], [answer.optimizer_bytes],
-    )  # fmt: skip
+    differences = [a - b for a, b in zip(last.by_category, first.by_category, strict=True) if a != b]
+    own_timeline = ACCOUNTINGS[answer.accounting].timeline is not None
+    assert own_timeline or differences in ([], [answer.optimizer_bytes])
     assert first.total_bytes < answer.peak_bytes
     assert answer.peak_bytes >= answer.weights_bytes + answer.moments[0].by_category[CATEGORIES.index("buffers")]
     assert all(min(moment.by_category) >= 0 for moment in answer.moments)

@@ -43,7 +43,7 @@ def test_every_moment_by_hand(tiny):
         ("forward", "2", fixed + MAP),  # the convolution's result is gone; a view takes nothing
         ("forward", "3", fixed + MAP + LOGITS),
         ("loss", "forward", fixed + MAP + 2 * LOGITS),  # log-probabilities
-        ("loss", "backward", fixed + MAP + 4 * LOGITS),  # their gradient and that of the logits
+        ("loss", "backward", fixed + MAP + 3 * LOGITS),  # their gradient and that of the logits, which are gone
         ("backward", "3", fixed + MAP + LOGITS + LINEAR + MAP),  # gradients of logits, parameters, input
         ("backward", "2", fixed + MAP + LINEAR + MAP),
         ("backward", "1", fixed + MAP + LINEAR + 2 * MAP),  # the gradient given and the one made

@@ -38,7 +38,7 @@ def folder(tmp_path, monkeypatch):
 def refuse_to_trace(monkeypatch):
     """Fail if anything is traced."""
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("traced again")
 
     monkeypatch.setattr("costmodel.tracing.tracer.trace", refuse)
@@ -298,7 +298,9 @@ def test_a_cached_network_needs_no_torch():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, TORCH, *line.split()], capture_output=True, text=True, timeout=60, check=True
     )
-    assert json.loads(done.stdout) == footprint(trace_now("timm:tinynet_e", 65)).to_dict()
+    expected = footprint(trace_now("timm:tinynet_e", 65)).to_dict()
+    answer = json.loads(done.stdout)  # with what this machine adds: the process, the time of a step
+    assert {name: answer[name] for name in expected} == expected
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -360,7 +360,7 @@ def test_names_resolve():
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("torchvision:mobilnet_v2", ["unknown torchvision model 'mobilnet_v2'", "'torchvision:mobilenet_v2'"]),
+        ("torchvision:mobilnet_v2", ["unknown torchvision model 'mobilnet_v2'", "'mobilenet_v2'"]),
         ("timm:tinynet_z", ["unknown timm model 'tinynet_z'", "'tinynet_"]),
         ("zoo:proxyless", ["unknown zoo model 'proxyless'", "proxylessnas_mobile"]),
         ("mobilenet_v22", ["unknown model 'mobilenet_v22'", "'torchvision:mobilenet_v2'"]),
@@ -642,7 +642,7 @@ def test_failed_trace_leaves_the_module_usable():
 
 def test_attention_of_pytorchs_own_module_is_followed_call_by_call():
     """`F.multi_head_attention_forward` is made of linear maps, attention and views."""
-    graph = trace("torchvision:vit_b_32", 64)
+    graph = trace("torchvision:vit_b_32")
     assert graph.parameter_count == sum(tensor.numel() for tensor in build("torchvision:vit_b_32", "meta").parameters())
     block = "encoder.layers.encoder_layer_0.self_attention"
     ops = [layer.op for layer in graph.layers if layer.module == block]

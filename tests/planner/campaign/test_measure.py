@@ -725,7 +725,7 @@ def test_rates_that_cannot_be_are_refused(pictures, tmp_path, rate):
 def test_hopeless_run_is_stopped_and_not_recommended(pictures, tmp_path):
     """It promises much and is far below the rest after one epoch of two: 1000 test images make that sure."""
 
-    def trainer(network, train, test, way, recipe, *, report, seed):
+    def trainer(network, train, test, way, recipe, *, report, seed, schedule=None):
         if way.method != "mobiletl":
             return quick(network, train, test, way, recipe, report=report, seed=seed)
         stopped = report(1, 20.0)
@@ -1015,7 +1015,7 @@ def test_each_way_gets_the_rate_that_is_best_on_validation_images(pictures, tmp_
     """The head wants the largest, blocks the smallest; no test image is seen while rates are tried, nor twice."""
     seen = []
 
-    def trainer(network, train, test, way, recipe, *, report, seed):
+    def trainer(network, train, test, way, recipe, *, report, seed, schedule=None):
         found = quick(network, train, test, way, recipe, report=report, seed=seed)
         best = 0.3 if way.method == "last" else 0.01
         seen.append((way, recipe.learning_rate, seed, len(train), len(test)))
@@ -1047,7 +1047,7 @@ def test_validation_images_are_of_every_class_and_never_train(pictures):
 
 
 def test_what_is_not_above_chance_is_no_recommendation(pictures, tmp_path):
-    def trainer(network, train, test, way, recipe, *, report, seed):
+    def trainer(network, train, test, way, recipe, *, report, seed, schedule=None):
         found = quick(network, train, test, way, recipe, report=report, seed=seed)
         return replace(found, history=((2, 35.0),), correct=right(35.0), diverged=way.method == "full")
 

@@ -149,7 +149,7 @@ BAD = {
     "unit": ('bytes = "2 GiB"', 'bytes = "2 gigs"', ["ram.bytes = '2 gigs'", "B, KB, MB, GB"]),
     "negative": ('bytes = "2 GiB"', "bytes = -5", ["ram.bytes = -5", "positive"]),
     "truth": ('bytes = "2 GiB"', "bytes = true", ["ram.bytes = True"]),
-    "runtime": ('runtime = "python"', 'runtime = "docker"', ["runtime = 'docker'", "'python' or 'bare metal'"]),
+    "runtime": ('runtime = "python"', 'runtime = "docker"', ["runtime = 'docker'", "'executorch' or 'bare metal'"]),
     "bare metal": ('runtime = "python"', 'runtime = "bare metal"', ["'bare metal' has no [process]"]),
     "too small": ('bytes = "2 GiB"', 'bytes = "400 MiB"', ["nothing is left", "419 MB RAM - 315 MB system"]),
     "missing": ('name = "My board"\n', "", ["lacks 'name'"]),
