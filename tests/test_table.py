@@ -65,20 +65,20 @@ class Softsign(nn.Module):
         self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
 
     def forward(self, x):
-        return self.head(F.softplus(self.conv(x)).mean((2, 3)))
+        return self.head(F.hardshrink(self.conv(x)).mean((2, 3)))
 
 
 def test_a_rule_of_ones_own_is_held_against_hooks():
-    """softplus: dx = sigmoid(x) dy, which needs x; stock PyTorch keeps x."""
+    """hardshrink: dx = (|x| > 0.5) dy, which needs x; stock PyTorch keeps x."""
     network = Softsign()
 
-    def softplus(layer) -> Facts:
+    def hardshrink(layer) -> Facts:
         return Facts({"input": (dense(layer.input),)})
 
     with as_before(RULES, KEEPS):
         import costmodel
 
-        costmodel.register_rule("softplus", softplus)
+        costmodel.register_rule("hardshrink", hardshrink)
         graph = trace(network, 8)  # without a rule the operation would be learned
         lean = footprint(graph, batch=2)
         assert lean.saved_bytes == 2 * 4 * (
@@ -86,13 +86,13 @@ def test_a_rule_of_ones_own_is_held_against_hooks():
         )  # image, the convolution's result, the head's input
         with pytest.raises(UnknownOperationError, match="what stock PyTorch keeps"):
             footprint(graph, accounting="eager")
-        with pytest.raises(InputError, match="the operation 'softplus' exists already"):
-            costmodel.register_rule("softplus", softplus)
-        KEEPS.add("softplus", lambda layer, wanted: dense(layer.input))
+        with pytest.raises(InputError, match="the operation 'hardshrink' exists already"):
+            costmodel.register_rule("hardshrink", hardshrink)
+        KEEPS.add("hardshrink", lambda layer, wanted: dense(layer.input))
         eager = footprint(graph, batch=2, accounting="eager")
         stock = prepare(network, eager.graph, eager.assignment)
         assert saved_bytes(stock, torch.randn(2, 3, 8, 8)) == eager.saved_bytes
-    assert "softplus" not in RULES
+    assert "hardshrink" not in RULES
 
 
 def test_a_method_of_ones_own_has_depth_and_options():
