@@ -73,7 +73,7 @@ class Outcome:
 
 PROGRAMS = {"costmodel": costmodel.interface.cli, "planner": planner.interface.cli}
 # `ship` writes into the package; `check` and `reproduce` take nothing from outside, and a minute.
-_LEFT_OUT = {"ship", "check", "reproduce"}
+_LEFT_OUT = {"ship", "check", "reproduce", "calibrate"}
 MODELS = [SMALL, "torchvision:mobilenet_v3_small", "timm:tinynet_e", "resnet18", "own.py:make", "own.py:fails"]
 NUMBERS = ["1", "2", "8", "64", "96", "1-4", "1,2,4", "0", "-1", "1.5", "1e3", "nan", "inf", "-inf", "1e400", "9" * 25]
 NUMBERS += [

@@ -149,7 +149,7 @@ def _nearest(step: Step, ram_bytes: int | None, how: Scheduling) -> Scheduled:
     return nearest_schedule(step, ram_bytes, how.most_flops, how.levers)
 
 
-def carried_out(candidate: Candidate, step: Step, seconds_of: SecondsOf) -> Candidate:
+def carried_out(candidate: Candidate, step: Step, seconds_of: SecondsOf = untimed) -> Candidate:
     """Return a candidate with the same accuracy and another schedule."""
     cost, prices = _cost(step)
     return replace(candidate, step=step, step_seconds=seconds_of(cost), **prices)
