@@ -72,7 +72,7 @@ class Outcome:
 # --- command lines ----------------------------------------------------------------------------------------------------
 
 PROGRAMS = {"costmodel": costmodel.interface.cli, "planner": planner.interface.cli}
-# `ship` writes into the package; `check` and `reproduce` take nothing from outside, and a minute.
+# `ship` writes into the package; `check`, `reproduce` and `calibrate` take nothing from outside, and minutes.
 _LEFT_OUT = {"ship", "check", "reproduce", "calibrate"}
 MODELS = [SMALL, "torchvision:mobilenet_v3_small", "timm:tinynet_e", "resnet18", "own.py:make", "own.py:fails"]
 NUMBERS = ["1", "2", "8", "64", "96", "1-4", "1,2,4", "0", "-1", "1.5", "1e3", "nan", "inf", "-inf", "1e400", "9" * 25]

