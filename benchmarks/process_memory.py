@@ -29,6 +29,7 @@ import torch
 import torchvision
 
 from costmodel import footprint, trace
+from costmodel.checking.floor import parse
 
 THREADS = 4
 MODEL, BATCH, RESOLUTION = "mobilenet_v3_small", 2, 96
@@ -58,20 +59,6 @@ STAGES = {
     "three tiny training steps": _TRAIN,
 }
 _REPORT = "print(open('/proc/self/smaps').read(), open('/proc/self/status').read(), sep='\\0')"
-
-
-def parse(smaps: str) -> dict[str, int]:
-    """Return bytes by kind from the text of /proc/PID/smaps; USS are private pages, PSS counts shared ones in part."""
-    found = dict.fromkeys(("anonymous", "files", "files_in_use", "uss", "pss"), 0)
-    for mapping in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", smaps, flags=re.MULTILINE)[1:]:
-        size = {name: 1024 * int(kib) for name, kib in re.findall(r"^(\w+): +(\d+) kB$", mapping, re.MULTILINE)}
-        files = size["Rss"] - size["Anonymous"]
-        found["anonymous"] += size["Anonymous"]
-        found["files"] += files
-        found["files_in_use"] += min(files, size["Referenced"])
-        found["uss"] += size["Private_Clean"] + size["Private_Dirty"]
-        found["pss"] += size["Pss"]
-    return found
 
 
 def measured(program: str) -> dict[str, int]:

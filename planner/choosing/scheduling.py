@@ -63,7 +63,6 @@ class Scheduling:
 
 
 _MOST_TIMES = 100
-PLAINLY = Scheduling((), 1.0)
 
 
 def scheduled(
@@ -130,9 +129,8 @@ def _search(
     for candidate in ordered:
         if top is not None and not scale.tied(candidate, top):
             break
-        top = top or fitting(candidate) or None
-        if top is not None:
-            fitting(candidate)
+        fits = fitting(candidate)
+        top = top or fits
     return top
 
 
@@ -155,18 +153,12 @@ def carried_out(candidate: Candidate, step: Step, seconds_of: SecondsOf = untime
     return replace(candidate, step=step, step_seconds=seconds_of(cost), **prices)
 
 
-@lru_cache(maxsize=1_000)
+@lru_cache(maxsize=256)  # with every moment of a step; a network has some dozens of candidates
 def _cost(step: Step) -> tuple[Footprint, dict[str, Any]]:
     cost = footprint(step)
     names = (
-        "peak_bytes",
-        "saved_bytes",
-        "memory_bytes",
-        "forward_flops",
-        "backward_flops",
-        "total_flops",
-        "moved_bytes",
-    )
+        "peak_bytes", "saved_bytes", "memory_bytes", "forward_flops", "backward_flops", "total_flops", "moved_bytes",
+    )  # fmt: skip
     prices = {name: getattr(cost, name) for name in names}
     return cost, {**prices, "peak_layer": cost.peak.layer, "peak_phase": cost.peak.phase}
 

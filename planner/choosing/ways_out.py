@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from costmodel import CostModelError, InfeasibleError, LayerGraph, trace
+from costmodel import CostModelError, LayerGraph, trace
 from costmodel.units import FLOAT_BYTES, format_bytes
 
 from .axes import Axes
@@ -64,7 +64,7 @@ def _found(graphs: Sequence[LayerGraph], space: Axes, pick: Try, most_bytes: flo
                 if min(FLOAT_BYTES * graph.parameter_count for graph in networks) > most_bytes:
                     continue
                 chosen = pick(networks, axes)
-            except (InfeasibleError, CostModelError):
+            except CostModelError:
                 continue
             yield f"{said} ({chosen.label} on {chosen.model}, {format_bytes(chosen.peak_bytes)})"
             break

@@ -13,7 +13,7 @@ from costmodel.interface.running import INTERRUPTED
 from costmodel.secrets import shown
 from costmodel.units import parse_bytes
 
-from .space import DeviceName, Json, decimals
+from .space import DeviceName, Json, Storage, Strict, decimals
 
 
 def adapt_command(
@@ -49,12 +49,8 @@ def adapt_command(
     ] = None,
     classes: Annotated[int | None, typer.Option(help="Without --data: classes of a new head.")] = None,
     save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file.")] = None,
-    storage: Annotated[
-        str, typer.Option(help="Where runs are kept: a SQLite file, or postgresql://user@host/database.")
-    ] = "sqlite:///runs.db",
-    strict: Annotated[
-        bool, typer.Option(help="Refuse images that cannot be read, and classes with one image.")
-    ] = False,
+    storage: Storage = "sqlite:///runs.db",
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Choose the sub-network of an elastic super-network, too: the best for your images that fits in --ram.

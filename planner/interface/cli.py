@@ -18,7 +18,7 @@ from costmodel.units import parse_bytes
 from ..devices.budget import Held, ProcessBudget
 from .adapt_cli import add_adaptation
 from .exporting import add_exporting, without_python
-from .space import DeviceName, Json, Models, decimals, names, with_space
+from .space import DeviceName, Json, Models, Storage, Strict, decimals, names, with_space
 from .train_cli import add_training
 
 if TYPE_CHECKING:
@@ -301,12 +301,8 @@ def measure_command(
             "gets the best on validation images; default: three that suit the optimizer."
         ),
     ] = None,
-    storage: Annotated[
-        str, typer.Option(help="Where runs are kept: a SQLite file, or postgresql://user@host/database.")
-    ] = "sqlite:///runs.db",
-    strict: Annotated[
-        bool, typer.Option(help="Refuse images that cannot be read, and classes with one image.")
-    ] = False,
+    storage: Storage = "sqlite:///runs.db",
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune the candidates that could be the best on your images, until it is known which one is.

@@ -22,6 +22,8 @@ _MOST_VALUES = 10_000  # of an axis
 _SEVERAL = "One, several (1,2,4), or a range (1-64, 8-64:8)."
 DeviceName = Annotated[str | None, typer.Option("--device", help="A device (see planner devices), or a TOML file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+Storage = Annotated[str, typer.Option(help="Where runs are kept: a SQLite file, or postgresql://user@host/database.")]
+Strict = Annotated[bool, typer.Option(help="Refuse images that cannot be read, and classes with one image.")]
 
 
 def numbers(text: str | None, option: str) -> list[int] | None:

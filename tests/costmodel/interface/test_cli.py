@@ -79,15 +79,16 @@ def test_table_with_rows(command, per):
     assert str(rows.iloc[0, 0]).split(":")[0] in out and str(rows.iloc[-1, 0]).split(":")[0] in out
 
 
-def test_layers(command):
+def test_layers(command, monkeypatch):
     graph = traced(MODEL)
     code, out, _ = command("layers", MODEL, "--json")
     rows = json.loads(out)
     assert code == 0 and [row["layer"] for row in rows] == [layer.name for layer in graph.layers]
     assert [row["part"] for row in rows] == [parts(graph).where(layer) for layer in graph.layers]
     assert sum(row["parameters"] for row in rows) == graph.parameter_count
+    monkeypatch.setenv("COLUMNS", "160")  # a narrow terminal leaves columns out
     code, out, _ = command("layers", MODEL)
-    assert code == 0 and "157 layers, 11 blocks" in out and "classifier.3" in out
+    assert code == 0 and "157 layers, 11 blocks" in out and "classifier.3" in out and "N x 3 x 224 x 224" in out
 
 
 def test_methods(command):
