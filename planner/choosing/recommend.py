@@ -21,7 +21,7 @@ from .candidates import price_all, trace_all
 from .choice import Choice, pick
 from .objectives import DEFAULT, check_limits
 from .plan import Plan
-from .reasons import notes, reasons, schedule_reasons
+from .reasons import method_reasons, notes, reasons, schedule_reasons
 from .scheduling import Scheduling, scheduled
 from .ways_out import ways_out
 
@@ -46,7 +46,8 @@ class Recommendation(Choice):
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why the pick won, in words."""
-        return (*reasons(self), *schedule_reasons(self, self.plainly), *self._batch_reason())
+        brought = schedule_reasons(self, self.plainly)
+        return (*reasons(self), *method_reasons(self), *brought, *self._batch_reason())
 
     def _batch_reason(self) -> tuple[str, ...]:
         if self.largest_batch is None or self.ram_bytes is None:
