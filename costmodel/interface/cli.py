@@ -25,7 +25,7 @@ from ..step.precision import Precision
 from ..step.schedule import PLAIN, Schedule
 from ..step.step import Step
 from ..traces.stored import trace
-from ..units import format_bytes, parse_bytes
+from ..units import counted, format_bytes, parse_bytes
 from . import options as given
 from .calibrate import calibrate
 from .programs import flat, for_programs
@@ -192,7 +192,7 @@ def layers(
         for layer in graph.layers
     ]
     if not for_programs(rows, rows, as_json, as_csv):
-        print_rows(rows, f"{graph.model}: {len(graph.layers)} layers, {len(cut.blocks)} blocks")
+        print_rows(rows, f"{graph.model}: {counted(len(graph.layers), 'layer')}, {counted(len(cut.blocks), 'block')}")
 
 
 @app.command(rich_help_panel=CHECK)
@@ -478,7 +478,7 @@ def cache_command(
         size = format_bytes(sum(entry["file_bytes"] for entry in entries))
         rows = [{**entry, "classes": entry["classes"] or "own", "current": "yes" if entry["current"] else "no"}
                 for entry in entries]  # fmt: skip
-        print_rows(rows, f"{len(entries)} traces, {size}, {outdated} of other versions")
+        print_rows(rows, f"{counted(len(entries), 'trace')}, {size}, {outdated} of other versions")
     else:
         print("no traces")
 

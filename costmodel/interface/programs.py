@@ -12,7 +12,7 @@ from typing import Any
 def for_programs(answer: Any, rows: Sequence[Mapping[str, Any]], as_json: bool, as_csv: bool) -> bool:
     """Print an answer as JSON, or its rows as CSV, where one of them is asked for; return whether it is.
 
-    Values of a row that are no plain numbers or texts, such as lists, are written as JSON.
+    Values of a row that are not plain numbers or texts, such as lists, are written as JSON.
     """
     if as_json:
         print(json.dumps(answer, indent=2))

@@ -127,13 +127,13 @@ def told(error: Exception) -> tuple[str, int]:
     if isinstance(error, CostModelError):
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.strerror:
-        return f"the system refuses {error.filename or 'to write the output'}: {error.strerror}", 2
+        return f"cannot use {error.filename or 'the output'}: {error.strerror}", 2
     if isinstance(error, MemoryError):
-        return f"there is not enough memory here for what was asked ({error}); ask for less", 2
+        return f"not enough memory on this machine ({error}); ask for less", 2
     if isinstance(error, RecursionError):
-        return "what was given is nested too deeply; give something simpler", 2
+        return "the input is nested too deeply; give something simpler", 2
     return (
-        f"{type(error).__name__}, which was not foreseen: {str(error) or 'no more is known'}; please report it with "
+        f"{type(error).__name__}, an unexpected error: {str(error) or 'without a message'}; please report it with "
         "the command, and what the command shows with --debug added",
         1,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from costmodel.units import format_bytes, format_count
+from costmodel.units import counted, format_bytes
 
 from ..estimates.anchored import FULL, LAST
 from ..estimates.setting import LEAST_IMAGES
@@ -30,7 +30,7 @@ def _difference(other: Candidate, chosen: Candidate) -> str:
         f"{text} {'more' if difference > 0 else 'less'}"
         for difference, text in (
             (memory, format_bytes(abs(memory))),
-            (compute, f"{format_count(abs(compute))}FLOPs"),
+            (compute, f"{formatcounted(abs(compute))}FLOPs"),
         )
         if difference
     ]
@@ -47,7 +47,7 @@ def surety(answer: Choice, budget: str) -> tuple[str, str]:
         said = "no candidate that fits has a known accuracy, so this is the cheapest one"
     elif answer.rivals:
         said = (
-            f"{len(answer.rivals)} of the {_count(fitting, 'candidate')} that fit could be better on your data by more "
+            f"{len(answer.rivals)} of the {counted(fitting, 'candidate')} that fit could be better on your data by more "
             f"than {TOLERANCE} points"
         )
     elif fitting == 1:
@@ -155,7 +155,7 @@ class _Sentences:
             f"in {format_bytes(limit)}" if each == "memory" else f"{each} {OBJECTIVES[each].text(limit)}"
             for each, limit in answer.limits.items()
         )
-        fit = f"{len(answer.fitting)} of {_count(len(answer.candidates), 'candidate')}"
+        fit = f"{len(answer.fitting)} of {counted(len(answer.candidates), 'candidate')}"
         fit += f" fit {limits}" if limits else " fit"
         spare = f"; {format_bytes(answer.ram_bytes - chosen.peak_bytes)} left" if answer.ram_bytes else ""
         top = min(answer.fitting, key=lambda candidate: (-scale.value(candidate), candidate.peak_bytes))
@@ -240,10 +240,6 @@ def _unknown(answer: Choice) -> dict[str, list[str]]:
 def _listed(names: Sequence[str]) -> str:
     """Return names as text, the first few of many; none of them has a semicolon."""
     return "; ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _between_models(answer: Choice) -> Iterator[str]:

@@ -152,7 +152,7 @@ def _with_plan(answer: Recommendation, notes: Sequence[str]) -> Recommendation:
 def _largest_batch(chosen: Candidate, ram_bytes: float) -> int | None:
     """Return the most images per pass that fit, all else as in a candidate."""
     step, batches = chosen.step, range(1, MOST_BATCH + 1)
-    if step.kernels is not None:  # whose memory is no linear function of the batch: found by halving
+    if step.kernels is not None:  # whose memory is not a linear function of the batch: found by halving
         over = bisect_left(batches, True, key=lambda batch: _peak_bytes(step, [batch])[0] > ram_bytes)
         return batches[over - 1] if over else None
     fitting = np.flatnonzero(_peak_bytes(step, batches) <= ram_bytes)

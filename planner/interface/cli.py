@@ -13,7 +13,7 @@ from costmodel.interface import options as given
 from costmodel.interface.drawing import plot_path
 from costmodel.interface.programs import for_programs
 from costmodel.interface.running import run, with_version
-from costmodel.units import parse_bytes
+from costmodel.units import counted, parse_bytes
 
 from ..devices.budget import Held, ProcessBudget
 from .adapt_cli import add_adaptation
@@ -50,7 +50,7 @@ class Against(StrEnum):
 
 
 def _budget(target: Device | None, process_ram: str | None, allocator: str, model: str) -> ProcessBudget | None:
-    """Return the memory of the whole process that is asked for, if one is: by --process-ram, or a device's.
+    """Return the memory of the whole process, if one is: by --process-ram, or a device's.
 
     Both together: the smaller. The floor is the device's; without one this machine's for networks such as the first.
     """
@@ -221,7 +221,7 @@ def sweep_command(
     graphs = trace_all(models, space.pop("resolution"), space.pop("classes"))
     frame = sweep(graphs, axes(device=named_device(device), **space))
     write_frame(frame, out)
-    print(f"wrote {len(frame):,} candidates to {out}")
+    print(f"wrote {counted(len(frame), 'candidate')} to {out}")
 
 
 @app.command("devices", rich_help_panel=CHOOSE)

@@ -71,7 +71,7 @@ def numbers(text: str | None, option: str) -> list[int] | None:
             first, last, step = int(match[1]), match[2], int(match[3] or 1)
             values = [first] if last is None else range(first, int(last) + 1, step) if step else ()
         if not values:
-            raise InputError(f"{option} {shortened(text)} is no number, list (1,2,4) or range (1-64, 8-64:8)")
+            raise InputError(f"{option} {shortened(text)} is not a number, list (1,2,4) or range (1-64, 8-64:8)")
         if len(found) + len(values) > _MOST_VALUES:
             raise InputError(f"{option} {shortened(text)} has more than {_MOST_VALUES:,} values; give fewer")
         found += values
@@ -83,7 +83,7 @@ def decimals(text: str, option: str) -> list[float]:
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"{option} {shortened(text)} is no number or list of numbers (0.003,0.01)") from None
+        raise InputError(f"{option} {shortened(text)} is not a number or list of numbers (0.003,0.01)") from None
     if wrong := [number for number in found if not 0 < number < math.inf]:
         raise InputError(f"{option} has {wrong[0]}; its numbers must be positive and finite")
     return found

@@ -128,7 +128,7 @@ def test_a_file_whose_name_is_no_text_is_refused(tmp_path, monkeypatch, command,
     with open(os.fsencode(name), "w") as file:
         file.write(NETWORK)
     code, out, err = command("footprint", f"{name}:make")
-    assert (code, out) == (2, "") and "has signs that are no text" in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and "has characters that cannot be shown" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ WRONG = {
         "head.weight", torch.quantize_per_tensor(torch.zeros(3, 12), 0.1, 0, torch.qint8), "is sparse, quantized",
     ),
     "complex": ("head.weight", torch.zeros(3, 12, dtype=torch.complex64), "is of torch.complex64"),
-    "number as key": (7, torch.zeros(1), "7 is no name of a parameter"),
+    "number as key": (7, torch.zeros(1), "7 is not a name of a parameter"),
     "larger than it is": ("head.weight", torch.zeros(1).expand(10**12), "has more elements than are stored"),
 }  # fmt: skip
 

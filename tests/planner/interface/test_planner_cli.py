@@ -36,7 +36,7 @@ def test_numbers_are_single_lists_or_ranges(parts):
 
 @pytest.mark.parametrize("text", ["", "x", "1-", "-", "5-1", "1-5:0", "1,,2", "1.5", "1e3", "9" * 12])
 def test_what_is_no_number_is_refused(text):
-    with pytest.raises(InputError, match="is no number, list"):
+    with pytest.raises(InputError, match="is not a number, list"):
         numbers(text, "--batch")
 
 
