@@ -30,7 +30,7 @@ def _difference(other: Candidate, chosen: Candidate) -> str:
         f"{text} {'more' if difference > 0 else 'less'}"
         for difference, text in (
             (memory, format_bytes(abs(memory))),
-            (compute, f"{formatcounted(abs(compute))}FLOPs"),
+            (compute, f"{format_count(abs(compute))}FLOPs"),
         )
         if difference
     ]
@@ -47,8 +47,8 @@ def surety(answer: Choice, budget: str) -> tuple[str, str]:
         said = "no candidate that fits has a known accuracy, so this is the cheapest one"
     elif answer.rivals:
         said = (
-            f"{len(answer.rivals)} of the {counted(fitting, 'candidate')} that fit could be better on your data by more "
-            f"than {TOLERANCE} points"
+            f"{len(answer.rivals)} of the {counted(fitting, 'candidate')} that fit could be better on your data by "
+            f"more than {TOLERANCE} points"
         )
     elif fitting == 1:
         return "it is the only candidate that fits", ""
