@@ -122,7 +122,8 @@ def fit(samples: Sequence[Sample], allocator: str, threads: int, basis: str) -> 
     relative = np.abs(np.expm1(wrong))
     count = len({sample.network for sample in samples})
     median, worst = float(np.median(relative)), float(relative.max())
-    said = f"{basis}; {counted(len(samples), 'step')} of {counted(count, 'network')}; on networks left out the median error is {median:.0%}"
+    timed = f"{counted(len(samples), 'step')} of {counted(count, 'network')}"
+    said = f"{basis}; {timed}; on networks left out the median error is {median:.0%}"
     spread = float(np.quantile(np.abs(wrong), SHARE))
     return StepTime(tuple(_solve(samples).tolist()), spread, median, worst, allocator, threads, said)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from costmodel.units import counted, format_bytes
+from costmodel.units import counted, format_bytes, format_count
 
 from ..estimates.anchored import FULL, LAST
 from ..estimates.setting import LEAST_IMAGES
