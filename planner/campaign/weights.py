@@ -209,9 +209,9 @@ def _load(network: nn.Module, weights: Weights, graph: LayerGraph) -> str | None
     note = None
     if any(name in state and _is_other_head(state[name].shape, own[name].shape) for name in head):
         old = next(state[name].shape[0] for name in head if name in state)
-        note = f"the weights' head has {old} classes, the data {graph.classes}: it starts anew"
+        note = f"the weights' head has {old} classes, the data {graph.classes}: the head starts from random weights"
         state = {name: value for name, value in state.items() if name not in head}
-    wrong = [f"has {name!r}, which the network has not" for name in state if name not in own]
+    wrong = [f"has {name!r}, which the network does not have" for name in state if name not in own]
     wrong += [
         f"has {name!r} as {tuple(value.shape)}, the network as {tuple(own[name].shape)}"
         for name, value in state.items()

@@ -226,7 +226,7 @@ class _Question:
         data_sets = {(row.dataset, row.few_shot) for row in rows}
         text = (
             f"{len(rows)} observed accuracies of {known.family} on {counted(len(networks), 'network')} and "
-            f"{counted(len(data_sets), 'data set')}, all others pooled by how much networks, data sets and methods differ"
+            f"{counted(len(data_sets), 'data set')}, in one model with those of the other methods"
         )
         return text if self.setting.name in networks else f"{text}; none is of {self.setting.model}"
 
