@@ -15,7 +15,8 @@ from costmodel.interface.running import INTERRUPTED, run, with_version
 from costmodel.secrets import shown
 from costmodel.units import parse_bytes
 
-from ..devices.budget import Held, ProcessBudget
+from ..choosing.objectives import OBJECTIVES
+from ..devices.budget import Epochs, Held, ProcessBudget
 from .adapt_cli import add_adaptation
 from .exporting import add_exporting, without_python
 from .space import DeviceName, Json, Models, Storage, Strict, decimals, names, with_space
@@ -90,12 +91,16 @@ def recommend_command(
     max_epoch_seconds: Annotated[
         float | None, typer.Option(help="Most roofline time; needs --device, --images.")
     ] = None,
-    images: Annotated[int | None, typer.Option(help="Images of an epoch.")] = None,
+    images: Annotated[int | None, typer.Option(help="Images of an epoch, for its time.")] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs, for the time of all; needs --images.")] = 1,
+    storage: Annotated[
+        str | None, typer.Option(help="Room for a cache (--schedules cache,...), such as 1GB; needs --images.")
+    ] = None,
     min_recovery: Annotated[float | None, typer.Option(help="Least expected recovery, 0 to 1.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Least expected accuracy in percent.")] = None,
     objective: Annotated[
         str,
-        typer.Option(help="What the frontier is made of, of memory, flops, time, flash, recovery, accuracy, typical."),
+        typer.Option(help=f"What the frontier is made of, of {', '.join(OBJECTIVES)}."),
     ] = "memory,flops,recovery",
     runtime: Annotated[Runtime, typer.Option(help="What trains: the budget is held against its memory.")] = (
         Runtime.pytorch
@@ -120,15 +125,17 @@ def recommend_command(
             explained = budget.explain() if budget else target.explain() if target else ""
             raise InputError(f"--ram {ram} is more than the {'device' if target else 'process'} leaves: {explained}")
         ram_bytes = ram_bytes or available
-    limits = {
-        "flash": None if flash is None else parse_bytes(flash), "flops": max_flops, "recovery": min_recovery,
-        "accuracy": min_accuracy,
+    trained = None if images is None else Epochs(images, epochs)
+    if trained is None and (storage or max_epoch_seconds is not None or epochs != 1):
+        raise InputError("--storage, --epochs and --max-epoch-seconds need --images, the number of images of an epoch")
+    if max_epoch_seconds is not None and target is None:
+        raise InputError("--max-epoch-seconds needs --device, whose time it is")
+    given = {
+        "flash": flash and parse_bytes(flash), "flops": max_flops, "recovery": min_recovery, "accuracy": min_accuracy,
+        "storage": images and storage and parse_bytes(storage) / images,
+        "time": images and max_epoch_seconds and max_epoch_seconds / images,
     }  # fmt: skip
-    if max_epoch_seconds is not None:
-        if target is None or images is None or images < 1:
-            raise InputError("--max-epoch-seconds needs --device, and --images of 1 or more")
-        limits["time"] = max_epoch_seconds / images
-    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    limits = {name: limit for name, limit in given.items() if limit is not None}
     if ram_bytes is None and not limits:
         raise InputError("no limit was given; give --ram 64MB, --device raspberry-pi-zero-2w, or another limit")
     measured = target.step_time(allocator) if target else calibration().step_time(allocator)
@@ -137,7 +144,7 @@ def recommend_command(
         models, ram_bytes, limits=limits, objectives=names(objective), device=target, kernels=kernels,
         step_time=measured, **space,
     )  # fmt: skip
-    held = Held.of(answer.chosen.step, budget, target, measured, allocator)
+    held = Held.of(answer.chosen.step, budget, target, measured, allocator, trained)
     if save is not None:
         assert answer.plan is not None  # `recommend` makes one
         answer.plan.save(save)

@@ -105,6 +105,7 @@ def _panel(answer: Recommendation, held: Held) -> Panel:
         ("FLOPs per step", f"{format_count(chosen.total_flops)} (forward {format_count(chosen.forward_flops)}, "
                            f"backward {format_count(chosen.backward_flops)})"),
         ("time per step", "" if held.seconds.kind == "unknown" else held.seconds.text),
+        *_of_epochs(held),
         ("trained", f"{format_count(chosen.trained_parameters)} parameters"),
         ("expected accuracy", "" if percent is None else f"{percent:.1f} % ({guess.accuracy_low_percent:.1f} to "
                               f"{guess.accuracy_high_percent:.1f}), {guess.accuracy_kind}: {guess.accuracy_rests_on}"),
@@ -121,6 +122,20 @@ def _panel(answer: Recommendation, held: Held) -> Panel:
         if text:
             grid.add_row(label, plain(text), style="bold" if label in ("model", "method") else "")
     return Panel(grid, title="recommended", title_align="left")
+
+
+def _of_epochs(held: Held) -> list[tuple[str, str]]:
+    """Return the time of all epochs, and what a cache takes."""
+    rows = []
+    if held.epochs and held.epoch_seconds and held.training_seconds and held.seconds.value is not None:
+        images, count = held.epochs.images, held.epochs.count
+        rows.append((f"epoch of {images:,}", held.epoch_seconds.text))
+        if count > 1:
+            rows.append((f"{count} epochs", held.training_seconds.text))
+    if held.cache:
+        total = "" if held.cache_bytes is None else f", {format_bytes(held.cache_bytes)} for all"
+        rows.append(("cache on storage", f"{format_bytes(held.cache.bytes_per_image)} per image{total}"))
+    return rows
 
 
 def _alternatives(answer: Recommendation) -> list[tuple[str, Candidate]]:
