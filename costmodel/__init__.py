@@ -50,6 +50,7 @@ from .schedules.best import (
     schedule_frontier,
 )
 from .schedules.block_prices import BlockPrices, SubnetworkPrices
+from .step.cache import CacheCost
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
 from .step.schedule import PLAIN, Schedule, schedule_from
@@ -121,6 +122,7 @@ __all__ = [
     "Arena",
     "Assignment",
     "BlockPrices",
+    "CacheCost",
     "CostModelError",
     "Design",
     "Export",

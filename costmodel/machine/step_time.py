@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +53,11 @@ class Seconds:
     def at_least(cls, value: float, basis: str) -> Seconds:
         """Return a lower bound."""
         return cls("lower bound", value, None, None, basis)
+
+    def times(self, count: float) -> Seconds:
+        """Return the time of so many steps."""
+        value, low, high = (each and each * count for each in (self.value, self.low, self.high))
+        return replace(self, value=value, low=low, high=high)
 
     @property
     def text(self) -> str:

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from torch._C._functorch import peek_interpreter_stack
 
+from ..accounting.eager import EAGER
 from ..accounting.lean import LEAN
-from ..accounting.requirements import requirements
+from ..accounting.requirements import Requirements, requirements
 from ..errors import InputError, ModelError
+from ..graph.values import ADDED as ADDED_CALL
 from ..layers.added import ADDED
 from ..methods.table import METHODS, Trained, way_of
 from ..methods.way import Options, Way
@@ -99,33 +101,38 @@ def apply(
     trained: Trained | None = None,
     schedule: Schedule = PLAIN,
     input: Shapes | None = None,
+    accounting: str = LEAN.name,
 ) -> nn.Module:
     """Make a model ready to train in a way; return the same module, changed in place.
 
     `requires_grad` is set, norms with frozen statistics stay so through `.train()`, and what the forward pass keeps for
-    backward is what `footprint(..., accounting="lean")` says. Parameters and state-dict keys stay; eval mode is
+    backward is what `footprint(..., accounting=accounting)` says. Parameters and state-dict keys stay; eval mode is
     untouched. `restore` undoes it.
 
     method: a `Way`, or the name of a method, with blocks, options and trained as in `footprint`. resolution, input: as
     in `trace`, of the examples that it will see (or any at which its calls are the same). frozen_dtype: float32 or
     float16, how frozen weights are stored. schedule: whether the frozen prefix runs in pieces, and which segments run
     again in backward; loss, gradients and running statistics stay as they are. Its micro-batches are the training
-    loop's, its updates in place those of `costmodel.training.optimizers.update_in_place`.
+    loop's, its updates in place those of `costmodel.training.optimizers.update_in_place`. accounting: lean, with this
+    package's layers where stock ones keep more than backward needs; or eager, with PyTorch's own layers throughout.
 
     Errors: InputError for a method or depth that does not exist, a model that has already been applied, or a schedule
-    of another network; ModelError, naming
-    the call, where the network makes one that cannot be replaced.
+    of another network; ModelError, naming the call, where the network makes one that cannot be replaced.
     """
     if isinstance(model, Applied):
         raise InputError("the model has already been applied; undo that with costmodel.restore(model) first")
     if frozen_dtype not in TORCH_DTYPES:
         hint = "can only be priced: no torch layer computes with it" if frozen_dtype in FROZEN else "is unknown"
         raise InputError(f"frozen_dtype {frozen_dtype!r} {hint}; allowed: {', '.join(TORCH_DTYPES)}")
+    if accounting not in (LEAN.name, EAGER.name):
+        raise InputError(f"no network trains by the accounting {accounting!r}; allowed: {LEAN.name}, {EAGER.name}")
     graph = trace(model, resolution, input=input)
     way = method if isinstance(method, Way) else way_of(graph, method, blocks, options, trained)
     if way.trained is None and not METHODS.find(way.method).has_layers:
         raise InputError(f"method {way.method!r} can only be priced: this package has no torch layers for it")
-    required = requirements(graph, way, LEAN.name)
+    required = requirements(graph, way, accounting)
+    if accounting == EAGER.name:
+        refuse_stock(required, frozen_dtype)
     if required.assignment.trained_elements:
         raise InputError(f"{way.label} trains parts of weights, which can only be priced: no torch layer does that")
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -169,6 +176,14 @@ def restore(model: nn.Module, merge: bool = False) -> nn.Module:
         _merge(model, plan)
     _remove_modules(model, plan)
     return model.train(model.training)
+
+
+def refuse_stock(required: Requirements, frozen_dtype: str) -> None:
+    """Errors: InputError for what stock PyTorch has no layers for."""
+    if frozen_dtype != "float32":
+        raise InputError("stock PyTorch computes with frozen weights in float32 only; use the accounting lean")
+    if any(layer.in_place_of or layer.ordinal == ADDED_CALL for layer in required.graph.layers):
+        raise InputError(f"method {required.way.method!r} needs this package's layers; use the accounting lean")
 
 
 def _warn_of_conversion(plan: TrainingPlan) -> None:

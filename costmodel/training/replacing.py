@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..accounting.books import Books, dense_key
-from ..accounting.eager import pads_one_side
+from ..accounting.eager import EAGER, pads_one_side
 from ..accounting.requirements import Requirements
 from ..errors import ModelError
 from ..graph.values import ADDED, Layer
@@ -66,8 +66,8 @@ class TrainingPlan:
 
     @cached_property
     def replacements(self) -> dict[Call, Replacement]:
-        """What runs in place of which call."""
-        return _replacements(self.required, self.frozen_dtype)
+        """What runs in place of which call: nothing where stock layers are wanted."""
+        return {} if self.required.accounting == EAGER.name else _replacements(self.required, self.frozen_dtype)
 
     @cached_property
     def regions(self) -> Regions:
@@ -93,6 +93,8 @@ class TrainingPlan:
     def derived_calls(self) -> frozenset[Call]:
         """The calls that compute weights from parameters, which run again in backward."""
         graph = self.required.graph
+        if self.required.accounting == EAGER.name:
+            return frozenset()
         return frozenset(graph.layers[index].call for index in _derivations(self.required)[1])
 
     @cached_property

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..step.regions import RANDOM, Segment
 from ..tracing.calls import argument_names
 from .again import CheapWork, Own, SegmentAgain, unpack
+from .nested import mapped, tensors
 from .pieces import PrefixFromCache, PrefixInPieces, PrefixToCache
 from .replacing import Call, Replacement, Replacing, TrainingPlan
 from .tape import address
@@ -35,8 +35,9 @@ class ScheduledPass(Replacing):
     ):  # fmt: skip
         super().__init__(network, plan, replacements)
         self.regions = plan.regions
-        buffers, own = list(network.buffers()), [*network.parameters(), *network.buffers()]
-        images = [value for value in tree_leaves(inputs) if isinstance(value, torch.Tensor)]
+        buffers = list(network.buffers())
+        own = [*network.parameters(), *buffers]
+        images = tensors(inputs)
         self.own = Own(
             frozenset(map(id, own)), frozenset(map(id, buffers)), frozenset(map(address, own)),
             _autocast(images[0].device.type),
@@ -65,7 +66,8 @@ class ScheduledPass(Replacing):
             if index is None or index < self.regions.prefix:
                 return self.prefix.run(run, args, kwargs)
             self._leave_prefix(args, kwargs)
-        args, kwargs = tree_map(self._whole, (args, kwargs))
+        if self.collected:
+            args, kwargs = mapped(self._whole, args), mapped(self._whole, kwargs)
         if index is not None:
             segment = self.regions.segment_of.get(index)
             self._enter(segment if segment is not None and index < segment.plain_from else None)
@@ -80,8 +82,8 @@ class ScheduledPass(Replacing):
     def _leave_prefix(self, args: tuple, kwargs: dict[str, Any]) -> None:
         prefix, self.prefix = self.prefix, None
         assert prefix is not None  # it is left once
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, torch.Tensor) and value in prefix.results:
+        for value in tensors((args, kwargs)):
+            if value in prefix.results:
                 self.collected[value] = prefix.finish(value)
                 return
 

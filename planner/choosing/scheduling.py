@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 from costmodel import (
@@ -17,6 +18,7 @@ from costmodel import (
     MOST_FLOPS,
     ON_DEMAND,
     PLAIN,
+    CacheCost,
     Footprint,
     Schedule,
     Scheduled,
@@ -25,6 +27,7 @@ from costmodel import (
     nearest_schedule,
 )  # fmt: skip
 from costmodel.errors import InputError, unknown
+from costmodel.step.regions import prefix_end
 from costmodel.units import format_bytes
 
 from .candidate import Candidate
@@ -82,7 +85,7 @@ def scheduled(
         may_fit = _there_anyway(candidate) <= budget and keeps(candidate, others)
         if may_fit and not keeps(candidate, {"memory": budget}):
             if id(candidate) not in found:
-                found[id(candidate)] = by_schedule(candidate, int(budget), how, seconds_of)
+                found[id(candidate)] = by_schedule(candidate, limits, how, seconds_of)
             candidate = found[id(candidate)]
         return candidate if keeps(candidate, limits) else None
 
@@ -98,7 +101,7 @@ def scheduled(
         fitting(smallest)
     if not anything_fits and of_each_method:  # to say how much would do
         smallest = of_each_method[0]
-        found[id(smallest)] = by_schedule(smallest, int(budget), how, seconds_of)
+        found[id(smallest)] = by_schedule(smallest, limits, how, seconds_of)
     return [found.get(id(candidate), candidate) for candidate in priced]
 
 
@@ -134,12 +137,23 @@ def _search(
     return top
 
 
-def by_schedule(candidate: Candidate, ram_bytes: int | None, how: Scheduling, seconds_of: SecondsOf) -> Candidate:
-    """Return a candidate by the cheapest schedule that fits, or the one nearest to that."""
-    found = _nearest(candidate.step, ram_bytes, how)
+def by_schedule(candidate: Candidate, limits: Mapping[str, float], how: Scheduling, seconds_of: SecondsOf) -> Candidate:
+    """Return a candidate by the cheapest schedule that keeps limits of memory and storage, or the nearest to that."""
+    memory = limits.get("memory")
+    if "cache" in how.levers and not _may_cache(candidate.step, limits.get("storage", inf)):
+        how = replace(how, levers=tuple(lever for lever in how.levers if lever != "cache"))
+    found = _nearest(candidate.step, None if memory is None else int(memory), how)
     if found.schedule == candidate.step.schedule:
         return candidate
     return carried_out(candidate, replace(candidate.step, schedule=found.schedule), seconds_of)
+
+
+def _may_cache(step: Step, bytes_per_image: float) -> bool:
+    """Whether a step has frozen layers at its start, whose outputs take at most so much storage."""
+    if not prefix_end(step.requirements):
+        return False
+    cost = CacheCost.of(replace(step, schedule=Schedule(cache="float32")))
+    return cost is not None and cost.bytes_per_image <= bytes_per_image
 
 
 @lru_cache(maxsize=10_000)  # a campaign asks again after each run

@@ -15,7 +15,8 @@ from costmodel.interface.programs import for_programs
 from costmodel.interface.running import run, with_version
 from costmodel.units import counted, parse_bytes
 
-from ..devices.budget import Held, ProcessBudget
+from ..choosing.objectives import OBJECTIVES
+from ..devices.budget import Epochs, Held, ProcessBudget
 from .adapt_cli import add_adaptation
 from .exporting import add_exporting, without_python
 from .measure_cli import add_measuring
@@ -86,7 +87,18 @@ def recommend_command(
     max_epoch_seconds: Annotated[
         float | None, typer.Option(help="Most roofline time; needs --device, --images.", rich_help_panel=LIMITS)
     ] = None,
-    images: Annotated[int | None, typer.Option(help="Images of an epoch.", rich_help_panel=LIMITS)] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Images of an epoch, for its time.", rich_help_panel=LIMITS)
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(help="Epochs, for the time of all; needs --images.", rich_help_panel=LIMITS)
+    ] = 1,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Room for a cache (--schedules cache,...), such as 1GB; needs --images.", rich_help_panel=LIMITS
+        ),
+    ] = None,
     min_recovery: Annotated[
         float | None, typer.Option(help="Least expected recovery, 0 to 1.", rich_help_panel=LIMITS)
     ] = None,
@@ -103,7 +115,7 @@ def recommend_command(
     objective: Annotated[
         str,
         typer.Option(
-            help="What the frontier is made of, of memory, flops, time, flash, recovery, accuracy, typical.",
+            help=f"What the frontier is made of, of {', '.join(OBJECTIVES)}.",
             rich_help_panel=given.OUTPUT,
         ),
     ] = "memory,flops,recovery",
@@ -128,9 +140,11 @@ def recommend_command(
             explained = budget.explain() if budget else target.explain() if target else ""
             raise InputError(f"--ram {ram} is more than the {'device' if target else 'process'} leaves: {explained}")
         ram_bytes = ram_bytes or available
+    trained = _epochs(images, epochs, storage, max_epoch_seconds, target)
     limits = {
-        "flash": None if flash is None else parse_bytes(flash), "flops": max_flops, "recovery": min_recovery,
-        "accuracy": min_accuracy, "time": _seconds_per_image(max_epoch_seconds, images, target),
+        "flash": flash and parse_bytes(flash), "flops": max_flops, "recovery": min_recovery, "accuracy": min_accuracy,
+        "storage": images and storage and parse_bytes(storage) / images,
+        "time": images and max_epoch_seconds and max_epoch_seconds / images,
     }  # fmt: skip
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     if ram_bytes is None and not limits:
@@ -141,7 +155,7 @@ def recommend_command(
         models, ram_bytes, limits=limits, objectives=names(objective), device=target, kernels=kernels,
         step_time=measured, **space,
     )  # fmt: skip
-    held = Held.of(answer.chosen.step, budget, target, measured, allocator)
+    held = Held.of(answer.chosen.step, budget, target, measured, allocator, trained)
     if save is not None:
         assert answer.plan is not None  # `recommend` makes one
         answer.plan.save(save)
@@ -161,13 +175,16 @@ def recommend_command(
         print(f"wrote {save}; use it with planner.Plan.load({save!r}).apply(model)")
 
 
-def _seconds_per_image(epoch_seconds: float | None, images: int | None, target: Device | None) -> float | None:
-    """Return the limit on the time of an image, if there is one on that of an epoch."""
-    if epoch_seconds is None:
-        return None
-    if target is None or images is None or images < 1:
-        raise InputError("--max-epoch-seconds needs --device, and --images of 1 or more")
-    return epoch_seconds / images
+def _epochs(
+    images: int | None, epochs: int, storage: str | None, max_epoch_seconds: float | None, target: Device | None
+) -> Epochs | None:
+    """Return the epochs that are asked about, if any. Errors: InputError for a limit on them without what it needs."""
+    trained = None if images is None else Epochs(images, epochs)
+    if trained is None and (storage or max_epoch_seconds is not None or epochs != 1):
+        raise InputError("--storage, --epochs and --max-epoch-seconds need --images, the number of images of an epoch")
+    if max_epoch_seconds is not None and target is None:
+        raise InputError("--max-epoch-seconds needs --device, whose time it is")
+    return trained
 
 
 def _memory_option(ram: str | None, device: str | None, ram_bytes: int | None) -> str:

@@ -112,6 +112,7 @@ def _panel(answer: Recommendation, held: Held) -> Panel:
         ("FLOPs per step", f"{format_count(chosen.total_flops)} (forward {format_count(chosen.forward_flops)}, "
                            f"backward {format_count(chosen.backward_flops)})"),
         ("time per step", "" if held.seconds.kind == "unknown" else held.seconds.text),
+        *_of_epochs(held),
         ("expected accuracy", "" if percent is None else f"{percent:.1f} % ({guess.accuracy_low_percent:.1f} to "
                               f"{guess.accuracy_high_percent:.1f}), {guess.accuracy_kind}"),
         ("expected recovery", f"{_recovery(chosen)}, {guess.kind} (0: only the last layer trained, 1: everything)"),
@@ -132,6 +133,20 @@ def _process(held: Held) -> str:
     floor = held.process.floor
     whole = format_bytes(held.process.bytes)
     return f"{whole}, of which interpreter and libraries {format_bytes(floor.bytes)} ({floor.kind})"
+
+
+def _of_epochs(held: Held) -> list[tuple[str, str]]:
+    """Return the time of all epochs, and what a cache takes."""
+    rows = []
+    if held.epochs and held.epoch_seconds and held.training_seconds and held.seconds.value is not None:
+        images, count = held.epochs.images, held.epochs.count
+        rows.append((f"epoch of {images:,}", held.epoch_seconds.text))
+        if count > 1:
+            rows.append((f"{count} epochs", held.training_seconds.text))
+    if held.cache:
+        total = "" if held.cache_bytes is None else f", {format_bytes(held.cache_bytes)} for all"
+        rows.append(("cache on storage", f"{format_bytes(held.cache.bytes_per_image)} per image{total}"))
+    return rows
 
 
 def _alternatives(answer: Recommendation) -> list[tuple[str, Candidate]]:

@@ -380,7 +380,7 @@ def test_errors_say_what_to_do():
     with pytest.raises(InputError, match="'back-razor' can only be priced"):
         apply(build("timm:tinynet_e"), "back-razor", resolution=RESOLUTION)
     model = apply(build("timm:tinynet_e"), "bias", resolution=RESOLUTION)
-    with pytest.raises(InputError, match="applied already"):
+    with pytest.raises(InputError, match="already been applied"):
         apply(model, "bias", resolution=RESOLUTION)
     with pytest.raises(InputError, match="not applied"):
         restore(build("timm:tinynet_e"))

@@ -834,15 +834,23 @@ def test_a_campaign_that_is_asked_to_stop_gives_its_run_back(pictures, tmp_path,
     program += ["--data", str(pictures), "--resolution", "16", "--lr", "0.1", "--epochs", "100000"]
     program += ["--storage", str(place), "--trials", "2"]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
-    worker = subprocess.Popen(program, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        with contextlib.suppress(Exception):
-            if counted(place)[1][0].intermediate_values:
-                break
-        time.sleep(0.2)
-    worker.send_signal(getattr(signal, which))
-    _, said = worker.communicate(timeout=60)
+    number = getattr(signal, which)
+    with subprocess.Popen(
+        program, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True,
+        # The tests may run in the background, where a shell lets signals be ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    ) as worker:  # fmt: skip
+        try:
+            until = time.monotonic() + 60
+            while time.monotonic() < until:
+                with contextlib.suppress(Exception):
+                    if counted(place)[1][0].intermediate_values:
+                        break
+                time.sleep(0.2)
+            worker.send_signal(number)
+            _, said = worker.communicate(timeout=60)
+        finally:
+            worker.kill()
     assert worker.returncode == 130
     assert "finished runs are kept in" in said and "Traceback" not in said
     (trial,) = counted(place)[1]

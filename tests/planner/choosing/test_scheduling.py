@@ -133,6 +133,19 @@ def test_a_cache_is_used_only_where_it_is_named():
     assert named.chosen.total_flops < 0.01 * answer.chosen.total_flops
 
 
+def test_a_cache_must_fit_on_the_storage():
+    asked = {"methods": ["last", "blocks"], "schedules": ["cache", "prefix", "inplace", "cheap"], "resolution": 96}
+    free = recommend("torchvision:mobilenet_v2", 20_000_000, **asked).chosen
+    assert free.cache is not None
+    enough, too_little = free.cache.bytes_per_image, free.cache.bytes_per_image - 1
+    assert (
+        recommend("torchvision:mobilenet_v2", 20_000_000, limits={"storage": enough}, **asked).chosen.label
+        == free.label
+    )
+    other = recommend("torchvision:mobilenet_v2", 20_000_000, limits={"storage": too_little}, **asked).chosen
+    assert other.cache is None or other.cache.bytes_per_image <= too_little
+
+
 def test_bad_input_is_refused():
     for more, said in (
         ({"schedules": ["magic"]}, "unknown lever 'magic'"),

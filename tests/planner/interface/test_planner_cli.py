@@ -92,6 +92,20 @@ def test_a_device_leaves_less_than_its_ram_and_says_so(planner, tmp_path):
     assert 0 < Plan.load(path).peak_bytes <= pi.training_ram_bytes < pi.ram.bytes
 
 
+def test_the_time_of_epochs_and_the_room_for_a_cache_are_said(planner):
+    asked = [
+        "recommend", MODEL, "--device", "raspberry-pi-4-1gb", "--ram", "12MB", "--resolution", "96", "--images", "2000",
+        "--epochs", "3", "--schedules", "cache,inplace", "--method", "last,blocks",
+    ]  # fmt: skip
+    found = json.loads(planner(*asked, "--json")[1])
+    step, epoch, training = (found[name] for name in ("step_seconds", "epoch_seconds", "training_seconds"))
+    assert epoch["value"] == 250 * step["value"] and training["value"] == 3 * epoch["value"]  # 2,000 / 8 steps
+    assert step["kind"] == epoch["kind"] == "lower bound" and step["basis"] == "roofline"
+    assert found["plan"]["schedule"]["cache"] == "float32" and found["cache_bytes"] % 2000 == 0
+    text = " ".join(planner(*asked)[1].split())
+    assert "epoch of 2,000" in text and "3 epochs" in text and "per image," in text and "for all" in text
+
+
 def test_limits_are_kept(planner):
     code, text, _ = planner(
         "recommend", MODEL, "--resolution", "96", "--device", "raspberry-pi-4-1gb", "--min-recovery", "0.5",
@@ -110,7 +124,11 @@ def test_limits_are_kept(planner):
         ([], 2, "no limit was given"),
         (["--device", "raspberry-pi-9"], 2, "unknown device 'raspberry-pi-9'"),
         (["--device", "raspberry-pi-zero-2w", "--ram", "1GB"], 2, "is more than the device leaves"),
-        (["--ram", "1GB", "--max-epoch-seconds", "5"], 2, "needs --device, and --images"),
+        (["--ram", "1GB", "--max-epoch-seconds", "5"], 2, "need --images, the number of images of an epoch"),
+        (["--ram", "1GB", "--images", "9", "--max-epoch-seconds", "5"], 2, "--max-epoch-seconds needs --device"),
+        (["--ram", "1GB", "--storage", "1GB"], 2, "need --images"),
+        (["--ram", "1GB", "--images", "0"], 2, "images must be a whole number of 1 or more, not 0"),
+        (["--ram", "1GB", "--images", "9", "--epochs", "0"], 2, "epochs must be a whole number of 1 or more, not 0"),
         (["--ram", "1GB", "--max-flops", "-5"], 2, "must be a positive number, not -5"),
         (["--ram", "1GB", "--objective", "beauty"], 2, "unknown objective 'beauty'"),
         (["--ram", "1GB", "--batch", "8", "--micro-batch", "3"], 2, "no micro-batch of 3 divides a batch of 8"),

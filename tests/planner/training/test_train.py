@@ -299,7 +299,7 @@ def test_plan_and_images_must_go_together(digits, tmp_path):
             planned(), four, tmp_path / "out")  # fmt: skip
     few = draw(tmp_path / "few", 3, 2)
     refused("3 training images are less than the plan's batch of 8", planned(), few, tmp_path / "out")
-    refused("no folder that can be read", planned(), tmp_path / "nowhere", tmp_path / "out")
+    refused("not a readable folder", planned(), tmp_path / "nowhere", tmp_path / "out")
     refused("cannot read the plan", tmp_path / "none.json", digits, tmp_path / "out")
 
 
@@ -326,7 +326,7 @@ def test_a_folder_of_something_else_stays_as_it_is(digits, tmp_path):
     (tmp_path / "file").write_text("")
     refused("cannot write to the folder", planned(), digits, tmp_path / "file")
     with Folder(tmp_path / "held").held():
-        refused("another process is training into", planned(), digits, tmp_path / "held")
+        refused("another process trains into", planned(), digits, tmp_path / "held")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
