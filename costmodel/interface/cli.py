@@ -28,6 +28,7 @@ from ..traces.stored import trace
 from ..units import counted, format_bytes, parse_bytes
 from . import options as given
 from .calibrate import calibrate
+from .layout import wrap
 from .programs import flat, for_programs
 from .running import run, terminal, with_version
 from .tables import WIDTH, method_rows, print_frame, print_reproduction, print_rows, print_verification
@@ -113,10 +114,11 @@ def footprint(
     _print_caveat(accounting)
     for note in graph.notes:
         typer.echo(f"note: {note}", err=True)
-    terminal().print(answer)
-    if process is not None:
-        typer.echo(f"process: {process.text}")
-    typer.echo(f"time of a step: {seconds.text}")
+    out = terminal()
+    out.print(answer)
+    known = {"process": process.text if process else "", "time of a step": seconds.text}
+    for line in (f"{name}: {text}" for name, text in known.items() if text):
+        out.print("\n".join(wrap(line, out.width, then="  ")))
     if per:
         print_frame(answer.to_frame(per.value), f"per {per.value}")
 
