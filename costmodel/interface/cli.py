@@ -210,7 +210,7 @@ def verify(
     optimizer: given.OptimizerName = "sgd",
     frozen_dtype: given.FrozenDtype = "float32",
     accounting: Annotated[
-        str | None, typer.Option(help="The books to check: eager (default) or lean (with --schedule, always).")
+        str | None, typer.Option(help="The accounting to check: eager (default) or lean (with --schedule, always).")
     ] = None,
     schedule: Annotated[str | None, typer.Option(help="best: check the schedule of --recompute best.")] = None,
     cache: given.Cache = None,
@@ -318,7 +318,7 @@ def _print_caveat(accounting: str) -> None:
         typer.echo(f"note: {text}", err=True)
     entry = ACCOUNTINGS.get(accounting)
     if entry and entry.leaves_out:
-        typer.echo(f"note: these are the books of {entry.source}; they leave out {entry.leaves_out}", err=True)
+        typer.echo(f"note: this accounting is that of {entry.source}; it leaves out {entry.leaves_out}", err=True)
 
 
 @plot_app.command("timeline")
