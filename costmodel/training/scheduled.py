@@ -79,7 +79,7 @@ class ScheduledPass(Replacing):
             return self.segment.run(run, args, kwargs, call[1] in RANDOM, index)
 
     def _moves_buffer(self, function: Callable, args: tuple) -> bool:
-        """Whether a call moves a buffer, as norms count batches before they compute: once a step, by no stored image."""
+        """Whether a call moves a buffer, as norms count batches before they compute: once for each step."""
         return operation_name(function)[1] and bool(args) and id(args[0]) in self.own.buffers
 
     def _whole(self, value: Any) -> Any:
