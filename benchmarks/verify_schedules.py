@@ -166,8 +166,8 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
         f"{sum(abs(float(row['difference_percent'])) <= GOAL_PERCENT for row in done)}, most off in {worst['model']}, "
         f"{worst['way']}, {worst['levers']}: {worst['difference_percent']} %. After three steps weights and running "
         f"statistics are those of the plain schedule to the bit in {len(bits)}: in "
-        f"{sum(row in bits for row in whole)} of the {len(whole)} with the whole batch at once or a cache, else, in float64, "
-        f"at most {max(float(row['apart']) for row in done):.0e} of the largest value away.",
+        f"{sum(row in bits for row in whole)} of the {len(whole)} with the whole batch at once or a cache, else, in "
+        f"float64, at most {max(float(row['apart']) for row in done):.0e} of the largest value away.",
         "",
         "The peak above the step's start, measured, in parts of that of the plain schedule (predicted), and times the "
         "FLOPs:",
