@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from costmodel import OPTIMIZERS, POLICIES, InputError, calibration
+from costmodel import OPTIMIZERS, InputError, calibration
 from costmodel.interface.drawing import plot_path
 from costmodel.interface.running import INTERRUPTED, run, with_version
 from costmodel.secrets import shown
@@ -19,7 +19,7 @@ from ..choosing.objectives import OBJECTIVES
 from ..devices.budget import Epochs, Held, ProcessBudget
 from .adapt_cli import add_adaptation
 from .exporting import add_exporting, without_python
-from .space import DeviceName, Json, Models, Storage, Strict, decimals, names, with_space
+from .space import Allocator, DeviceName, Json, Models, Storage, Strict, decimals, names, with_space
 from .train_cli import add_training
 
 if TYPE_CHECKING:
@@ -81,9 +81,7 @@ def recommend_command(
     process_ram: Annotated[
         str | None, typer.Option(help="Memory for the whole training process, interpreter and libraries included.")
     ] = None,
-    allocator: Annotated[
-        str, typer.Option(help=f"How the process deals with freed memory: one of {', '.join(POLICIES)}.")
-    ] = "arena",
+    allocator: Allocator = "arena",
     *,
     space: dict,
     flash: Annotated[str | None, typer.Option(help="Most bytes of weights and buffers, such as 4MB.")] = None,
@@ -310,6 +308,7 @@ def measure_command(
     ] = None,
     storage: Storage = "sqlite:///runs.db",
     strict: Strict = False,
+    allocator: Allocator = "arena",
     as_json: Json = False,
 ) -> None:
     """Fine-tune the candidates that could be the best on your images, until it is known which one is.
@@ -336,7 +335,7 @@ def measure_command(
                 model, data, {"memory": ram_bytes}, weights=weights,
                 recipe=Recipe(epochs, rates[0], batch, resolution, optimizer), rates=rates if len(rates) > 1 else (),
                 trials=trials, hours=hours, seeds=seeds,
-                storage=storage, strict=strict, watch=watch,
+                storage=storage, strict=strict, watch=watch, allocator=allocator,
             )  # fmt: skip
     except KeyboardInterrupt:
         print(

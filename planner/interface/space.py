@@ -11,7 +11,7 @@ from typing import Annotated, Any, overload
 
 import typer
 
-from costmodel import ACCOUNTINGS, LEVERS, MOST_FLOPS, ON_DEMAND, OPTIMIZERS, InputError
+from costmodel import ACCOUNTINGS, LEVERS, MOST_FLOPS, ON_DEMAND, OPTIMIZERS, POLICIES, InputError
 from costmodel.errors import shortened
 
 Models = Annotated[
@@ -21,6 +21,7 @@ Models = Annotated[
 _MOST_VALUES = 10_000  # of an axis
 _SEVERAL = "One, several (1,2,4), or a range (1-64, 8-64:8)."
 DeviceName = Annotated[str | None, typer.Option("--device", help="A device (see planner devices), or a TOML file.")]
+Allocator = Annotated[str, typer.Option(help=f"How the process deals with freed memory: one of {', '.join(POLICIES)}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 Storage = Annotated[str, typer.Option(help="Where runs are kept: a SQLite file, or postgresql://user@host/database.")]
 Strict = Annotated[bool, typer.Option(help="Refuse images that cannot be read, and classes with one image.")]
