@@ -5,7 +5,7 @@
 Every case is drawn from its number and kind alone. A finding is an error that nobody foresaw (a traceback without
 `--debug`), more than one line for an error, an exit code that is not documented, more than SECONDS, a process of more
 than MEGABYTES, `nan` or an infinity in an answer, a password, or a damaged file that is accepted with what cannot be:
-an accuracy of 101 %, weights that are no numbers, a plan that saves more than its peak.
+an accuracy of 101 %, weights that are not numbers, a plan that saves more than its peak.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ They depend on the number of threads: with one PyTorch takes its own kernels for
 images too.
 Not counted: scratchpads for reductions over threads, kilobytes, for a dense weight gradient up to several times the
 weights; convolutions of one or three dimensions. Counted too high: the copies of grouped convolutions that are not
-depthwise, where a group's channels are no multiple of 16.
+depthwise, where a group's channels are not multiples of 16.
 """
 
 from __future__ import annotations

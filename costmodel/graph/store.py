@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 TEMPORARY = ".tmp"
 _MAGIC = b"costmodel trace "
-# Assumption: ten times the largest network of torchvision and timm; a file that unpacks to more is no trace, and of
+# Assumption: ten times the largest network of torchvision and timm; a file that unpacks to more is not a trace, and of
 # brackets alone it takes thirty times the memory.
 _MOST_BYTES = 2**24
 _MOST_ELEMENTS = 2**63
@@ -50,7 +50,7 @@ Fields = dict[str, Any]  # of a LayerGraph, by name
 def write_graph(graph: LayerGraph, path: str | os.PathLike) -> None:
     """Write a graph to a file, whole or not at all, whatever else writes it at the same time.
 
-    Errors: InputError if it cannot be written, or if a layer's argument is no plain value.
+    Errors: InputError if it cannot be written, or if a layer's argument is not a plain value.
     """
     write(Path(path), pack(encode(graph)))
 
@@ -58,7 +58,7 @@ def write_graph(graph: LayerGraph, path: str | os.PathLike) -> None:
 def read_fields(path: str | os.PathLike) -> Fields:
     """Return the fields of the graph in a file.
 
-    Errors: InputError if the file cannot be read, is no trace, is damaged, or has another format.
+    Errors: InputError if the file cannot be read, is not a trace, is damaged, or has another format.
     """
     data = read_file(path, "trace")
     try:
@@ -138,7 +138,7 @@ class _Rows:
 
 
 def encode(graph: LayerGraph) -> str:
-    """Return a graph as JSON on one line. Errors: InputError for a layer's argument that is no plain value."""
+    """Return a graph as JSON on one line. Errors: InputError for a layer's argument that is not a plain value."""
     rows = _Rows()
     given = rows.number(graph.input)
     parameters, buffers = rows.named(graph.parameters), rows.named(graph.buffers)
@@ -184,7 +184,7 @@ def _plain(value: Any) -> Any:
         return {"dict": [[_plain(key), _plain(item)] for key, item in value.items()]}
     if value is Ellipsis:
         return {"ellipsis": []}
-    raise TypeError(f"a {type(value).__name__} is no plain value")
+    raise TypeError(f"a {type(value).__name__} is not a plain value")
 
 
 # --- text -> graph ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ Input = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
-        help="One example's shape, where it is no square image: 3x320x240, 128:int64, or name=3x16x112x112. Repeat for "
+        help="Shape of one example, if not a square image: 3x320x240, 128:int64, or name=3x16x112x112. Repeat for "
         "several inputs.",
         rich_help_panel=NETWORK,
     ),

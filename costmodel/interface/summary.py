@@ -11,7 +11,7 @@ from ..errors import require_count
 from ..graph.layer_graph import LayerGraph
 from ..methods.way import Options
 from ..traces.stored import trace
-from ..units import format_bytes, format_count
+from ..units import counted, format_bytes, format_count
 from .layout import Column, Listing
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Summary:
         step = self.footprint.step
         yield Listing(columns, rows, f"{step.graph.model}, {step.way.description}, {step.label}", bold=frozenset({0}))
         yield (
-            f"kept: bytes saved for backward; forward, backward: FLOPs of a step of {step.batch} images; "
+            f"kept: bytes saved for backward; forward, backward: FLOPs of a step of {counted(step.batch, 'image')}; "
             f"peak of the step: {format_bytes(self.footprint.peak_bytes)}"
         )
 

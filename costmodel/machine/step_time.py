@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import InputError, missing_package
 from ..step.step import Step
-from ..units import format_seconds
+from ..units import counted, format_seconds
 from .work import FEATURES, Vector, work
 
 _NAMES = [" ".join(filter(None, feature)) for feature in FEATURES]
@@ -127,7 +127,8 @@ def fit(samples: Sequence[Sample], allocator: str, threads: int, basis: str) -> 
     relative = np.abs(np.expm1(wrong))
     count = len({sample.network for sample in samples})
     median, worst = float(np.median(relative)), float(relative.max())
-    said = f"{basis}; {len(samples)} steps of {count} networks; on networks left out the median error is {median:.0%}"
+    timed = f"{counted(len(samples), 'step')} of {counted(count, 'network')}"
+    said = f"{basis}; {timed}; on networks left out the median error is {median:.0%}"
     spread = float(np.quantile(np.abs(wrong), SHARE))
     return StepTime(tuple(_solve(samples).tolist()), spread, median, worst, allocator, threads, said)
 

@@ -39,7 +39,8 @@ class Way:
     @property
     def description(self) -> str:
         """The label for who does not know what k is, such as 'mobiletl, the last k = 5 blocks'."""
-        return self.label.replace(f"k = {self.blocks}", f"the last k = {self.blocks} blocks", 1)
+        blocks = "block (k = 1)" if self.blocks == 1 else f"k = {self.blocks} blocks"
+        return self.label.replace(f"k = {self.blocks}", f"the last {blocks}", 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the way as plain values for JSON; `options` and `trained` only where there are any."""

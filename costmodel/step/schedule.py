@@ -39,7 +39,7 @@ class Schedule:
     in backward, by the layers' indices; modes: `MODES`. cache: the prefix runs once for each image, `prefix_batch` (1)
     at a time, and its outputs are stored in this type (`CACHE_DTYPES`); steps start from them.
 
-    Errors: InputError for a number that is no whole number of 1 or more, and for a mode or type that does not exist.
+    Errors: InputError for a number that is not a whole number of 1 or more, and for a mode or type that does not exist.
     """
 
     micro_batch: int | None = None

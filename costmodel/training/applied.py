@@ -116,29 +116,29 @@ def apply(
     loop's, its updates in place those of `costmodel.training.optimizers.update_in_place`. accounting: lean, with this
     package's layers where stock ones keep more than backward needs; or eager, with PyTorch's own layers throughout.
 
-    Errors: InputError for a method or depth that does not exist, a model that is applied already, or a schedule of
-    another network; ModelError, naming the call, where the network makes one that cannot be replaced.
+    Errors: InputError for a method or depth that does not exist, a model that has already been applied, or a schedule
+    of another network; ModelError, naming the call, where the network makes one that cannot be replaced.
     """
     if isinstance(model, Applied):
-        raise InputError("the model is applied already; undo that with costmodel.restore(model) first")
+        raise InputError("the model has already been applied; undo that with costmodel.restore(model) first")
     if frozen_dtype not in TORCH_DTYPES:
-        hint = "is priced only: no torch layer computes with it" if frozen_dtype in FROZEN else "is unknown"
+        hint = "can only be priced: no torch layer computes with it" if frozen_dtype in FROZEN else "is unknown"
         raise InputError(f"frozen_dtype {frozen_dtype!r} {hint}; allowed: {', '.join(TORCH_DTYPES)}")
     if accounting not in (LEAN.name, EAGER.name):
         raise InputError(f"no network trains by the accounting {accounting!r}; allowed: {LEAN.name}, {EAGER.name}")
     graph = trace(model, resolution, input=input)
     way = method if isinstance(method, Way) else way_of(graph, method, blocks, options, trained)
     if way.trained is None and not METHODS.find(way.method).has_layers:
-        raise InputError(f"method {way.method!r} can be priced only: no torch layers of this package train so")
+        raise InputError(f"method {way.method!r} can only be priced: this package has no torch layers for it")
     required = requirements(graph, way, accounting)
     if accounting == EAGER.name:
         refuse_stock(required, frozen_dtype)
     if required.assignment.trained_elements:
-        raise InputError(f"{way.label} trains parts of weights, which can be priced only: no torch layer does so")
+        raise InputError(f"{way.label} trains parts of weights, which can only be priced: no torch layer does that")
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     plan = TrainingPlan(required, frozen_dtype, before, schedule=schedule)
     if schedule.is_cut and plan.added_modules:
-        raise InputError(f"{way.method} adds modules to the network, which no schedule cuts; leave the schedule out")
+        raise InputError(f"{way.method} adds modules, which a schedule cannot divide; leave the schedule out")
     _ = plan.replacements, plan.regions  # what cannot be done is refused before anything is changed
     _warn_of_conversion(plan)
     _add_modules(model, plan)
@@ -162,7 +162,7 @@ def restore(model: nn.Module, merge: bool = False) -> nn.Module:
     Errors: InputError if the model is not applied, or has nothing to merge.
     """
     if not isinstance(model, Applied):
-        raise InputError("the model is not applied; there is nothing to restore")
+        raise InputError("the model has not been applied, so there is nothing to restore")
     plan = model.training_plan
     if merge and not (plan.added_modules and all(added.merges_into for added in plan.added_modules)):
         raise InputError(f"what {plan.required.way.label} trains cannot be merged; leave out merge=True")

@@ -62,7 +62,7 @@ def update_in_place(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
             continue
         if id(parameter) not in groups:
             raise InputError(
-                f"the optimizer lacks the trained parameter {name}; make it of all that asks for gradients"
+                f"the optimizer lacks the trained parameter {name}; make it from all parameters with requires_grad"
             )
         alone[id(parameter)] = type(optimizer)([parameter], **optimizer.defaults)
         handles.append(parameter.register_post_accumulate_grad_hook(hook))

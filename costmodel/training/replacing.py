@@ -223,7 +223,7 @@ def _replacement(
     if instead is not None and not instead.exact:
         if instead.threshold is None:
             raise ModelError(
-                f"no torch layer keeps {instead.kind!r} of {layer.location}; the method can be priced only"
+                f"no torch layer keeps {instead.kind!r} of {layer.location}; the method can only be priced"
             )
         return _masked(layer, instead.threshold)
     if name in _ONE_BIT or name == "max_pool2d":

@@ -52,7 +52,7 @@ class Run:
     history: (epoch, accuracy in percent) of each evaluation; epochs count from 1. epochs, steps: those that were run.
     stopped: whether `report` ended it early. correct: of each test image, whether the last evaluation had it right.
     seconds: training and testing, without the memory check. memory: None if it was not checked. diverged: whether
-    weights are no finite numbers any more.
+    weights are not finite numbers any more.
     """
 
     history: tuple[tuple[int, float], ...]

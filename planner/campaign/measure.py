@@ -53,7 +53,7 @@ _RECORDED = ("finetune-planner", "torch", "torchvision", "timm", "optuna")
 @dataclass(frozen=True)
 class Finished:
     """A finished run. stopped: it was hopeless and ended early, its accuracy that of its last epoch. diverged: its
-    weights are no finite numbers any more.
+    weights are not finite numbers any more.
 
     Bytes are those of a whole step; the predicted saved bytes must be the measured ones, and the peaks differ by at
     most 1 % of what a step adds: `memory_agrees`.
@@ -345,11 +345,11 @@ class _Worker:
             self.succeeded = True
             self.watch.ends(trial, run.accuracy_percent, run.stopped)
             if run.diverged:
-                self.watch.notes(f"{trial.label} diverged: its weights are no finite numbers any more")
+                self.watch.notes(f"{trial.label} diverged: its weights are not finite numbers any more")
             if not memory.agrees:
                 self.watch.notes(f"{candidate.label}: its memory is not as predicted")
         else:
-            self.watch.notes(f"trial {claim.number} was given up by another worker; its result does not count")
+            self.watch.notes(f"trial {claim.number} was abandoned by another worker; its result does not count")
 
 
 def _why(priced: Sequence[Candidate], rows: Sequence[Row], campaign: _Campaign) -> str:

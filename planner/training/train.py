@@ -57,8 +57,8 @@ def train(
     `costmodel.POLICIES`; it changes what the process takes, and no result. A training that was begun in `out` goes on;
     it ends equal to one that was never stopped, on the same machine with the same number of threads.
 
-    Errors: InputError for what cannot be used, or does not go together; ModelError if the loss is no finite number any
-    more; Stopped if the watch asks for it.
+    Errors: InputError for what cannot be used, or does not go together; ModelError if the loss is not a finite number
+    any more; Stopped if the watch asks for it.
     """
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     course, watch = (course or Course()).of(plan), watch or Watch()
@@ -111,7 +111,7 @@ def _check_classes(plan: Plan, images: reading.Folder) -> None:
         names = [one_line(name) for name in images.classes]
         shown = ", ".join(names if found <= _SHOWN else [*names[: _SHOWN - 1], "..."])
         raise InputError(
-            f"the plan is for {plan.classes} classes, but {images.root} has {found} ({shown}); plan anew with planner "
+            f"the plan is for {plan.classes} classes, but {images.root} has {found} ({shown}); plan again with planner "
             f"recommend {plan.model} --classes {found} --resolution {plan.resolution} --save, or give the plan's images"
         )
 

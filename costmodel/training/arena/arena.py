@@ -169,7 +169,7 @@ class Arena:
             yield
             return
         if not self._entered.acquire(blocking=False):
-            raise InputError("a step of this arena runs already; end it before the next, on one thread at a time")
+            raise InputError("a step of this arena is already running; end it before the next, on one thread at a time")
         known = self._kinds.setdefault(kind, _Kind())
         records = known.number is None and known.steps >= _WARM
         if records and not self._marks:

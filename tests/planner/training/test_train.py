@@ -306,11 +306,11 @@ def refused(said: str, plan, data, out, kind=InputError, **options) -> None:
 
 def test_plan_and_images_must_go_together(digits, tmp_path):
     four = draw(tmp_path / "four", 4, 3)
-    refused(r"is for 3 classes, but .*four has 4 \(0, 1, 2, 3\); plan anew with planner recommend .*--classes 4",
+    refused(r"is for 3 classes, but .*four has 4 \(0, 1, 2, 3\); plan again with planner recommend .*--classes 4",
             planned(), four, tmp_path / "out")  # fmt: skip
     few = draw(tmp_path / "few", 3, 2)
     refused("3 training images are less than the plan's batch of 8", planned(), few, tmp_path / "out")
-    refused("no folder that can be read", planned(), tmp_path / "nowhere", tmp_path / "out")
+    refused("not a readable folder", planned(), tmp_path / "nowhere", tmp_path / "out")
     refused("cannot read the plan", tmp_path / "none.json", digits, tmp_path / "out")
 
 
