@@ -65,14 +65,14 @@ if TYPE_CHECKING:
     from .traces.stored import trace
     from .tracing.models import build, replace_head, supernetwork
     from .training.applied import apply, restore
-    from .training.arena.arena import Arena
+    from .training.arena.arena import Arena, arena_of, in_arena
     from .training.cache import cached_prefix
     from .training.optimizers import make_optimizer, update_in_place
     from .zoo.once_for_all import SuperNetwork
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
-    "Arena": "training.arena.arena",
+    **dict.fromkeys(("Arena", "arena_of", "in_arena"), "training.arena.arena"),
     "Export": "export.exporting",
     "Summary": "interface.summary",
     "SuperNetwork": "zoo.once_for_all",
@@ -155,6 +155,7 @@ __all__ = [
     "Way",
     "anchor",
     "apply",
+    "arena_of",
     "best_schedule",
     "block_count",
     "body_digest",
@@ -166,6 +167,7 @@ __all__ = [
     "export_step",
     "footprint",
     "import_state",
+    "in_arena",
     "kernels_of",
     "make_optimizer",
     "nearest_schedule",

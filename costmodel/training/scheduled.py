@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..step.regions import RANDOM, Segment
-from ..tracing.calls import argument_names
+from ..tracing.calls import argument_names, operation_name
 from .again import CheapWork, Own, SegmentAgain, unpack
 from .nested import mapped, tensors
 from .pieces import PrefixFromCache, PrefixInPieces, PrefixToCache
@@ -63,6 +63,8 @@ class ScheduledPass(Replacing):
         index = self.plan.places.get(call)
         run = _runner(function, self.replacements.get(call))
         if self.prefix is not None:
+            if index is None and self._moves_buffer(function, args):
+                return args[0] if isinstance(self.prefix, PrefixToCache) else run(*args, **kwargs)
             if index is None or index < self.regions.prefix:
                 return self.prefix.run(run, args, kwargs)
             self._leave_prefix(args, kwargs)
@@ -75,6 +77,10 @@ class ScheduledPass(Replacing):
             return run(*args, **kwargs)
         with torch.autograd.graph.saved_tensors_hooks(self.segment.pack, unpack):
             return self.segment.run(run, args, kwargs, call[1] in RANDOM, index)
+
+    def _moves_buffer(self, function: Callable, args: tuple) -> bool:
+        """Whether a call moves a buffer, as norms count batches before they compute: once for each step."""
+        return operation_name(function)[1] and bool(args) and id(args[0]) in self.own.buffers
 
     def _whole(self, value: Any) -> Any:
         return self.collected.get(value, value) if isinstance(value, torch.Tensor) else value

@@ -79,6 +79,7 @@ def measure_command(
     ] = None,
     storage: Storage = "sqlite:///runs.db",
     strict: Strict = False,
+    allocator: given.AllocatorName = "arena",
     as_json: given.Json = False,
     as_csv: given.Csv = False,
 ) -> None:
@@ -106,7 +107,7 @@ def measure_command(
                 model, data, {"memory": ram_bytes}, weights=weights,
                 recipe=Recipe(epochs, rates[0], batch, resolution, optimizer), rates=rates if len(rates) > 1 else (),
                 trials=trials, hours=hours, seeds=seeds,
-                storage=storage, strict=strict, watch=watch,
+                storage=storage, strict=strict, watch=watch, allocator=allocator,
             )  # fmt: skip
     except KeyboardInterrupt:
         print(

@@ -32,6 +32,7 @@ def train_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the new head, the order of images, augmentation and dropout.")] = 0,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better accuracy; 0: never.")] = 10,
+    allocator: given.AllocatorName = "arena",
     as_json: given.Json = False,
 ) -> None:
     """Train exactly what was planned on your images, and keep the network of the best epoch.
@@ -45,7 +46,7 @@ def train_command(
     course = Course(epochs, lr, None if augment is None else read_augment(augment), seed, patience)
     try:
         with TrainingBars() as watch:
-            trained = train(plan, data, out, weights=weights, course=course, watch=watch)
+            trained = train(plan, data, out, weights=weights, course=course, watch=watch, allocator=allocator)
     except KeyboardInterrupt as error:
         where = f"stopped in {error}" if isinstance(error, Stopped) else "stopped"
         print(f"{where}; the same command goes on", file=sys.stderr)

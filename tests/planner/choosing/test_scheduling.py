@@ -5,78 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from costmodel import PLAIN, InfeasibleError, InputError, Schedule, Step, footprint, schedule_frontier
+from costmodel import PLAIN, InfeasibleError, InputError, Schedule, Step, footprint
 from planner import device, recommend
 from planner.choosing.axes import axes
 from planner.choosing.candidates import price_all, trace_all
-from planner.choosing.choice import pick
-from planner.choosing.scale import TOLERANCE
-from planner.choosing.scheduling import Scheduling, carried_out, levers, scheduled
+from planner.choosing.scheduling import levers
 
 NETWORKS = ("torchvision:mobilenet_v3_small", "zoo:mobilenet_v2_w035")
-SPACE = axes(methods=["last", "bias", "norm", "full", "blocks", "mobiletl"], blocks=[1, 3, 8], batch=[4, 8])
 MOST = 1.33
-FEW_LEVERS = ("prefix", "inplace", "recompute")  # with all of them a way has thousands of schedules
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return price_all(trace_all(NETWORKS, resolution=64), SPACE)
-
-
-@pytest.fixture(scope="module")
-def everything(plain):
-    """Every candidate by every schedule of its frontier."""
-    found = []
-    for candidate in plain:
-        most = MOST * candidate.total_flops
-        for each in schedule_frontier(candidate.step, allow=FEW_LEVERS):
-            if each.total_flops <= most:
-                found.append(carried_out(candidate, replace(candidate.step, schedule=each.schedule)))
-    return found
-
-
-def worth(candidate):
-    """The accuracy on a typical data set, which the two networks are compared by."""
-    return candidate.recovery.typical_percent
-
-
-def by_definition(everything, limits):
-    """The accuracy and FLOPs per image of the pick among all ways by all schedules, by its definition."""
-    fits = [
-        c for c in everything
-        if c.peak_bytes <= limits["memory"] and c.total_flops / c.batch <= limits.get("flops", np.inf)
-        and worth(c) is not None
-    ]  # fmt: skip
-    fits = [c for c in fits if c.batch >= 8] or fits  # smaller batches only where nothing else fits
-    if not fits:
-        return None
-    most = max(map(worth, fits))
-    return min(c.total_flops / c.batch for c in fits if most - worth(c) <= TOLERANCE)
-
-
-def test_the_pick_is_that_of_all_ways_and_schedules(plain, everything):
-    assert len(everything) > 3 * len(plain)
-    random, feasible, cut = np.random.default_rng(0), 0, 0
-    peaks = sorted(candidate.peak_bytes for candidate in everything)
-    flops = sorted(candidate.total_flops / candidate.batch for candidate in everything)
-    for _ in range(100):
-        limits = {"memory": int(random.uniform(0.95 * peaks[0], 1.02 * peaks[int(0.9 * len(peaks))]))}
-        if random.random() < 0.3:
-            limits["flops"] = float(random.uniform(flops[0], flops[-1]))
-        expected = by_definition(everything, limits)
-        found = scheduled(plain, limits, Scheduling(FEW_LEVERS, MOST))
-        if expected is None:
-            continue
-        feasible += 1
-        chosen = pick(found, limits).chosen
-        cut += chosen.step.schedule != PLAIN
-        assert chosen.total_flops / chosen.batch == expected, (limits, chosen.label)
-        assert chosen.peak_bytes <= limits["memory"]
-    assert feasible > 60 and cut > 25
 
 
 def test_what_is_picked_costs_what_its_step_costs():

@@ -198,6 +198,17 @@ def test_every_lever_trains_the_same_network_in_the_memory_that_was_planned(leve
     assert found.memory.measured_bytes <= plain[1].memory.measured_bytes
 
 
+def test_the_allocator_changes_no_result(digits, plain, tmp_path):
+    course = Course(epochs=2, learning_rate=0.01, augment=())
+    train(planned(), digits, tmp_path / "out", course=course, allocator="default")
+    assert same(weights(tmp_path / "out"), plain[0])
+
+
+def test_an_unknown_allocator_is_refused(digits, tmp_path):
+    with pytest.raises(InputError, match="unknown allocator 'aerna'; did you mean 'arena'"):
+        train(planned(), digits, tmp_path / "out", course=SHORT, allocator="aerna")
+
+
 def test_micro_batches_give_the_same_network_but_for_rounding(digits, tmp_path):
     course = Course(epochs=2, learning_rate=0.01, augment=())
     found = {}
