@@ -70,7 +70,7 @@ class Freeze:
             storage = self.storage(value.store, batched)
             value.result = Tensor(
                 self.count, value.shape, self.per_image(elements, batched, name), _dtype(value.dtype), value.kind,
-                batched, storage, value.version, value.name or name,
+                batched, storage, value.version, value.name or name, value.strides,
             )  # fmt: skip
             self.count += 1
         return value.result

@@ -26,7 +26,9 @@ class Store:
 
 @dataclass(eq=False)
 class Value:
-    """What a tensor holds, until it is overwritten. kind: as of `graph.values.Tensor`. watch: tells of its death."""
+    """What a tensor holds, until it is overwritten. kind, strides: as of `graph.values.Tensor`. watch: tells of its
+    death.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -34,6 +36,7 @@ class Value:
     store: Store
     version: int
     name: str
+    strides: tuple[int, ...]
     is_view: bool = False
     watch: Any = None
     result: Tensor | None = None

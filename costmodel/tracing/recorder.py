@@ -25,7 +25,7 @@ from .calls import CONVOLUTION_ARGUMENTS, CallTracker, arguments_by_name, operat
 from .learning import ON_META, Learner, TracedCall, Unlearnable, attention
 from .quick import QuickCalls
 from .recorded import Call, Store, Value, grows, kinds, plain_value
-from .strides import has_rows, matmul_copies
+from .strides import LAID_OUT, has_rows, matmul_copies
 
 # What depends on its argument's shape alone.
 _FACTORIES = {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like",
@@ -58,7 +58,8 @@ class Recorder(CallTracker):
             # Holding the storage keeps its address from being reused; on meta it takes no memory.
             store = self.stores[memory._cdata] = Store(len(self.stores), memory, tensor.dtype)
         store.live += 1
-        value = Value(tuple(tensor.shape), tensor.dtype, kind, store, store.writes, name)
+        strides = () if tensor.is_contiguous() else tensor.stride()
+        value = Value(tuple(tensor.shape), tensor.dtype, kind, store, store.writes, name, strides)
 
         def died(_: Any, key: int = id(tensor), value: Value = value) -> None:
             if self.known.get(key) is value:
@@ -111,6 +112,8 @@ class Recorder(CallTracker):
         except Exception:
             self.asked_channels = _asked_channels(op, args, kwargs)
             raise
+        if op in LAID_OUT:
+            return LAID_OUT[op](result, *tensors_in([args, kwargs])), {}
         if op != "scaled_dot_product_attention":
             return result, {}
         result, kernel = attention(result, TracedCall(function, args, kwargs, self.batch))
@@ -156,8 +159,8 @@ class Recorder(CallTracker):
         """Whether a result depends on the input's numbers, or on the batch's size (a learned query, expanded)."""
         if kinds(call.inputs) & {"input", "activation"}:
             return True
-        grows = any(grows(tensor.shape, self.batch) for tensor in outputs)
-        return grows and not any(grows(value.shape, self.batch) for value in call.inputs.values() if value.name)
+        is_larger = any(grows(tensor.shape, self.batch) for tensor in outputs)
+        return is_larger and not any(grows(value.shape, self.batch) for value in call.inputs.values() if value.name)
 
     def refuse_unseen(self, tensor: torch.Tensor) -> None:
         """Refuse a tensor that grows with the batch and that no recorded call made: its cost would be left out.
