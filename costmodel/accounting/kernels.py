@@ -1,21 +1,18 @@
 """Working memory of kernels: what a layer's computation needs beside its arguments and results.
 
-`none`: nothing, the least; a device's own kernels decide. `onednn`: PyTorch's convolutions on an x86 processor with
-AVX-512. They copy their arguments to a layout in which channels come in blocks of 16, compute a result in that layout
-and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py; PyTorch 2.15, oneDNN).
-Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight gradient of a depthwise
-convolution with a kernel of 5 or more copies nothing, but unfolds. Where only the bias trains, the weight's gradient is
-computed all the same, and dropped. Small convolutions PyTorch computes with kernels of its own, as matrix products
-(`_unfolds`). A batch norm's backward allocates the input's gradient twice, a product's the gradient of a factor that is
-broadcast (a squeeze-excite gate) at the size of the product, and some others more (`_PER_ELEMENT`).
+`none`: nothing, the least; a device's own kernels decide. `onednn`: PyTorch's kernels on an x86 processor with AVX-512:
+what oneDNN's convolutions copy (`onednn`), and PyTorch's own, which unfold pixels (`convolutions`). Where only the bias
+trains, the weight's gradient is computed all the same, and dropped. What lies in another order of memory than a kernel
+wants is copied first (`orders`). A batch norm's backward allocates the input's gradient twice, a product's the gradient
+of a factor that is broadcast (a squeeze-excite gate) at the size of the product, and some others more
+(`_PER_ELEMENT`). Measured with the profiler's memory events (benchmarks/verify_peak.py; PyTorch 2.15).
 `layers`: the same under this package's own layers, which compute the input gradient of a frozen pointwise convolution
 as a matrix product, the gradient of a bias alone as a sum, and the input gradient of a batch norm whose scale and
 statistics are frozen in one go. An activation that packs a mask does so a piece at a time (`mask_piece`).
 They depend on the number of threads: with one PyTorch takes its own kernels for pointwise convolutions of fewer than 16
 images too.
 Not counted: scratchpads for reductions over threads, kilobytes, for a dense weight gradient up to several times the
-weights; convolutions of one or three dimensions. Counted too high: the copies of grouped convolutions that are not
-depthwise, where a group's channels are no multiple of 16.
+weights.
 """
 
 from __future__ import annotations
@@ -27,7 +24,8 @@ from ..graph.blocks import CONVOLUTIONS
 from ..graph.memory_order import Sizes, lies_as, suggested
 from ..graph.values import Layer
 from ..table import Table
-from .convolutions import Convolution, copying, given, is_matrix_product, unfolding, unfolds, uses_channels_last
+from .convolutions import given, is_matrix_product, unfolding, unfolds, uses_channels_last
+from .onednn import OneDnn, copying
 from .orders import order_copies
 
 _CONVOLUTIONS = CONVOLUTIONS | {"conv1d", "conv3d"}
@@ -128,7 +126,7 @@ def _convolving(call: Call) -> Working:
     layer, wanted = call.layer, call.wanted
     if unfolds(layer, layer.input, call.batch, call.threads):
         return unfolding(layer, wanted, call.batch, call.float_bytes)
-    convolution = Convolution(layer, call.batch, call.float_bytes, call.threads)
+    convolution = OneDnn(layer, call.batch, call.float_bytes, call.threads)
     if uses_channels_last(layer):
         return convolution.forward_channels_last(), convolution.backward_channels_last(wanted)
     return copying(convolution, wanted)
@@ -161,7 +159,7 @@ def _input_gradient(call: Call) -> int:
         return 0
     if unfolds(layer, layer.output, batch, call.threads):
         return unfolding(layer, ("input", "weight"), batch, float_bytes)[1]
-    return copying(Convolution(layer, batch, float_bytes, call.threads), call.wanted)[1]
+    return copying(OneDnn(layer, batch, float_bytes, call.threads), call.wanted)[1]
 
 
 def _standardizing(

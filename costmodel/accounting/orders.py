@@ -8,12 +8,14 @@ stand. Source: the kernels in aten/src/ATen/native of PyTorch 2.15, FunctionsMan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 from ..graph.layer_graph import LayerGraph
 from ..graph.memory_order import Sizes, channels_last, inverse, lies_as, permuted, strides_of, suggested, viewed
 from ..graph.values import Layer, Tensor
 from .convolutions import uses_channels_last
+from .gradients import Wanted
 
 Order = Callable[[Layer, Tensor, Sizes], Sizes]  # layer, argument, the result's gradient's strides -> the argument's
 
@@ -40,20 +42,24 @@ def _reshaped(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
 
 def _numbers(layer: Layer) -> list[int]:
     """Return the numbers among a call's arguments, in order."""
-    found: list[int] = []
+    found: list[Any] = []
     for value in layer.attributes.values():
-        found += [value] if type(value) is int else value if isinstance(value, tuple | list) else []
+        if type(value) is int:
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found.extend(value)
     return found
 
 
 def _permuted(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
     if not given:
         given = strides_of(layer.output.shape)
-    order, count = list(range(len(x.shape))), len(x.shape)
+    count = len(x.shape)
+    order: list[int] = list(range(count))
     if layer.op == "permute":
         order = [number % count for number in _numbers(layer)]
     else:
-        first, second = (-2, -1) if layer.op in ("T", "mT") else _numbers(layer)
+        first, second = (-2, -1) if layer.op in ("T", "mT") else _numbers(layer)[:2]
         order[first], order[second] = order[second], order[first]
     return permuted(given, inverse(order))
 
@@ -70,7 +76,7 @@ ORDERS: dict[str, Order] = {
 }
 
 
-def gradient_orders(graph: LayerGraph, wanted: Mapping[int, tuple[str, ...]]) -> dict[int, Sizes]:
+def gradient_orders(graph: LayerGraph, wanted: Wanted) -> dict[int, Sizes]:
     """Return the strides of the gradient of each tensor that has one, by the tensor's id.
 
     wanted: by layer index, the arguments whose gradient is computed.

@@ -238,7 +238,8 @@ def _read_storage(row: Any, layers: int) -> Storage:
 
 def _read_tensor(row: Any, storages: list[Storage]) -> Tensor:
     _require(type(row) is list and len(row) <= len(_TENSOR) + 1, "its rows have the right fields")
-    row, (strides,) = row[: len(_TENSOR)], row[len(_TENSOR) :] or [[]]
+    more: list[Any] = row[len(_TENSOR) :]
+    row, strides = row[: len(_TENSOR)], more[0] if more else []
     _is_row(row, _TENSOR)
     id_, number, shape, dtype, kind, batched, version, name = row
     storage = _at(storages, number)
