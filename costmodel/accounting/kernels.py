@@ -1,39 +1,34 @@
 """Working memory of kernels: what a layer's computation needs beside its arguments and results.
 
-`none`: nothing, the least; a device's own kernels decide. `onednn`: PyTorch's convolutions on an x86 processor with
-AVX-512. They copy their arguments to a layout in which channels come in blocks of 16, compute a result in that layout
-and copy it back. Source: measured with the profiler's memory events (benchmarks/verify_peak.py; PyTorch 2.15, oneDNN).
-Known exceptions, which are followed: an image of up to 3 channels is not copied; the weight gradient of a depthwise
-convolution with a kernel of 5 or more copies nothing, but unfolds. Where only the bias trains, the weight's gradient is
-computed all the same, and dropped. Small convolutions PyTorch computes with kernels of its own, as matrix products
-(`_unfolds`). A batch norm's backward allocates the input's gradient twice, a product's the gradient of a factor that is
-broadcast (a squeeze-excite gate) at the size of the product, and some others more (`_PER_ELEMENT`).
+`none`: nothing, the least; a device's own kernels decide. `onednn`: PyTorch's kernels on an x86 processor with AVX-512:
+what oneDNN's convolutions copy (`onednn`), and PyTorch's own, which unfold pixels (`convolutions`). Where only the bias
+trains, the weight's gradient is computed all the same, and dropped. What lies in another order of memory than a kernel
+wants is copied first (`orders`). A batch norm's backward allocates the input's gradient twice, a product's the gradient
+of a factor that is broadcast (a squeeze-excite gate) at the size of the product, and some others more
+(`_PER_ELEMENT`). Measured with the profiler's memory events (benchmarks/verify_peak.py; PyTorch 2.15).
 `layers`: the same under this package's own layers, which compute the input gradient of a frozen pointwise convolution
 as a matrix product, the gradient of a bias alone as a sum, and the input gradient of a batch norm whose scale and
 statistics are frozen in one go. An activation that packs a mask does so a piece at a time (`mask_piece`).
 They depend on the number of threads: with one PyTorch takes its own kernels for pointwise convolutions of fewer than 16
 images too.
 Not counted: scratchpads for reductions over threads, kilobytes, for a dense weight gradient up to several times the
-weights; convolutions of one or three dimensions. Counted too high: the copies of grouped convolutions that are not
-depthwise, where a group's channels are not multiples of 16.
+weights.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from ..graph.blocks import CONVOLUTIONS, is_depthwise
-from ..graph.values import Layer, Tensor
+from ..graph.blocks import CONVOLUTIONS
+from ..graph.memory_order import Sizes, lies_as, suggested
+from ..graph.values import Layer
 from ..table import Table
+from .convolutions import given, is_matrix_product, unfolding, unfolds, uses_channels_last
+from .onednn import OneDnn, copying
+from .orders import order_copies
 
-_CHANNEL_BLOCK = 16
-_UNCOPIED_IMAGE_CHANNELS = 3
-_MANY_IMAGES, _SMALL_IMAGE = 16, 20480  # Source: as `_unfolds`
-_FEW_PIXELS = 256  # of a thread. Source: init_conf in src/cpu/gemm_convolution_utils.cpp of oneDNN (outer_threading)
+_CONVOLUTIONS = CONVOLUTIONS | {"conv1d", "conv3d"}
 
 # Elements whose mask is packed at a time, and the most pieces that a tensor is cut into on a CPU: every piece waits for
 # all threads a few times, which takes long where other programs want the cores. Assumption: a piece of floats (1 MiB)
@@ -52,6 +47,7 @@ class Call:
 
     wanted: the roles whose gradient is wanted. float_bytes: of one number. packs_mask: whether it keeps one bit per
     element of its own. threads: that compute it. frozen_statistics: whether a batch norm uses its running statistics.
+    gradient: the strides of the gradient that its backward is given.
     """
 
     layer: Layer
@@ -61,6 +57,7 @@ class Call:
     packs_mask: bool
     threads: int
     frozen_statistics: bool = False
+    gradient: Sizes = ()
 
 
 Working = tuple[int, int]  # bytes in forward, bytes in backward
@@ -70,110 +67,42 @@ def _none(call: Call) -> Working:
     return 0, 0
 
 
-def _padded(channels: int) -> int:
-    return -(-channels // _CHANNEL_BLOCK) * _CHANNEL_BLOCK
-
-
 def _convolves_images(layer: Layer) -> bool:
     """Whether it is a convolution of a batch of images, all with the same weight."""
-    return layer.op in CONVOLUTIONS and layer.input.batched and not layer.inputs["weight"].batched
+    return layer.op in _CONVOLUTIONS and layer.input.batched and not layer.inputs["weight"].batched
 
 
-def _unfolds(layer: Layer, given: Tensor, batch: int, threads: int) -> bool:
-    """Whether PyTorch multiplies matrices of unfolded pixels, and does not ask oneDNN.
-
-    given: the input, or the output, which a transposed convolution (the input's gradient) starts from. Source:
-    ConvParams::use_mkldnn in aten/src/ATen/native/Convolution.cpp of PyTorch 2.15.
-    """
-    shape, kernel = given.shape[1:], layer.inputs["weight"].shape[2:]
-    if threads == 1 and batch < _MANY_IMAGES and _are(1, layer, "stride", "dilation") and kernel[-2:] == (1, 1):
-        return True
-    is_small = batch == 1 and math.prod(shape[:3]) <= _SMALL_IMAGE
-    return is_small and min(kernel[-2:]) <= 3 and _given(layer, "groups") == 1
+def _input_again(call: Call) -> int:
+    return call.layer.input.bytes(call.batch, call.float_bytes) if "input" in call.wanted else 0
 
 
-def _given(layer: Layer, name: str):
-    """Return an argument of a convolution, or its default: a trace holds those that were passed."""
-    return layer.attributes.get(name, {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}[name])
+def _normalized_again(call: Call) -> int:
+    """Return the bytes of batch norm's second gradient of its input: where that and the gradient given lie alike."""
+    x = call.layer.input
+    order = suggested(x.shape, x.strides)
+    alike = lies_as(x.shape, x.strides, order) and lies_as(x.shape, call.gradient, order)
+    return _input_again(call) if alike else 0
 
 
-def _are(value: int, layer: Layer, *names: str) -> bool:
-    """Whether attributes, each a number or one for every direction, have the value throughout."""
-    return all(np.all(np.equal(_given(layer, name), value)) for name in names)
+def _sums_per_channel(call: Call) -> int:
+    wanted = {"input", "weight"} & {*call.wanted}
+    return 2 * call.batch * call.float_bytes * call.layer.input.shape[1] if wanted else 0
 
 
-def _unfolding(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> tuple[int, int]:
-    """Return the bytes of the unfolded pixels, or of what groups, computed one by one, are put together from."""
-    x, y, weight = layer.inputs["input"], layer.output, layer.inputs["weight"]
-    groups = _given(layer, "groups")
-    if groups > 1:
-        sizes = {"input": x.bytes(batch, float_bytes), "weight": 4 * weight.elements}
-        parts = sum(size for role, size in sizes.items() if role in wanted)
-        return y.bytes(batch, float_bytes), max(parts, (sizes["input"] + y.bytes(batch, float_bytes)) // groups)
-    pixels = 0 if _is_matrix_product(layer) else math.prod(weight.shape[1:]) * math.prod(y.shape[2:])
-    again = "weight" in wanted or "bias" in wanted or not _are(1, layer, "dilation")
-    return batch * float_bytes * pixels, batch * float_bytes * pixels if again else 0
-
-
-def _is_matrix_product(layer: Layer) -> bool:
-    """Whether a convolution takes every pixel once, as it is."""
-    is_padded = not isinstance(_given(layer, "padding"), str) and not _are(0, layer, "padding")
-    return {*layer.inputs["weight"].shape[2:]} == {1} and _are(1, layer, "stride") and not is_padded
-
-
-def _blocking(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, threads: int) -> tuple[int, int]:
-    """Return the bytes of oneDNN's copies."""
-    x, y, weight = layer.inputs["input"], layer.output, layer.inputs["weight"]
-    depthwise = is_depthwise(layer)
-
-    def blocked(tensor: Tensor) -> int:
-        return batch * float_bytes * tensor.elements // tensor.shape[1] * _padded(tensor.shape[1])
-
-    per_group = 1 if depthwise else _padded(weight.shape[1])
-    w_blocked = float_bytes * _padded(weight.shape[0]) * per_group * math.prod(weight.shape[2:])
-    w_plain = 4 * weight.elements
-    x_plain, y_plain = x.bytes(batch, float_bytes), y.bytes(batch, float_bytes)
-    y_blocked = blocked(y)
-    x_blocked = 0 if x.shape[1] <= _UNCOPIED_IMAGE_CHANNELS else blocked(x)
-    # The plain results count as the layer's own; they are allocated when the other copies are gone.
-    forward = max(x_blocked + w_blocked + y_blocked - y_plain, y_blocked)
-    gx, gw = (x_plain if "input" in wanted else 0), (w_plain if "weight" in wanted else 0)
-    backward = 0
-    if "input" in wanted:
-        backward = max(backward, y_blocked + w_blocked + x_blocked - gx - gw, x_blocked - gw)
-        if _given(layer, "groups") == 1 and not _are(1, layer, "stride"):
-            backward = max(backward, 2 * x_plain - gw)  # computed in another order of memory, and copied twice
-    if "weight" in wanted or "bias" in wanted:  # one kernel computes both
-        copies = y_blocked + x_blocked + w_blocked
-        if depthwise and weight.shape[-1] >= 5:  # as products of matrices, one image and channel after the other
-            pixels = math.prod(y.shape[2:])
-            at_once = threads if pixels < _FEW_PIXELS * threads else 1
-            copies = at_once * 4 * (w_plain + pixels * math.prod(weight.shape[2:])) + w_plain
-        backward = max(backward, copies - gw, w_blocked + w_plain - gw)
-    return forward, backward
-
-
-def _input_again(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> int:
-    return layer.input.bytes(batch, float_bytes) if "input" in wanted else 0
-
-
-def _sums_per_channel(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> int:
-    return 2 * batch * float_bytes * layer.input.shape[1] if {"input", "weight"} & {*wanted} else 0
-
-
-def _arithmetic(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int) -> int:
+def _arithmetic(call: Call) -> int:
+    layer, wanted = call.layer, call.wanted
     small = {role for role in wanted if layer.inputs[role].elements < layer.output.elements}
     if layer.op == "div":  # -dy * ((x / other) / other), every part of it as large as the result
         parts = 4 - ("input" in wanted) - ("other" not in small) if "other" in wanted else 0
     else:  # what is summed over the pixels that a factor, or a subtrahend, is broadcast to
         parts = bool(small) if layer.op == "mul" else "other" in small
-    return parts * layer.output.bytes(batch, float_bytes)
+    return parts * layer.output.bytes(call.batch, call.float_bytes)
 
 
 # Bytes in the backward of operations on elements. Source: tools/autograd/derivatives.yaml of PyTorch 2.15 and
 # torch/csrc/autograd/FunctionsManual.cpp (div_tensor_other_grad, var_backward); aten/src/ATen/native/group_norm.cpp.
 _PER_ELEMENT = {
-    "batch_norm": _input_again,
+    "batch_norm": _normalized_again,
     "var": _input_again,
     "group_norm": _sums_per_channel,
     "mul": _arithmetic,
@@ -183,14 +112,24 @@ _PER_ELEMENT = {
 
 
 def _onednn(call: Call) -> Working:
-    layer, wanted, batch, float_bytes = call.layer, call.wanted, call.batch, call.float_bytes
+    layer = call.layer
+    copied = order_copies(layer, call.wanted, call.batch, call.float_bytes, call.gradient)
     if layer.op in _PER_ELEMENT:
-        return 0, _PER_ELEMENT[layer.op](layer, wanted, batch, float_bytes)
+        return copied[0], copied[1] + _PER_ELEMENT[layer.op](call)
     if not _convolves_images(layer):
-        return 0, 0
-    if _unfolds(layer, layer.input, batch, call.threads):
-        return _unfolding(layer, wanted, batch, float_bytes)
-    return _blocking(layer, wanted, batch, float_bytes, call.threads)
+        return copied
+    forward, backward = _convolving(call)
+    return copied[0] + forward, copied[1] + backward
+
+
+def _convolving(call: Call) -> Working:
+    layer, wanted = call.layer, call.wanted
+    if unfolds(layer, layer.input, call.batch, call.threads):
+        return unfolding(layer, wanted, call.batch, call.float_bytes)
+    convolution = OneDnn(layer, call.batch, call.float_bytes, call.threads)
+    if uses_channels_last(layer):
+        return convolution.forward_channels_last(), convolution.backward_channels_last(wanted)
+    return copying(convolution, wanted)
 
 
 def _layers(call: Call) -> Working:
@@ -216,11 +155,11 @@ def _layers(call: Call) -> Working:
 def _input_gradient(call: Call) -> int:
     """Return the bytes of a convolution's backward without the weight's gradient: of a transposed convolution."""
     layer, batch, float_bytes = call.layer, call.batch, call.float_bytes
-    if "input" not in call.wanted or (_given(layer, "groups") == 1 and _is_matrix_product(layer)):
+    if "input" not in call.wanted or (given(layer, "groups") == 1 and is_matrix_product(layer)):
         return 0
-    if _unfolds(layer, layer.output, batch, call.threads):
-        return _unfolding(layer, ("input", "weight"), batch, float_bytes)[1]
-    return _blocking(layer, call.wanted, batch, float_bytes, call.threads)[1]
+    if unfolds(layer, layer.output, batch, call.threads):
+        return unfolding(layer, ("input", "weight"), batch, float_bytes)[1]
+    return copying(OneDnn(layer, batch, float_bytes, call.threads), call.wanted)[1]
 
 
 def _standardizing(

@@ -119,7 +119,7 @@ class _Rows:
                 raise InputError(f"tensor {tensor.name!r} cannot be saved: its elements do not follow from its shape")
             row = [
                 tensor.id, self._storage(tensor.storage), list(tensor.shape), tensor.dtype, tensor.kind,
-                tensor.batched, tensor.version, tensor.name,
+                tensor.batched, tensor.version, tensor.name, *([list(tensor.strides)] if tensor.strides else []),
             ]  # fmt: skip
             self._numbers[id(tensor)] = len(self.tensors)
             self.tensors.append(row)
@@ -237,10 +237,18 @@ def _read_storage(row: Any, layers: int) -> Storage:
 
 
 def _read_tensor(row: Any, storages: list[Storage]) -> Tensor:
+    _require(type(row) is list and len(row) <= len(_TENSOR) + 1, "its rows have the right fields")
+    more: list[Any] = row[len(_TENSOR) :]
+    row, strides = row[: len(_TENSOR)], more[0] if more else []
     _is_row(row, _TENSOR)
     id_, number, shape, dtype, kind, batched, version, name = row
     storage = _at(storages, number)
     _require(all(type(size) is int and 0 <= size < _MOST_ELEMENTS for size in shape) and len(shape) < 100, "a shape")
+    _require(
+        type(strides) is list and len(strides) in (0, len(shape))
+        and all(type(step) is int and 0 <= step < _MOST_ELEMENTS for step in strides),
+        "a tensor's strides are those of its shape",
+    )  # fmt: skip
     elements = _elements(shape, batched)
     _require(
         id_ >= 0 and elements is not None and elements < _MOST_ELEMENTS and dtype in BYTES_PER_ELEMENT
@@ -248,7 +256,7 @@ def _read_tensor(row: Any, storages: list[Storage]) -> Tensor:
         "a tensor's numbers are possible",
     )  # fmt: skip
     assert elements is not None  # as was required
-    return Tensor(id_, tuple(shape), elements, dtype, kind, batched, storage, version, name)
+    return Tensor(id_, tuple(shape), elements, dtype, kind, batched, storage, version, name, tuple(strides))
 
 
 def _read_layer(index: int, row: Any, tensors: list[Tensor], known: set[int]) -> Layer:

@@ -52,6 +52,7 @@ class Tensor:
     `shape` is the traced one: the first dimension of a batched tensor is a multiple of `TRACE_BATCH`. `kind` is
     `input`, `activation`, `parameter`, `derived` (computed from parameters alone) or `constant` (what depends on
     neither: random masks, buffers). `name` is the parameter's or buffer's; of others the layer's that made it.
+    `strides` are in elements and the traced ones too; () of a tensor that lies in memory as its dimensions stand.
     """
 
     id: int
@@ -63,6 +64,7 @@ class Tensor:
     storage: Storage
     version: int
     name: str
+    strides: tuple[int, ...] = ()
 
     @property
     def overwritten(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Generic
 import numpy as np
 
 from ..accounting.kernels import Call, Kernels
+from ..accounting.orders import gradient_orders
 from ..accounting.requirements import Requirements
 from ..graph.values import Layer
 from ..kept import kept
@@ -110,11 +111,13 @@ def _working(
     if kernels.library == "none":
         return {}
     books, found = required.books, {}
+    orders = gradient_orders(required.graph, required.wanted)
     for layer in required.graph.layers:
         call = Call(
             layer, required.wanted.get(layer.index, ()), 1, precision.activation_bytes,
             any(key.label == "mask" for key in books.by_layer.get(layer.index, ())), kernels.threads,
             operation(layer, layer.index in required.assignment.frozen_statistics) == "frozen_batch_norm",
+            orders.get(layer.output.id, ()),
         )  # fmt: skip
         found[layer.index] = _at_each(kernels, call, micro_batch)
     return found

@@ -27,7 +27,6 @@ from costmodel import (
     nearest_schedule,
 )  # fmt: skip
 from costmodel.errors import InputError, unknown
-from costmodel.step.regions import prefix_end
 from costmodel.units import counted, format_bytes
 
 from .candidate import Candidate
@@ -150,9 +149,10 @@ def by_schedule(candidate: Candidate, limits: Mapping[str, float], how: Scheduli
 
 def _may_cache(step: Step, bytes_per_image: float) -> bool:
     """Whether a step has frozen layers at its start, whose outputs take at most so much storage."""
-    if not prefix_end(step.requirements):
+    try:
+        cost = CacheCost.of(replace(step, schedule=Schedule(cache="float32")))
+    except InputError:  # nothing at its start is frozen
         return False
-    cost = CacheCost.of(replace(step, schedule=Schedule(cache="float32")))
     return cost is not None and cost.bytes_per_image <= bytes_per_image
 
 

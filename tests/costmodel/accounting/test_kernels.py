@@ -114,6 +114,51 @@ def test_convolutions_copy_their_arguments(convolution, wanted, pixels, count):
     assert 0 <= found[1] - expected[1] <= scratch
 
 
+# Channels, filters, kernel, stride, dilation, groups, pixels: what other implementations of oneDNN compute.
+OTHERS = [
+    (3, 24, 16, 16, 1, 1, 64), (3, 24, 4, 4, 1, 1, 32), (12, 16, 3, 1, 1, 1, 16), (6, 20, 5, 2, 1, 1, 20),
+    (12, 12, 3, 1, 12, 1, 32), (32, 32, 3, 1, 2, 32, 24), (32, 32, 3, 2, 2, 32, 24), (16, 32, 3, 1, 1, 16, 20),
+    (36, 36, 3, 1, 1, 6, 20), (32, 32, 3, 1, 1, 4, 16), (32, 32, 3, 1, 1, 4, 2), (32, 32, 3, 1, 1, 2, 16),
+    (48, 64, 2, 2, 1, 1, 16), (64, 64, 1, 2, 1, 1, 16), (24, 48, 3, 2, 1, 1, 15), (32, 32, 3, 1, 1, 32, 2),
+]  # fmt: skip
+
+UNFOLDED_GROUPS = ((16, 32, 3, 1, 1, 16, 20), (36, 36, 3, 1, 1, 6, 20), (32, 32, 3, 2, 2, 32, 24))
+
+
+def called(convolution, wanted, last):
+    """Return what a convolution of two images, padded to keep its pixels, takes: measured, and expected."""
+    channels, filters, kernel, stride, dilation, groups, pixels = convolution
+    padding = dilation * (kernel // 2) if stride < kernel - 1 or kernel == 3 else 0
+    module = nn.Conv2d(channels, filters, kernel, stride, padding, dilation, groups, bias=False)
+    order = torch.channels_last if last else torch.contiguous_format
+
+    class Network(nn.Sequential):
+        def forward(self, x):
+            return self[1](self[0](x).contiguous(memory_format=order))
+
+    layer = next(one for one in trace(Network(nn.Conv2d(3, channels, 1), module), pixels).layers if one.name == "1")
+    x = torch.randn(2, channels, pixels, pixels).contiguous(memory_format=order).requires_grad_(wanted[0])
+    weight = module.weight.detach().requires_grad_(wanted[1])
+    roles = tuple(role for role, want in zip(("input", "weight"), wanted, strict=True) if want)
+    with threads(1):
+        found = measured(lambda x, w: F.conv2d(x, w, None, stride, padding, dilation, groups), (x, weight))
+    call = Call(layer, roles, 2, 4, False, 1, gradient=layer.output.strides)
+    return found, Kernels("onednn", 1).working(call), layer
+
+
+@avx512
+@pytest.mark.parametrize("convolution", OTHERS)
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("last", [False, True])
+def test_convolutions_of_every_implementation(convolution, wanted, last):
+    """Within a page, with the scratchpads."""
+    if last and convolution in UNFOLDED_GROUPS:
+        pytest.skip("not counted")
+    found, expected, layer = called(convolution, wanted, last)
+    assert bool(layer.output.strides) == last
+    assert found == tuple(pytest.approx(value, abs=4096) for value in expected)
+
+
 ARITHMETIC = {"mul": torch.mul, "sub": torch.sub, "div": torch.div}
 
 

@@ -145,3 +145,61 @@ def test_a_dense_output_is_gone_when_the_loss_goes_backward(one_thread, method, 
 def test_a_small_network_can_disagree():
     found = verify(normed(), "full", batch=2, resolution=32)
     assert found.peak.slack < 0.03 * found.peak.measured
+
+
+def between(*middle: nn.Module, channels: tuple[int, int]) -> nn.Sequential:
+    """A stem of so many channels, layers, and a head of what these give."""
+    given, made = channels
+    return nn.Sequential(
+        nn.Conv2d(3, given, 3, padding=1), nn.ReLU(), *middle, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(made, 5),
+    )  # fmt: skip
+
+
+class Sliced(Construct):
+    """A convolution of every other row: what is not contiguous is copied first."""
+
+    def mix(self, a, b):
+        return self.a(a.relu()[:, :3]) + b
+
+
+class ChannelsLast(nn.Module):
+    """As in ConvNeXt: depthwise, norm over channels, two linear maps, and a patch convolution behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 24, 4, 4), nn.Conv2d(24, 24, 7, padding=3, groups=24)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(24), nn.Linear(24, 48), nn.Linear(48, 24)
+        self.down, self.head = nn.Conv2d(24, 48, 2, 2), nn.Linear(48, 5)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y = self.norm(self.deep(x).permute(0, 2, 3, 1))
+        x = x + self.narrow(nn.functional.gelu(self.wide(y))).permute(0, 3, 1, 2)
+        return self.head(self.down(x).mean((2, 3)))
+
+
+avx512 = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="the working memory of convolutions is known for AVX-512 alone",
+)
+
+
+@avx512
+@pytest.mark.parametrize(
+    "network",
+    [
+        between(nn.Conv2d(32, 32, 3, padding=12, dilation=12), channels=(32, 32)),
+        between(nn.Conv2d(32, 32, 3, padding=2, dilation=2, groups=32), channels=(32, 32)),
+        between(nn.Conv2d(32, 64, 3, padding=1, groups=32), channels=(32, 64)),
+        between(nn.Conv2d(36, 36, 3, padding=1, groups=6), channels=(36, 36)),
+        between(nn.Conv2d(32, 48, 1, stride=2), channels=(32, 48)),
+        nn.Sequential(nn.Conv2d(3, 64, 16, 16), nn.Flatten(), nn.Linear(64 * 4, 5)), Sliced(), ChannelsLast(),
+    ],
+    ids=["dilated", "depthwise dilated", "depthwise doubled", "groups of 6", "strided", "patches", "slice", "last"],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["full", "bias"])
+def test_the_peak_of_a_construct(one_thread, network, method):
+    """Within 0.5 %, no slack."""
+    found = verify(network, method, batch=2, resolution=32)
+    assert found.agrees and not found.peak.slack

@@ -1,0 +1,122 @@
+"""In which order of memory gradients come, on a CPU: a kernel copies what lies in another order than it wants.
+
+The engine hands on what a backward returns. A view's gradient is a view of it; what is computed element by element lies
+as the gradient that came; most kernels give what is laid out as their input, and some what lies as its dimensions
+stand. Source: the kernels in aten/src/ATen/native of PyTorch 2.15, FunctionsManual.cpp in torch/csrc/autograd; measured
+(tests/costmodel/accounting/test_orders.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..graph.layer_graph import LayerGraph
+from ..graph.memory_order import Sizes, channels_last, inverse, lies_as, permuted, strides_of, suggested, viewed
+from ..graph.values import Layer, Tensor
+from .convolutions import uses_channels_last
+from .gradients import Wanted
+
+Order = Callable[[Layer, Tensor, Sizes], Sizes]  # layer, argument, the result's gradient's strides -> the argument's
+
+
+def _convolution(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
+    return channels_last(x.shape) if uses_channels_last(layer) else ()
+
+
+def _plain(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
+    return ()
+
+
+def _as_input(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
+    return suggested(x.shape, x.strides)
+
+
+def _as_given(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
+    return given if x.shape == layer.output.shape else ()
+
+
+def _reshaped(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
+    return viewed(layer.output.shape, given, x.shape) or ()
+
+
+def _numbers(layer: Layer) -> list[int]:
+    """Return the numbers among a call's arguments, in order."""
+    found: list[Any] = []
+    for value in layer.attributes.values():
+        if type(value) is int:
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found.extend(value)
+    return found
+
+
+def _permuted(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
+    if not given:
+        given = strides_of(layer.output.shape)
+    count = len(x.shape)
+    order: list[int] = list(range(count))
+    if layer.op == "permute":
+        order = [number % count for number in _numbers(layer)]
+    else:
+        first, second = (-2, -1) if layer.op in ("T", "mT") else _numbers(layer)[:2]
+        order[first], order[second] = order[second], order[first]
+    return permuted(given, inverse(order))
+
+
+ORDERS: dict[str, Order] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "standardized_conv2d", "conv_transpose2d"), _convolution),
+    **dict.fromkeys(("layer_norm", "linear", "softmax", "matmul", "bmm", "scaled_dot_product_attention"), _plain),
+    **dict.fromkeys(("permute", "transpose", "swapaxes", "T", "mT"), _permuted),
+    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"), _reshaped),
+    **dict.fromkeys(
+        ("batch_norm", "group_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate"), _as_input
+    ),
+    **dict.fromkeys(("mean", "sum", "expand", "getitem", "narrow", "select", "chunk", "split", "unbind"), _plain),
+}
+
+
+def gradient_orders(graph: LayerGraph, wanted: Wanted) -> dict[int, Sizes]:
+    """Return the strides of the gradient of each tensor that has one, by the tensor's id.
+
+    wanted: by layer index, the arguments whose gradient is computed.
+    """
+    found: dict[int, Sizes] = {}
+    for index in reversed(wanted):
+        layer = graph.layers[index]
+        given = found.get(layer.output.id, ())
+        for role in wanted[index]:
+            tensor = layer.inputs[role]
+            if tensor.kind != "activation":
+                continue
+            found.setdefault(tensor.id, ORDERS.get(layer.op, _as_given)(layer, tensor, given))
+    return found
+
+
+# What kernels want in one order: their input, and the gradient that comes.
+_WANTED: dict[str, Callable[[Layer, Tensor], Sizes]] = {
+    **dict.fromkeys(
+        ("conv1d", "conv2d", "conv3d", "standardized_conv2d", "conv_transpose2d"),
+        lambda layer, tensor: channels_last(tensor.shape) if uses_channels_last(layer) else (),
+    ),
+    "layer_norm": lambda layer, tensor: (),
+}
+
+
+def order_copies(
+    layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: int, gradient: Sizes
+) -> tuple[int, int]:
+    """Return the bytes of the copies that a call makes of its input and of the gradient that comes, for their order.
+
+    In forward and in backward.
+    """
+    if layer.op not in _WANTED:
+        return 0, 0
+    x, y = layer.input, layer.output
+
+    def copied(tensor: Tensor, strides: Sizes) -> int:
+        as_wanted = lies_as(tensor.shape, strides, _WANTED[layer.op](layer, tensor))
+        return 0 if as_wanted else tensor.bytes(batch, float_bytes)
+
+    forward = copied(x, x.strides)
+    return forward, forward + copied(y, gradient) if wanted else 0
