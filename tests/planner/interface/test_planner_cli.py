@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import functools
+import itertools
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -188,3 +191,49 @@ def test_help_names_every_objective():
     documented = cli.recommend_command.__annotations__["objective"]
     assert all(name in documented.__metadata__[0].help for name in OBJECTIVES)
     assert ",".join(DEFAULT) == "memory,flops,recovery"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows_of", "column"),
+    [
+        (("recommend", MODEL, "--resolution", "96", "--ram", "20MB", "--schedules", "none"), None, "role"),
+        (("candidates", MODEL, "--resolution", "96"), list, "peak_bytes"),
+        (("devices",), list, "training_ram_bytes"),
+        (("devices", "jetson-nano"), None, "source"),
+    ],
+)
+def test_every_table_is_json_and_csv_too(planner, arguments, rows_of, column):
+    code, text, err = planner(*arguments, "--json")
+    answer = json.loads(text)
+    assert (code, err) == (0, "") and (rows_of is None or isinstance(answer, rows_of))
+    code, text, err = planner(*arguments, "--csv")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert (code, err) == (0, "") and rows and all(row[column] for row in rows)
+    assert rows_of is None or len(rows) == len(answer)
+
+
+def test_json_says_how_sure_the_choice_is_and_what_makes_it_surer(planner):
+    _, text, _ = planner("recommend", MODEL, "--resolution", "96", "--ram", "20MB", "--schedules", "none", "--json")
+    answer = json.loads(text)
+    rivals, fitting = len(answer["rivals"]), len([c for c in answer["candidates"] if c["peak_bytes"] <= 20e6])
+    assert answer["how_sure"].startswith(f"{rivals} of the {fitting} candidates that fit could be better")
+    assert answer["to_be_surer"] == f"planner measure {MODEL} --data YOUR_IMAGES --ram 20MB --resolution 96"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_nothing_is_cut_off_or_wider_than_the_terminal(planner, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    other = "torchvision:mobilenet_v2"
+    for arguments in (
+        ("recommend", MODEL, other, "--resolution", "96", "--ram", "20MB"), ("candidates", MODEL, "--resolution", "96"),
+        ("devices",), ("devices", "raspberry-pi-zero-2w"),
+    ):  # fmt: skip
+        code, out, _ = planner(*arguments)
+        lines = [line for line in out.splitlines() if not line.startswith("to be surer:")]  # a command to be copied
+        assert code == 0 and max(map(len, lines)) <= width and "…" not in out
+        assert [line for line in lines if line != line.rstrip()] == []
+        number = re.compile(r"\d$")
+        split = [(a, b) for a, b in itertools.pairwise(lines) if number.search(a.rstrip(" │")) and
+                 re.match(r"[ │]*(MB|kB|GB|MFLOPs|GFLOPs|%)\b", b)]  # fmt: skip
+        assert split == []
+    assert "docs.printercow.com/guide/32bit-vs-64bit.html" in out and "documentation, Processors" in out
