@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -67,15 +68,27 @@ def _command(command, context: typer.Context, name: str, level: int) -> str:
     """Return a command's part of the page, and below it those of its own commands."""
     lines = [f"{'#' * level} `{name}`", "", _escaped(command.help or ""), ""]
     if not hasattr(command, "commands"):
-        usage = " ".join(command.collect_usage_pieces(context))
+        usage = re.sub(r"[{}]", "", " ".join(command.collect_usage_pieces(context)))
         lines += ["```text", f"{name} {usage}", "```", "", "| option | |", "|---|---|"]
-        records = [each.get_help_record(context) for each in command.get_params(context)]
-        lines += [f"| `{what}` | {_escaped(text)} |" for what, text in filter(None, records) if what != "--help"]
+        lines += _options(command, context)
     for each in getattr(command, "commands", {}).values():
         if not each.hidden:
             own = typer.Context(each, parent=context, info_name=each.name)
             lines += ["", _command(each, own, f"{name} {each.name}", level + 1)]
     return "\n".join(lines)
+
+
+def _options(command, context: typer.Context) -> Iterator[str]:
+    """Yield the rows of a command's options, under the headings that its help has."""
+    rows: dict[str, list[str]] = {}
+    for each in command.get_params(context):
+        what, text = each.get_help_record(context) or ("--help", "")
+        if what != "--help":
+            row = "| `{}` | {} |".format(what.replace("|", "\\|"), _escaped(text))
+            rows.setdefault(getattr(each, "rich_help_panel", None) or "", []).append(row)
+    for heading, own in rows.items():
+        yield from [f"| **{heading}** | |"] if heading else []
+        yield from own
 
 
 def _escaped(text: str) -> str:

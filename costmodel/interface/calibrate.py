@@ -24,7 +24,7 @@ _LEAST_NETWORKS = 3  # one is left out, and two make a fit
 
 
 def calibrate(
-    threads: Annotated[int | None, typer.Option(help="That compute; default: as many as torch takes.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that compute; default: as many as torch uses.")] = None,
     allocator: given.AllocatorName = "arena",
     seconds: Annotated[float, typer.Option(help="Stop timing steps after so many.")] = 90.0,
     toml: Annotated[bool, typer.Option("--toml", help="Print what to add to a device file.")] = False,

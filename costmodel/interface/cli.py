@@ -36,7 +36,7 @@ from .tables import WIDTH, method_rows, print_frame, print_reproduction, print_r
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="What it costs to fine-tune a network: bytes by cause and by layer, FLOPs. "
+    help="What fine-tuning a network costs: memory by cause and by layer, FLOPs, time. "
     f"{given.MODEL_HELP} --debug shows the traceback of an error.",
 )
 PRICE, CHECK, HERE = "What a step takes", "Check it", "This machine"
@@ -95,7 +95,7 @@ def footprint(
     as_json: given.Json = False,
     as_csv: given.Csv = False,
 ) -> None:
-    """Tell the memory and FLOPs of one training step of MODEL."""
+    """Show the memory and FLOPs of one training step of MODEL."""
     graph = trace(model, resolution, classes, input=input, fresh=fresh)
     step = Step(
         graph, way(method, blocks, read_options(option or ())), batch,

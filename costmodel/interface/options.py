@@ -30,7 +30,9 @@ def _each(names: Iterable[str]) -> Callable[[], list[str]]:
 networks = _each(shipped.NETWORKS)
 Model = Annotated[
     str,
-    typer.Argument(help="Such as torchvision:mobilenet_v2.", show_default=False, autocompletion=networks),
+    typer.Argument(
+        metavar="MODEL", help="Such as torchvision:mobilenet_v2.", show_default=False, autocompletion=networks
+    ),
 ]
 Resolution = Annotated[int, typer.Option(help="Height and width of the images in pixels.", rich_help_panel=NETWORK)]
 Input = Annotated[
@@ -115,7 +117,7 @@ PrefixBatch = Annotated[
 Cache = Annotated[
     str | None,
     typer.Option(
-        help="Store what the frozen layers below the first trained one give, once for each image, and train from that: "
+        help="Compute the layers below the first trained one once for each image, store the result, train from it: "
         f"{', '.join(CACHE_DTYPES)}.",
         rich_help_panel=MEMORY,
     ),
@@ -136,7 +138,7 @@ Ram = Annotated[
 MostFlops = Annotated[
     float | None,
     typer.Option(
-        help="At most so many times the plain step's FLOPs, for --recompute best; 1.33 without --ram.",
+        help="How many times the plain step's FLOPs at most, for --recompute best; 1.33 without --ram.",
         rich_help_panel=MEMORY,
     ),
 ]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Which way of fine-tuning to choose for the memory there is. "
+    help="Choose how to fine-tune a network in the memory you have, and train it so. "
     "MODEL is torchvision:NAME, timm:NAME, zoo:NAME, path/file.py:function, or a bare NAME. "
     "--debug shows the traceback of an error.",
 )
@@ -79,13 +79,14 @@ def recommend_command(
         ),
     ] = None,
     flash: Annotated[
-        str | None, typer.Option(help="Most bytes of weights and buffers, such as 4MB.", rich_help_panel=LIMITS)
+        str | None, typer.Option(help="Most memory for weights and buffers, such as 4MB.", rich_help_panel=LIMITS)
     ] = None,
     max_flops: Annotated[
         float | None, typer.Option(help="Most FLOPs of a step per image, such as 500e6.", rich_help_panel=LIMITS)
     ] = None,
     max_epoch_seconds: Annotated[
-        float | None, typer.Option(help="Most roofline time; needs --device, --images.", rich_help_panel=LIMITS)
+        float | None,
+        typer.Option(help="Longest epoch, by the roofline; needs --device, --images.", rich_help_panel=LIMITS),
     ] = None,
     images: Annotated[
         int | None, typer.Option(help="Images of an epoch, for its time.", rich_help_panel=LIMITS)
@@ -100,22 +101,22 @@ def recommend_command(
         ),
     ] = None,
     min_recovery: Annotated[
-        float | None, typer.Option(help="Least expected recovery, 0 to 1.", rich_help_panel=LIMITS)
+        float | None, typer.Option(help="Expected recovery of at least this, 0 to 1.", rich_help_panel=LIMITS)
     ] = None,
     min_accuracy: Annotated[
-        float | None, typer.Option(help="Least expected accuracy in percent.", rich_help_panel=LIMITS)
+        float | None, typer.Option(help="Expected accuracy of at least this, in percent.", rich_help_panel=LIMITS)
     ] = None,
     *,
     space: dict,
     allocator: given.AllocatorName = "arena",
     runtime: Annotated[
         Runtime,
-        typer.Option(help="What trains: the budget is held against its memory.", rich_help_panel=given.STEP),
+        typer.Option(help="What trains, and whose memory the budget limits.", rich_help_panel=given.STEP),
     ] = Runtime.pytorch,
     objective: Annotated[
         str,
         typer.Option(
-            help=f"What the frontier is made of, of {', '.join(OBJECTIVES)}.",
+            help=f"What alternatives trade, of {', '.join(OBJECTIVES)}.",
             rich_help_panel=given.OUTPUT,
         ),
     ] = "memory,flops,recovery",
@@ -276,7 +277,7 @@ def pareto_command(
     *,
     space: dict,
 ) -> None:
-    """Draw memory against expected accuracy or FLOPs, every method at every depth of each MODEL."""
+    """Draw memory against expected accuracy or FLOPs: every method and depth of each MODEL."""
     if not out and not html:
         raise InputError("nothing to write; give --out pareto.png (or .svg, .pdf), --html pareto.html, or both")
     if out:

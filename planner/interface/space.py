@@ -31,7 +31,7 @@ def _device_names() -> list[str]:
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...",
+        metavar="MODEL",
         help="One or more, such as torchvision:mobilenet_v2.",
         show_default=False,
         autocompletion=given.networks,
@@ -123,16 +123,19 @@ def _space(
     classes: given.Classes = None,
     method: Annotated[
         str | None,
-        typer.Option(help="One or several; default: all without options.", rich_help_panel=given.TRAINS),
+        typer.Option(help="One or several methods; default: all that need no option.", rich_help_panel=given.TRAINS),
     ] = None,
     blocks: Annotated[
         str | None,
-        typer.Option(help="Depths of the methods that have one; default: all.", rich_help_panel=given.TRAINS),
+        typer.Option(
+            help="How many of the last blocks train, for methods with a depth; default: all depths.",
+            rich_help_panel=given.TRAINS,
+        ),
     ] = None,
     norm_statistics: Annotated[
         str | None,
         typer.Option(
-            help="Of batch norms: own (as the method has them), running, or own,running. Default: own, and "
+            help="Statistics of batch norms: own (as the method has them), running, or own,running. Default: own, and "
             "running too where all passes are of fewer than 8 images.",
             rich_help_panel=given.TRAINS,
         ),
@@ -151,21 +154,21 @@ def _space(
     micro_batch: Annotated[
         str | None,
         typer.Option(
-            help="Images per pass, the batch's divisors; default: the whole batch.", rich_help_panel=given.MEMORY
+            help="Images per pass, divisors of the batch; default: the whole batch.", rich_help_panel=given.MEMORY
         ),
     ] = None,
     schedules: Annotated[
         str | None,
         typer.Option(
-            help=f"Levers that save memory and change no result, of {', '.join(LEVERS + ON_DEMAND)}, or none. Default: "
-            "all but cache where a budget is to be kept; none in lists.",
+            help=f"What may save memory without changing the result: some of {', '.join(LEVERS + ON_DEMAND)}, or none. "
+            "Default: all but cache with a budget, none without.",
             rich_help_panel=given.MEMORY,
         ),
     ] = None,
     most_flops: Annotated[
         float | None,
         typer.Option(
-            help=f"Times the plain step's FLOPs that a schedule may take; default {MOST_FLOPS}; 1: no more.",
+            help=f"How many times the plain step's FLOPs a schedule may take; default {MOST_FLOPS}; 1: no more.",
             rich_help_panel=given.MEMORY,
         ),
     ] = None,
@@ -178,12 +181,14 @@ def _space(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Which data set of --evidence it is about, if there are several.", rich_help_panel=ACCURACY),
+        typer.Option(
+            help="The data set in --evidence that you ask about, if it has several.", rich_help_panel=ACCURACY
+        ),
     ] = None,
     images_per_class: Annotated[
         int | None,
         typer.Option(
-            help="Labelled images to train with; with 20 or fewer other accuracies are expected.",
+            help="Labelled images per class; with 20 or fewer, other accuracies are expected.",
             rich_help_panel=ACCURACY,
         ),
     ] = None,

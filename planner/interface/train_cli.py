@@ -18,7 +18,7 @@ from .space import Images, Weights
 def train_command(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="What `planner recommend --save` wrote.")],
     data: Images,
-    out: Annotated[str, typer.Option(help="The folder to write the network to; the same goes on.")],
+    out: Annotated[str, typer.Option(help="The folder to write the network to; given again, its training goes on.")],
     weights: Weights = None,
     epochs: Annotated[int, typer.Option(help="Most epochs.")] = 20,
     lr: Annotated[
@@ -30,7 +30,7 @@ def train_command(
     augment: Annotated[
         str | None, typer.Option(help="crop, flip, both (crop,flip) or none. Default: both, none under a cache.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the new head, the order of images, augmentation and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the new head, the order of images, augmentation and dropout.")] = 0,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better accuracy; 0: never.")] = 10,
     allocator: given.AllocatorName = "arena",
     as_json: given.Json = False,
@@ -60,7 +60,7 @@ def train_command(
 
 def predict_command(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="What `planner train --out` wrote.")],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images of any size.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images of any size.")],
     top: Annotated[int, typer.Option(help="How many classes to name, the likeliest first.")] = 1,
     as_json: given.Json = False,
     as_csv: given.Csv = False,
