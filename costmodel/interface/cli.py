@@ -28,6 +28,7 @@ from ..traces.stored import trace
 from ..units import counted, format_bytes, parse_bytes
 from . import options as given
 from .calibrate import calibrate
+from .layout import wrap
 from .programs import flat, for_programs
 from .running import run, terminal, with_version
 from .tables import WIDTH, method_rows, print_frame, print_reproduction, print_rows, print_verification
@@ -113,10 +114,11 @@ def footprint(
     _print_caveat(accounting)
     for note in graph.notes:
         typer.echo(f"note: {note}", err=True)
-    terminal().print(answer)
-    if process is not None:
-        typer.echo(f"process: {process.text}")
-    typer.echo(f"time of a step: {seconds.text}")
+    out = terminal()
+    out.print(answer)
+    known = {"process": process.text if process else "", "time of a step": seconds.text}
+    for line in (f"{name}: {text}" for name, text in known.items() if text):
+        out.print("\n".join(wrap(line, out.width, then="  ")))
     if per:
         print_frame(answer.to_frame(per.value), f"per {per.value}")
 
@@ -208,7 +210,7 @@ def verify(
     optimizer: given.OptimizerName = "sgd",
     frozen_dtype: given.FrozenDtype = "float32",
     accounting: Annotated[
-        str | None, typer.Option(help="The books to check: eager (default) or lean (with --schedule, always).")
+        str | None, typer.Option(help="The accounting to check: eager (default) or lean (with --schedule, always).")
     ] = None,
     schedule: Annotated[str | None, typer.Option(help="best: check the schedule of --recompute best.")] = None,
     cache: given.Cache = None,
@@ -316,7 +318,7 @@ def _print_caveat(accounting: str) -> None:
         typer.echo(f"note: {text}", err=True)
     entry = ACCOUNTINGS.get(accounting)
     if entry and entry.leaves_out:
-        typer.echo(f"note: these are the books of {entry.source}; they leave out {entry.leaves_out}", err=True)
+        typer.echo(f"note: this accounting is that of {entry.source}; it leaves out {entry.leaves_out}", err=True)
 
 
 @plot_app.command("timeline")

@@ -34,7 +34,9 @@ class Way:
     def label(self) -> str:
         """The way's name for people, such as 'mobiletl, k = 5'."""
         depth = [] if self.blocks is None else [f"k = {self.blocks}"]
-        return ", ".join([self.method, *depth, *(f"{name} {show(value)}" for name, value in self.options)])
+        return ", ".join(
+            [self.method, *depth, *(f"{name} {show(value)}" for name, value in self.options if value != ())]
+        )
 
     @property
     def description(self) -> str:

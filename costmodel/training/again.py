@@ -183,8 +183,8 @@ class CheapWork:
                 given = values[value.number]
                 if given is None:
                     raise ModelError(
-                        "a segment with cheap work done again can run backward once; apply without segments to keep "
-                        "the graph (retain_graph=True)"
+                        "a segment that recomputes norms and activations can run backward once; apply without segments "
+                        "to keep the graph (retain_graph=True)"
                     )
                 return given
             is_buffer = isinstance(value, torch.Tensor) and id(value) in self.own.buffers

@@ -27,7 +27,7 @@ from costmodel import (
     nearest_schedule,
 )  # fmt: skip
 from costmodel.errors import InputError, unknown
-from costmodel.units import format_bytes
+from costmodel.units import counted, format_bytes
 
 from .candidate import Candidate
 from .objectives import keeps
@@ -201,10 +201,12 @@ def levers(step: Step) -> list[Lever]:
     wanted = {
         f"micro-batches of {schedule.micro_batch}": {"micro_batch": schedule.micro_batch},
         "frozen layers from a cache": {"cache": schedule.cache} if schedule.cache else {},
-        f"frozen layers {schedule.prefix_batch} at a time": {"prefix_batch": schedule.prefix_batch},
+        f"frozen layers {counted(schedule.prefix_batch or 0, 'image')} at a time": {
+            "prefix_batch": schedule.prefix_batch
+        },
         "parameters updated in place": {"inplace_update": schedule.inplace_update},
-        f"norms and activations redone in {_segments(len(cheap))}": {"segments": cheap},
-        f"{_segments(len(others))} recomputed": {"segments": others},
+        f"norms and activations recomputed in {counted(len(cheap), 'segment')}": {"segments": cheap},
+        f"{counted(len(others), 'segment')} recomputed": {"segments": others},
     }
     before = plain = footprint(replace(step, schedule=PLAIN))
     while True:
@@ -233,7 +235,3 @@ def _is_valid(schedule: Schedule, batch: int) -> bool:
     """Whether the numbers of a schedule fit together."""
     images, piece = schedule.images_per_pass(batch), schedule.prefix_batch
     return schedule.cache is not None or piece is None or images % min(piece, images) == 0
-
-
-def _segments(count: int) -> str:
-    return f"{count} segment{'' if count == 1 else 's'}"

@@ -8,12 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from costmodel import PLAIN
-from costmodel.interface.layout import Column, Listing
+from costmodel.interface.layout import Column, Fields, Listing, wrap
 from costmodel.interface.programs import flat
 from costmodel.interface.running import terminal
 from costmodel.units import format_bytes, format_count
@@ -78,19 +76,11 @@ def candidate_table(rows: list[tuple[str, Candidate]], several: bool, title: str
     return Listing([columns[place] for place in filled], [[line[place] for place in filled] for line in texts], title)
 
 
-def _bullets(lines: list[str]) -> Table:
-    grid = Table.grid(padding=(0, 1))
-    for line in lines:
-        grid.add_row("-", plain(line))
-    return grid
+def _bullets(lines: list[str], width: int) -> Text:
+    return Text("\n".join(line for text in lines for line in wrap(text, width, "- ", "  ")))
 
 
-def plain(text: str) -> Text:
-    """Return text that rich shows as it is."""
-    return Text(text)
-
-
-def _panel(answer: Recommendation, held: Held) -> Panel:
+def _panel(answer: Recommendation, held: Held) -> Fields:
     """Return the pick with its costs and expected accuracy."""
     chosen, guess, step = answer.chosen, answer.chosen.recovery, answer.chosen.step
     parts = [
@@ -117,13 +107,8 @@ def _panel(answer: Recommendation, held: Held) -> Panel:
                               f"{guess.accuracy_high_percent:.1f}), {guess.accuracy_kind}"),
         ("expected recovery", f"{_recovery(chosen)}, {guess.kind} (0: only the last layer trained, 1: everything)"),
     ]  # fmt: skip
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, text in rows:
-        if text:
-            grid.add_row(label, plain(text), style="bold" if label in ("network", "method") else "")
-    return Panel(grid, title="recommended", title_align="left")
+    fields = [(name, text) for name, text in rows if text]
+    return Fields("recommended", fields, frozenset({"network", "method"}))
 
 
 def _process(held: Held) -> str:
@@ -194,7 +179,7 @@ def show_recommendation(answer: Recommendation, held: Held, budget: str) -> None
         out.print(candidate_table(rows, several, "alternatives"))
     shown = set(method_reasons(answer))  # which the table has
     why = [*(reason for reason in answer.reasons if reason not in shown), *_basis(answer)]
-    out.print(Text("why", "bold"), _bullets([*why, *(f"note: {note}" for note in answer.notes)]), sep="\n")
+    out.print(Text("why", "bold"), _bullets([*why, *(f"note: {note}" for note in answer.notes)], out.width), sep="\n")
 
 
 def show_left_out(found: list[LeftOut]) -> None:
@@ -221,7 +206,7 @@ def show_left_out(found: list[LeftOut]) -> None:
             f"{one.interval.value:.1f} % ({one.interval.low:.1f} to {one.interval.high:.1f}), observed "
             f"{one.top1_percent:.1f} %"
             for one in worst
-        ]),
+        ], out.width),
         sep="\n",
     )  # fmt: skip
 

@@ -21,9 +21,21 @@ if TYPE_CHECKING:
 # The headings under which `--help` shows options, beside those of `costmodel`.
 LIMITS, ACCURACY, RUNS = "Limits", "Expected accuracy", "Runs"
 
+
+def _device_names() -> list[str]:
+    from ..devices.device import device_names
+
+    return list(device_names())
+
+
 Models = Annotated[
     list[str],
-    typer.Argument(metavar="MODEL...", help="One or more, such as torchvision:mobilenet_v2.", show_default=False),
+    typer.Argument(
+        metavar="MODEL...",
+        help="One or more, such as torchvision:mobilenet_v2.",
+        show_default=False,
+        autocompletion=given.networks,
+    ),
 ]
 _MOST_VALUES = 10_000  # of an axis
 _SEVERAL = "One, several (1,2,4), or a range (1-64, 8-64:8)."
@@ -33,7 +45,12 @@ Ram = Annotated[
 ]
 DeviceName = Annotated[
     str | None,
-    typer.Option("--device", help="A device (see planner devices), or a TOML file.", rich_help_panel=LIMITS),
+    typer.Option(
+        "--device",
+        help="A device (see planner devices), or a TOML file.",
+        rich_help_panel=LIMITS,
+        autocompletion=_device_names,
+    ),
 ]
 Storage = Annotated[
     str,

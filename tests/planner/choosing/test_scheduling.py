@@ -42,7 +42,7 @@ def test_each_lever_is_named():
     graph = trace_all("torchvision:mobilenet_v2", resolution=64)[0]
     for way, schedule, said in (
         ("bias", Schedule(micro_batch=2), "micro-batches of 2"),
-        ("last", Schedule(prefix_batch=1), "frozen layers 1 at a time"),
+        ("last", Schedule(prefix_batch=1), "frozen layers 1 image at a time"),
         ("last", Schedule(cache="float32"), "frozen layers from a cache"),
         ("full", Schedule(inplace_update=True), "parameters updated in place"),
     ):
