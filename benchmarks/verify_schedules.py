@@ -154,7 +154,7 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
     done = [row for row in rows if not row["refused"]]
     worst = max(done, key=lambda row: abs(float(row["difference_percent"])))
     bits = [row for row in done if float(row["apart"]) == 0]
-    whole = [row for row in done if "frozen prefix" not in row["schedule"] or row["levers"] == CACHED]
+    whole = [row for row in done if "frozen layers" not in row["schedule"] or row["levers"] == CACHED]
     lines = [
         "# Schedules carried out: predicted, and measured",
         "",

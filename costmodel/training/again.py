@@ -257,6 +257,7 @@ class SegmentAgain:
                 return tensor
             copies.append(tensor.clone())  # running statistics move once
             there.add(address(copies[-1]))
+            cheap.tape.copy_of[id(copies[-1])] = tensor
             return copies[-1]
 
         def pack(tensor: torch.Tensor) -> None:

@@ -62,12 +62,17 @@ _CHANGES = (Slot, torch.Tensor)
 
 
 class Tape:
-    """Calls that can be made again. outside: the tensors that they start from, but for the network's own (by id)."""
+    """Calls that can be made again. outside: the tensors that they start from, but for the network's own (by id).
+
+    copy_of: by the id of a copy, which of the network's own tensors it stands for; that one is noted, so that no copy
+    is held.
+    """
 
     def __init__(self, own: frozenset[int]):
         self.own = own
         self.entries: list[Entry] = []
         self.outside: list[Any] = []  # tensors, or None where nobody asks for one again
+        self.copy_of: dict[int, torch.Tensor] = {}
         self.numbers = WeakIdKeyDictionary()  # of the tensors that are alive
         self.count = 0
         self.last_use: dict[int, int] = {}
@@ -94,6 +99,8 @@ class Tape:
     def _slot(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or id(value) in self.own:
             return value
+        if id(value) in self.copy_of:
+            return self.copy_of[id(value)]
         if value not in self.numbers:
             self.outside.append(value)
             self.numbers[value] = Slot(-len(self.outside))
