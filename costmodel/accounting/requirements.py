@@ -1,4 +1,4 @@
-"""A way of training a network, worked out in certain books: what its cost rests on, however a step is carried out.
+"""A way of training a network, worked out by an accounting: what its cost rests on, however a step is carried out.
 
 Nothing here depends on the batch, the schedule, the precision or the optimizer.
 """

@@ -1,4 +1,4 @@
-"""Ways of keeping the books: one file each, one table. Every entry runs through the same battery of tests."""
+"""The accountings: one file each, one table. Every entry runs through the same battery of tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same training in different books: how much, in which layers, and why."""
+"""The same training by two accountings: how much, in which layers, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Following a network's calls while it runs: which module made a call, and the how-manieth of its kind it is.
+"""Following a network's calls while it runs: which module made a call, and its number among those of its kind.
 
 The tracer names layers so, and what later runs the real network (`measure`, `apply`) finds the same layer again.
 """

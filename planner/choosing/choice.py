@@ -28,13 +28,15 @@ CHEAPER_SHOWN = 3
 class Choice:
     """The pick and what it was picked from.
 
-    next_better: of those that promise more and do not fit, the one
-    that lacks the fewest bytes. best_unfit: of those, the one that promises most. cheaper: the best of the frontier
-    that take less memory and promise less. faster: the most promising that takes at most 0.8 of the pick's FLOPs per
-    image. safer: the one with the highest low end, if that is above the pick's. rivals: those that fit and could be
-    more accurate than the pick by more than a tolerance, the one that could be best first: so far reaches the interval
-    of their difference. best_per_model: the best that fits of each network, if there are several. unknown: those that
-    fit, whose accuracy has no basis. untrainable: those that cannot train, and are not candidates.
+    "More" and "less" below are of expected accuracy, on `scale`.
+
+    next_better: the candidate that would be better and lacks the fewest bytes. best_unfit: the best of those that do
+    not fit. cheaper: the best ones of the frontier that take less memory, and reach less, than the pick. faster: the
+    best one with at most 0.8 of the pick's FLOPs per image. safer: the one whose interval ends highest at its low end,
+    if that is above the pick's. rivals: those that fit and could be more accurate than the pick by more than a
+    tolerance, by the interval of the difference; the one that could be best comes first. best_per_model: the best that
+    fits of each network, if there are several. unknown: those that fit and whose accuracy has no basis. untrainable:
+    those that cannot train, and are not candidates.
     """
 
     limits: dict[str, float]
@@ -115,7 +117,7 @@ def _in_largest_passes(fitting: Iterable[Candidate]) -> list[Candidate]:
 
 
 def best(fitting: Sequence[Candidate], scale: Scale) -> Candidate:
-    """Return the cheapest of those that tie with the one that promises most.
+    """Return the cheapest of those that tie with the most accurate one.
 
     Of batches that evidence has, where any of these fits: what smaller ones do to the accuracy nobody observed.
     """
@@ -134,7 +136,7 @@ def _cost(candidate: Candidate) -> tuple[float, ...]:
 
 
 def _order(candidate: Candidate, scale: Scale) -> tuple:
-    """What sorts the most promising first, of equals the cheapest."""
+    """What sorts the most accurate first, of equals the cheapest."""
     return -scale.value(candidate), *_cost(candidate)
 
 

@@ -1,4 +1,4 @@
-"""Why the pick of a recommendation won, and what its numbers must not be read as: in sentences."""
+"""Why the pick of a recommendation won, and what its numbers do not mean, in sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits -> the one way to fine-tune that promises most, why, and the plan to do it; or why nothing fits."""
+"""Limits -> the recommended way to fine-tune, why, and the plan for it; or why nothing fits."""
 
 from __future__ import annotations
 

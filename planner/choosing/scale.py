@@ -1,8 +1,8 @@
 """How two candidates are compared by what is expected of them: in points, with what their estimates have in common.
 
 What is expected of ways on one data set is known together (`estimates.anchored`): two that resemble each other move
-together, so that a difference has an error of its own, mostly smaller than theirs. A candidate that promises at most
-TOLERANCE less than the best is as good, and the cheaper one is taken.
+together, so that a difference has an error of its own, mostly smaller than theirs. A candidate that is expected to
+reach at most TOLERANCE less than the best is as good, and the cheaper one is taken.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Scale:
         return ">0.999" if 0.9995 <= value < 1 - TIE else f"{value:.3f}"
 
     def gain(self, more: Candidate, less: Candidate) -> str:
-        """Return how much more one promises than the other."""
+        """Return how much more is expected of one than of the other."""
         difference = self.value(more) - self.value(less)
         return f"{difference:+.3f} of recovery" if self.name == "recovery" else f"{difference:+.1f} points"
 
@@ -97,7 +97,7 @@ class Scale:
         return Difference(ours - theirs, error, Z95 * error)
 
     def tied(self, candidate: Candidate, top: Candidate) -> bool:
-        """Whether a candidate counts as equally accurate as the most promising one."""
+        """Whether a candidate counts as as accurate as the best one."""
         if self.value(candidate) == self.value(top):
             return True
         ours, most = self.percent(candidate), self.percent(top)
