@@ -158,14 +158,14 @@ class _Question:
             if found is not None and self.model.knows(found):
                 break
         else:
-            return "no accuracy of such a way was published, next to those of the last layer only and of everything"
+            return "no accuracy of this method is published together with those of last and full"
         if way in setting.converted:
             return (
-                "the method changes what the network computes (group norm, standardised weights), so that its "
-                "pre-training does not hold; published for networks that were pre-trained so"
+                "the method changes what the network computes (group norm, standardised weights), so its pre-training is "
+                "lost; accuracies are published only for networks pre-trained this way"
             )
         if method is not None and method.needs_norm and not setting.has_norm:
-            return "no published network without norm layers was trained so"
+            return "no published network without norm layers was trained by this method"
         seen = setting.images_per_norm.get(way, LEAST_IMAGES)
         if seen < LEAST_IMAGES:
             return (

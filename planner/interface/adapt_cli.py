@@ -85,8 +85,8 @@ def adapt_command(
     """Choose the sub-network of an elastic super-network, too: the best for your images that fits in --ram.
 
     Trains the super-network, measures sub-networks on held-out images, predicts all others, finds the best one that
-    fits, and fine-tunes it. A rerun goes on where the last one stopped. Without --data, but with --accuracies: the
-    frontier over sub-networks. Exit code 3 if no sub-network fits.
+    fits, and fine-tunes it. The same command again continues where the last one stopped. Without --data, but with
+    --accuracies: the frontier over sub-networks. Exit code 3 if no sub-network fits.
     """
     from costmodel import way
 
@@ -121,7 +121,7 @@ def adapt_command(
             )  # fmt: skip
     except KeyboardInterrupt:
         print(
-            f"finished runs are kept in {shown(storage)}, and the same command goes on with the next one",
+            f"finished runs are kept in {shown(storage)}; the same command continues with the next one",
             file=sys.stderr,
         )
         raise typer.Exit(INTERRUPTED) from None

@@ -85,8 +85,8 @@ def measure_command(
 ) -> None:
     """Fine-tune the candidates that could be the best on your images, until it is known which one is.
 
-    A rerun goes on where the last one stopped; several at once, with one --storage, share the runs. Then `planner
-    recommend MODEL --ram ... --evidence runs.db` uses what was measured.
+    The same command again continues where the last one stopped; several at once, with one --storage, share the runs.
+    Then `planner recommend MODEL --ram ... --evidence runs.db` uses what was measured.
     """
     target = named_device(device)
     ram_bytes = None if ram is None else parse_bytes(ram)
@@ -111,7 +111,7 @@ def measure_command(
             )  # fmt: skip
     except KeyboardInterrupt:
         print(
-            f"finished runs are kept in {shown(storage)}, and the same command goes on with the next one",
+            f"finished runs are kept in {shown(storage)}; the same command continues with the next one",
             file=sys.stderr,
         )
         raise typer.Exit(INTERRUPTED) from None

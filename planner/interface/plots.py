@@ -84,8 +84,9 @@ def pareto_data(priced: Sequence[Candidate], against: str = "recovery") -> panda
     """Return what the plot shows: a row per candidate, by model and memory.
 
     against 'recovery': those of known recovery; `frontier` is whether no candidate of the same model takes less memory
-    and is expected to reach as much. against 'flops': all; `frontier` is the same for memory, FLOPs and recovery together (without
-    recovery, training the last layer would be all of it). `fill`: a key of `FILLS`, by `recovery_kind`.
+    and is expected to reach as much. against 'flops': all; `frontier` is the same for memory, FLOPs and recovery
+    together (without recovery, training the last layer would be all of it). `fill`: a key of `FILLS`, by
+    `recovery_kind`.
 
     Errors: InputError for another `against`.
     """

@@ -18,7 +18,7 @@ from .space import Images, Weights
 def train_command(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="What `planner recommend --save` wrote.")],
     data: Images,
-    out: Annotated[str, typer.Option(help="The folder to write the network to; given again, its training goes on.")],
+    out: Annotated[str, typer.Option(help="The folder to write the network to; given again, its training continues.")],
     weights: Weights = None,
     epochs: Annotated[int, typer.Option(help="Most epochs.")] = 20,
     lr: Annotated[
@@ -37,7 +37,7 @@ def train_command(
 ) -> None:
     """Train exactly what was planned on your images, and keep the network of the best epoch.
 
-    After any stop, a power cut included, the same command goes on, and ends as if nothing had happened.
+    After any stop, a power cut included, the same command continues, and ends as if nothing had happened.
     """
     from ..training.course import Course, read_augment
     from ..training.train import Stopped, train
@@ -49,7 +49,7 @@ def train_command(
             trained = train(plan, data, out, weights=weights, course=course, watch=watch, allocator=allocator)
     except KeyboardInterrupt as error:
         where = f"stopped in {error}" if isinstance(error, Stopped) else "stopped"
-        print(f"{where}; the same command goes on", file=sys.stderr)
+        print(f"{where}; the same command continues", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print(trained.model_dump_json(indent=2))

@@ -611,7 +611,7 @@ def test_interrupted_campaign_goes_on(pictures, tmp_path, monkeypatch, command):
     assert len(outcome.runs) == 4
     monkeypatch.setattr(measuring, "measure", lambda *_, **__: interrupt())
     code, _, said = command("measure", TINY, "--data", "x", "--ram", "1GB", main=cli.main)
-    assert code == 130 and "the same command goes on" in said
+    assert code == 130 and "the same command continues" in said
 
 
 PARTS = {

@@ -269,7 +269,7 @@ def test_asked_to_stop_it_says_where_and_goes_on(digits, tmp_path, command, monk
     given = ("train", str(plan), "--data", str(digits), "--out", str(out), "--epochs", "2", "--augment", "crop")
     code, printed, error = command(*given, "--lr", "0.01", main=cli.main)
     assert code == 130 and not printed and signal.getsignal(signal.SIGTERM) == before
-    assert "stopped in epoch 2 of 2, step 2 of 6; the same command goes on" in error
+    assert "stopped in epoch 2 of 2, step 2 of 6; the same command continues" in error
     monkeypatch.setattr(train_view.TrainingBars, "step", asked)
     code, printed, error = command(*given, "--lr", "0.01", "--json", main=cli.main)
     assert code == 0 and "going on with epoch 2 of 2, after step 2" in error
