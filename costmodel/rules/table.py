@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import ModelError, UnknownOperationError
+from ..errors import UnknownOperationError
 from ..graph.layer_graph import LayerGraph
 from ..graph.values import Layer
 from ..kept import kept
@@ -125,7 +125,7 @@ def operation(layer: Layer, frozen_statistics: bool = False) -> str:
 def facts(graph: LayerGraph, layer: Layer, frozen_statistics: bool = False) -> Facts:
     """Return the facts of a layer of a graph; they are worked out once per graph.
 
-    Errors: UnknownOperationError for an operation that has no rule; ModelError for a layer that lacks an argument.
+    Errors: UnknownOperationError for an operation that has no rule.
     """
     name = operation(layer, frozen_statistics)
     if "cut_off" in layer.attributes:  # no gradient goes through it: it runs, and that is all
@@ -136,13 +136,7 @@ def facts(graph: LayerGraph, layer: Layer, frozen_statistics: bool = False) -> F
 
 def _of_any(graph: LayerGraph, layer: Layer, name: str) -> Facts:
     if name in RULES:
-        try:
-            return RULES[name](layer)
-        except LookupError as error:
-            raise ModelError(
-                f"{layer.location} of {graph.model} lacks what the rule of {layer.op} reads ({error}); its trace is "
-                "damaged or of another version: trace the network again"
-            ) from error
+        return RULES[name](layer)
     if layer.learned is not None:
         return learned.facts(layer, layer.learned)
     raise UnknownOperationError(

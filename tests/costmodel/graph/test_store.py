@@ -260,8 +260,8 @@ def test_writers_at_the_same_time_never_tear_a_file(tmp_path):
     assert [path.name for path in shared.parent.iterdir()] == ["graph.trace"]
 
 
-def test_a_layer_without_what_its_rule_reads_is_named(tmp_path):
+def test_a_layer_that_lacks_an_argument_is_named(tmp_path):
     text = encode(traced("torchvision:mobilenet_v3_small", 64)).replace('[["input",', '[["inptu",', 30)
     (tmp_path / "odd.trace").write_bytes(pack(text))
-    with pytest.raises(ModelError, match=r"lacks what the rule of \w+ reads \('input'\); its trace is damaged"):
+    with pytest.raises(ModelError, match=r"\(conv2d\) lacks the argument 'input': its trace is damaged"):
         footprint(LayerGraph.load(tmp_path / "odd.trace"), "last")
