@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..reading import read_file
 from ..units import BYTES_PER_ELEMENT
 from .learned import Learned
@@ -277,7 +277,18 @@ def _read_layer(index: int, row: Any, tensors: list[Tensor], known: set[int]) ->
     known.update(tensor.id for tensor in made)
     values = {_text(key): _value(value) for key, value in attributes}
     learned = Learned.from_rows(seen[0], read, len(made)) if seen else None
+    read, values = _Arguments(read), _Arguments(values)
+    read.layer = values.layer = f"{name} ({op})"
     return Layer(index, name, module, ordinal, op, read, made, values, inplace, in_place_of, learned)
+
+
+class _Arguments(dict):
+    """The arguments of a layer that was read. Errors: ModelError, naming the layer, if one that is asked for lacks."""
+
+    layer = ""
+
+    def __missing__(self, name: str) -> Any:
+        raise ModelError(f"{self.layer} lacks the argument {name!r}: its trace is damaged; trace the network again")
 
 
 def _named(pairs: list, tensors: list[Tensor]) -> dict[str, Tensor]:
