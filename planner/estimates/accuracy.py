@@ -161,8 +161,8 @@ class _Question:
             return "no accuracy of this method is published together with those of last and full"
         if way in setting.converted:
             return (
-                "the method changes what the network computes (group norm, standardised weights), so its pre-training is "
-                "lost; accuracies are published only for networks pre-trained this way"
+                "the method changes what the network computes (group norm, standardised weights), so its pre-training "
+                "is lost; accuracies are published only for networks pre-trained this way"
             )
         if method is not None and method.needs_norm and not setting.has_norm:
             return "no published network without norm layers was trained by this method"
