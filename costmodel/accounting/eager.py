@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from ..errors import UnknownOperationError
 from ..graph.layer_graph import LayerGraph
@@ -287,8 +287,14 @@ VERIFIED_MACHINES = ("x86_64", "AMD64")
 
 
 def caveat() -> str | None:
-    """Return what to tell a user whose PyTorch or processor these books were not verified with; None if they were."""
-    installed, machine = version("torch"), platform.machine()
+    """Return what to tell a user whose PyTorch or processor this was not verified with; None if it was.
+
+    None, too, where there is no PyTorch: whoever only plans does not train on this machine.
+    """
+    try:
+        installed, machine = version("torch"), platform.machine()
+    except PackageNotFoundError:
+        return None
     if installed.startswith(VERIFIED_TORCH) and machine in VERIFIED_MACHINES:
         return None
     return (

@@ -383,6 +383,14 @@ def test_lean_is_never_above_eager_kernels_apart(name):
             assert ours.saved_bytes <= stock.saved_bytes and ours.peak_bytes <= stock.peak_bytes
 
 
+def test_no_caveat_where_there_is_no_torch(monkeypatch):
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(eager, "version", missing)
+    assert eager.caveat() is None
+
+
 def test_no_caveat_where_it_was_verified(monkeypatch):
     monkeypatch.setattr(eager, "version", lambda package: "2.15.3+cpu")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
