@@ -166,9 +166,9 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
         f"{sum(row['agrees'] == 'True' for row in done)}; the peak within {GOAL_PERCENT} % in "
         f"{sum(abs(float(row['difference_percent'])) <= GOAL_PERCENT for row in done)}, most off in {worst['model']}, "
         f"{worst['way']}, {worst['levers']}: {worst['difference_percent']} %. After three steps weights and running "
-        f"statistics are those of the plain schedule to the bit in {len(bits)}: in {sum(row in bits for row in whole)} of "
-        f"{len(whole)} with the whole batch at once or a cache, in {sum(row in bits for row in pieces)} of {len(pieces)} "
-        "with the frozen layers in pieces (in float64).",
+        f"statistics are those of the plain schedule to the bit in {len(bits)}: in "
+        f"{sum(row in bits for row in whole)} of {len(whole)} with the whole batch at once or a cache, in "
+        f"{sum(row in bits for row in pieces)} of {len(pieces)} with the frozen layers in pieces (in float64).",
         "",
         "The peak above the step's start, measured, in parts of that of the plain schedule (predicted), and times the "
         "FLOPs:",
