@@ -340,7 +340,7 @@ def test_trials_of_plain_optuna_are_none_of_the_campaign(tmp_path, state):
         ("UPDATE trial_user_attributes SET value_json = '\"ff\"' WHERE key = 'test_images'", "test_images is 'ff'"),
         ("UPDATE trial_user_attributes SET value_json = '[' WHERE key = 'campaign'", "is damaged: Expecting value"),
         ("UPDATE trials SET datetime_complete = '2026-11-21 -1:30:31.5'", "is damaged: Invalid isoformat"),
-        ("DELETE FROM trial_params WHERE param_name = 'seed'", "trial 0 was not written by planner measure: 'seed'"),
+        ("DELETE FROM trial_params WHERE param_name = 'seed'", "trial 0 is not of planner measure: 'seed'"),
     ],
 )
 def test_a_database_that_was_changed_is_one_line(tmp_path, change, said):
@@ -471,7 +471,7 @@ def test_folder_that_is_none(tmp_path, make):
         folder.mkdir()
         if make == "one":
             (folder / "only").mkdir()
-    with pytest.raises(InputError, match=r"is not a folder|has no subfolder|has 1 class"):
+    with pytest.raises(InputError, match=r"is not a readable folder|has no subfolder|has 1 class"):
         list_folder(folder)
 
 
