@@ -14,6 +14,14 @@ from ..errors import ModelError
 Layer = TypeVar("Layer", bound=Callable[..., Any])
 
 
+def in_autocast(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in the precision that autocast computes products in, if it is on where the tensor is."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
 def first_order(backward: Callable[..., Any]) -> Any:
     """Return a `backward` that is not differentiated again: what that would need was not kept.
 

@@ -55,7 +55,10 @@ class Applied(nn.Module):
                 "or costmodel.restore(model)"
             )
         plan = self.training_plan
-        replacements = plan.replacements if self.training else plan.in_eval
+        replacements = plan.in_eval
+        if self.training:
+            casts = torch.is_autocast_enabled(next(self.parameters()).device.type)
+            replacements = plan.in_autocast if casts else plan.replacements
         if plan.schedule.is_cut and self.training and torch.is_grad_enabled():
             with ScheduledPass(self, plan, replacements, (args, kwargs)) as scheduled:
                 args, kwargs = scheduled.inputs
