@@ -32,7 +32,10 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
     recomputed = dict.fromkeys(index for index in wanted if index in graph.weight_computations)
     open_choices: list[Choice] = []
     for index, roles in wanted.items():
-        if index in recomputed:
+        if index in recomputed:  # what it is computed again from, but for parameters and buffers
+            for role, tensor in graph.layers[index].inputs.items():
+                if tensor.kind == "constant":
+                    ledger.keep(graph.layers[index], role, Dense(tensor))
             continue
         for role, alternatives in _options(graph.layers[index], roles, facts[index], assignment.kept_inputs.get(index)):
             if len(alternatives) != 1:

@@ -343,6 +343,7 @@ class Footprint:
             rows.append(("learned", "; ".join(names)))
         if self.step.precision.activations != "float32" and (first := float32_under_autocast(self.graph)) is not None:
             rows.append(("left out", f"{first.location} computes in float32 under autocast: with a parameter"))
+        rows += [("note", note) for note in self.graph.notes]
         if (cache := CacheCost.of(self.step)) is not None:
             rows += [
                 ("cache", f"{format_bytes(cache.bytes_per_image)} of storage per image ({cache.rounding}), filled once "

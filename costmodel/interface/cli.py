@@ -119,8 +119,6 @@ def footprint(
     if for_programs(result, rows, as_json, as_csv):
         return
     _print_caveat(accounting)
-    for note in graph.notes:
-        typer.echo(f"note: {note}", err=True)
     terminal().print(answer)
     if process is not None:
         typer.echo(f"process: {process.text}")
