@@ -281,7 +281,7 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
                 f"it is not known what stock PyTorch keeps for the operation {layer.op!r} ({layer.location} of "
                 f"{graph.model}); give it with costmodel.register_rule(..., eager=...)"
             )
-        for item in KEEPS[name](layer, roles) if name in KEEPS else facts[index].kept_together(roles):
+        for item in KEEPS[name](layer, roles) if name in KEEPS else facts[index].kept_together(layer, roles):
             ledger.keep(layer, " ".join(roles), item)
             if layer.op in CASTS and isinstance(item, Dense) and item.tensor.kind == "parameter":
                 ledger.keep_cast(layer, " ".join(roles), item.tensor)

@@ -124,10 +124,20 @@ def _dropped(call: Call) -> int:
     return call.batch * _INDEX_BYTES * call.layer.output.elements
 
 
+def _seen(call: Call, working: tuple[int, ...]) -> Working:
+    """Return what was seen of a learned call where it ran, as if its gradients were all wanted, or none."""
+    plain, forward, backward = (
+        call.batch * each + once for each, once in zip(working[::2], working[1::2], strict=True)
+    )
+    return (forward, backward) if call.wanted else (plain, 0)
+
+
 def _onednn(call: Call) -> Working:
     layer = call.layer
     if dropped := _dropped(call):
         return dropped, 0
+    if layer.learned is not None and layer.learned.working:
+        return _seen(call, layer.learned.working)
     copied = order_copies(layer, call.wanted, call.batch, call.float_bytes, call.gradient)
     if layer.op in _PER_ELEMENT:
         return copied[0], copied[1] + _PER_ELEMENT[layer.op](call)

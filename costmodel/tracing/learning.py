@@ -21,6 +21,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ..graph.learned import Held, Learned, Pattern
+from .allocations import allocations, peak_of
 from .calls import named_tensors, operation_name, tensors_in
 from .flops import corrected_flop_counter
 
@@ -140,9 +141,12 @@ class _Run:
 
 def _device(call: TracedCall) -> str:
     """Return where a call is observed."""
+    return "meta" if operation_name(call.function)[0] in ON_META or _bytes_per_image(call) > MOST_BYTES else "cpu"
+
+
+def _bytes_per_image(call: TracedCall) -> int:
     tensors = [value for value in tree_leaves((call.args, call.kwargs)) if isinstance(value, torch.Tensor)]
-    each = sum(tensor.numel() * tensor.element_size() // call.batch for tensor in tensors)
-    return "meta" if operation_name(call.function)[0] in ON_META or each > MOST_BYTES else "cpu"
+    return sum(tensor.numel() * tensor.element_size() // call.batch for tensor in tensors)
 
 
 def _key(call: TracedCall, roles: list[str]) -> Any:
@@ -173,7 +177,47 @@ def _learn(call: TracedCall, roles: list[str]) -> Learned:
     few, more = seen[()]
     _over_batch(few.elements, more.elements)
     counts = any(run.counts_flops for pair in seen.values() for run in pair)
-    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts)
+    working = _working(call, tuple(roles))
+    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts, working)
+
+
+def _working(call: TracedCall, wanted: tuple[str, ...]) -> tuple[int, ...]:
+    """Return a call's working memory as of `Learned`; () where it cannot be seen or does not grow in steps."""
+    if operation_name(call.function)[1] or call.kwargs.get("inplace") or _bytes_per_image(call) > MOST_BYTES:
+        return ()
+    few, more = (_working_at(call, wanted, batch) for batch in BATCHES)
+    try:
+        return tuple(part for pair in zip(few, more, strict=True) for part in _affine(*pair))
+    except Unlearnable:
+        return ()
+
+
+def _working_at(call: TracedCall, wanted: tuple[str, ...], batch: int) -> tuple[int, int, int]:
+    """Return the working memory at a batch: in forward without a gradient, in forward, and in backward."""
+    run = _Run(call, batch, "cpu")
+    traced = named_tensors(call.function, call.args, call.kwargs)
+    made: list[Any] = []
+
+    def forward() -> None:
+        made.append(call.function(*run.args, **run.kwargs))
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        plain = allocations(forward)
+    leaves = [run.made[id(traced[role])].requires_grad_() for role in wanted]
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        differentiable = allocations(forward)
+    results = [result for result in tensors_in(made[-1]) if result.requires_grad]
+    if not results or not leaves:
+        return peak_of(plain) - sum(plain), 0, 0
+    given = [torch.ones_like(result) for result in results]
+    gradients: list[torch.Tensor | None] = []
+    backward = allocations(lambda: gradients.extend(torch.autograd.grad(results, leaves, given, allow_unused=True)))
+    there = {_address(tensor) for tensor in given}
+    own = {_address(each): each.untyped_storage().nbytes() for each in gradients if each is not None}
+    new = sum(size for address, size in own.items() if address not in there)
+    return (
+        peak_of(plain) - sum(plain), peak_of(differentiable) - sum(differentiable), max(0, peak_of(backward) - new)
+    )  # fmt: skip
 
 
 def _adds_up(patterns: list[Pattern]) -> bool:
