@@ -3,9 +3,10 @@
     python benchmarks/fuzz.py --lines 20000 --files 20000 --date 2026-11-21 --machine '2-core x86-64 virtual machine'
 
 Every case is drawn from its number and kind alone. A finding is an error that nobody foresaw (a traceback without
-`--debug`), more than one line for an error, an exit code that is not documented, more than SECONDS, a process of more
-than MEGABYTES, `nan` or an infinity in an answer, a password, or a damaged file that is accepted with what cannot be:
-an accuracy of 101 %, weights that are no numbers, a plan that saves more than its peak.
+`--debug`), more than one line for an error, an exit code that is not documented, more than SECONDS of processor time
+(or a minute by the clock), a process of more than MEGABYTES, `nan` or an infinity in an answer, a password, or a
+damaged file that is accepted with what cannot be: an accuracy of 101 %, weights that are not numbers, a plan that saves
+more than its peak. A run that was stopped goes on with --resume. Takes about an hour on one core.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import click
@@ -49,7 +49,9 @@ from planner.devices.device import device
 from planner.evidence import load
 
 SECONDS, MEGABYTES = 10, 1000
+_WAITS = 6  # times as long by the clock, since other work may be going on
 RESULTS = Path(__file__).parent / "results" / "fuzz.md"
+KEPT = Path(__file__).parent / ".cache" / "fuzz.json"
 SMALL = "zoo:mcunet_5fps"
 _CHUNK = 100
 
@@ -77,88 +79,29 @@ _LEFT_OUT = {"ship", "check", "reproduce", "calibrate"}
 MODELS = [SMALL, "torchvision:mobilenet_v3_small", "timm:tinynet_e", "resnet18", "own.py:make", "own.py:fails"]
 NUMBERS = ["1", "2", "8", "64", "96", "1-4", "1,2,4", "0", "-1", "1.5", "1e3", "nan", "inf", "-inf", "1e400", "9" * 25]
 NUMBERS += [
-    "9" * 5000,
-    "1-999999999",
-    "1-",
-    ",",
-    "",
-    " ",
-    "٣",
-    "0x10",
-    "1_000",
-    "5-1",
-    "1-9:0",
-    "70000",
-    "4096",
-    "4097",
-]
+    "9" * 5000, "1-999999999", "1-", ",", "", " ", "٣", "0x10", "1_000", "5-1", "1-9:0", "70000", "4096", "4097",
+]  # fmt: skip
 SIZES = ["64MB", "1GB", "9MB", "0MB", "-3MB", "1e400MB", "nanMB", "64 bananas", "9" * 20_000, "1e18GB", "1.5 MiB", ""]
 NAMES = [
-    "full",
-    "last",
-    "blocks",
-    "mobiletl",
-    "tinytl-l",
-    "sparse-update",
-    "nrom",
-    "sgd",
-    "adam",
-    "lean",
-    "eager",
-    "cpu",
-]
+    "full", "last", "blocks", "mobiletl", "tinytl-l", "sparse-update", "nrom", "sgd", "adam", "lean", "eager", "cpu",
+]  # fmt: skip
 NAMES += [
-    "float16",
-    "int8",
-    "bfloat16",
-    "memory,flops",
-    "recovery",
-    "own,running",
-    "layer",
-    "patch=2",
-    "patch=x",
-    "=",
+    "float16", "int8", "bfloat16", "memory,flops", "recovery", "own,running", "layer", "patch=2", "patch=x", "=",
     "a=b",
-]
+]  # fmt: skip
 FILES = [
-    "none.csv",
-    "own.csv",
-    "bad.csv",
-    "fifo.csv",
-    "loop.csv",
-    ".",
-    "/dev/zero",
-    "/dev/full",
-    "a\0b",
-    "runs.db",
+    "none.csv", "own.csv", "bad.csv", "fifo.csv", "loop.csv", ".", "/dev/zero", "/dev/full", "a\0b", "runs.db",
     "x.toml",
-]
+]  # fmt: skip
 FILES += ["plan.json", "out.png", "out.html", "out.csv", "none/out.png", "raspberry-pi-4-1gb", "template", "bad.toml"]
 FILES += [
-    "postgresql://me:s3cret@127.0.0.1:9/x",
-    "postgresql://me:s3cret@h:x/y",
-    "mysql://a/b",
-    "sqlite://",
-    "://",
+    "postgresql://me:s3cret@127.0.0.1:9/x", "postgresql://me:s3cret@h:x/y", "mysql://a/b", "sqlite://", "://",
     "images",
-]
+]  # fmt: skip
 ODD = [
-    "",
-    "-",
-    "--",
-    "[/red]",
-    "a$b_{$",
-    "\x1b[31m",
-    "\udcff",
-    "a\nb",
-    "x" * 10_000,
-    "../..",
-    "%s%n",
-    "{0}",
-    "'",
-    '"',
+    "", "-", "--", "[/red]", "a$b_{$", "\x1b[31m", "\udcff", "a\nb", "x" * 10_000, "../..", "%s%n", "{0}", "'", '"',
     "☃",
-]
+]  # fmt: skip
 POOLS = [MODELS, NUMBERS, SIZES, NAMES, FILES, ODD]
 OWN = """
 from torch import nn
@@ -416,16 +359,19 @@ def _hang(*_) -> None:
 
 
 def _timed(kind: str, number: int, judge: Callable[[], tuple[str, str]]) -> Outcome:
-    signal.signal(signal.SIGALRM, _hang)
-    signal.alarm(SECONDS)
-    start = time.perf_counter()
+    for which in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(which, _hang)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(_WAITS * SECONDS)
+    start = time.process_time()
     try:
         verdict, finding = judge()
     except HangError:
         verdict, finding = "hangs", f"takes more than {SECONDS} s"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-    return Outcome(kind, number, verdict, time.perf_counter() - start, finding)
+    return Outcome(kind, number, verdict, time.process_time() - start, finding)
 
 
 def _prepare(folder: Path) -> None:
@@ -479,49 +425,77 @@ def tasks(lines: int, files: int) -> list[tuple[str, int, int]]:
     ]
 
 
+@dataclass
+class Tally:
+    """What came of the chunks so far, kept in a file; they are done in one order, so that a number tells which."""
+
+    chunks: int = 0
+    findings: int = 0
+    megabytes: float = 0.0
+    verdicts: dict[str, dict[str, int]] = field(default_factory=dict)
+    slowest: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def resumed(cls) -> Tally:
+        """Return the one that was kept, or a new one."""
+        return cls(**json.loads(KEPT.read_text())) if KEPT.exists() else cls()
+
+    def add(self, found: list[Outcome], megabytes: float) -> None:
+        """Add a chunk, and say what should not have been."""
+        self.chunks += 1
+        self.megabytes = max(self.megabytes, megabytes)
+        for one in found:
+            counts = self.verdicts.setdefault(one.kind, {})
+            counts[one.verdict] = counts.get(one.verdict, 0) + 1
+            self.slowest[one.kind] = max(self.slowest.get(one.kind, 0.0), one.seconds)
+            if one.finding:
+                self.findings += 1
+                print(f"{one.kind} {one.number}: {one.verdict}: {one.finding}", flush=True)
+        KEPT.parent.mkdir(exist_ok=True)
+        KEPT.write_text(json.dumps(asdict(self)))
+
+    @property
+    def cases(self) -> int:
+        """How many cases there were."""
+        return sum(sum(counts.values()) for counts in self.verdicts.values())
+
+    def table(self, where: str) -> str:
+        """Return the results as markdown."""
+        rows = [
+            f"| {kind} | {sum(self.verdicts[kind].values()):,} | "
+            + ", ".join(f"{name}: {count:,}" for name, count in sorted(self.verdicts[kind].items()))
+            + f" | {self.slowest[kind]:.1f} |"
+            for kind in ("line", *READERS)
+            if kind in self.verdicts
+        ]
+        return "\n".join([
+            "# Random command lines and damaged files", "", f"Made by `benchmarks/fuzz.py`. {where}.", "",
+            f"Findings (tracebacks, hangs beyond {SECONDS} s, nonsense accepted): {self.findings}. The largest process "
+            f"(with torch, {_CHUNK} cases or more behind it): {self.megabytes:.0f} MB.", "",
+            "| kind | cases | what came of them | slowest, s of processor time |", "|---|---|---|---|", *rows, "",
+        ])  # fmt: skip
+
+
 def main() -> None:
     """Run all cases, print what was found, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=20_000)
     parser.add_argument("--files", type=int, default=20_000)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--date", required=True)
     parser.add_argument("--machine", required=True)
     asked = parser.parse_args()
-    verdicts: dict[str, Counter[str]] = {kind: Counter() for kind in ("line", *READERS)}
-    slowest: Counter[str] = Counter()
-    findings, most = 0, 0.0
     todo = tasks(asked.lines, asked.files)
     random.Random(0).shuffle(todo)  # so that a run that is cut off has cases of every kind
+    tally = Tally.resumed() if asked.resume else Tally()
+    where = f"{asked.date}, {asked.machine}"
     with multiprocessing.get_context("spawn").Pool(asked.processes, maxtasksperchild=4) as pool:
-        for found, megabytes in pool.imap(_chunk, todo):
-            most = max(most, megabytes)
-            for one in found:
-                verdicts[one.kind][one.verdict] += 1
-                slowest[one.kind] = max(slowest[one.kind], one.seconds)
-                if one.finding:
-                    findings += 1
-                    print(f"{one.kind} {one.number}: {one.verdict}: {one.finding}", flush=True)
-            RESULTS.write_text(table(verdicts, slowest, findings, most, f"{asked.date}, {asked.machine}"))
-    print(f"{sum(each.total() for each in verdicts.values())} cases, {findings} findings, {most:.0f} MB")
-    sys.exit(1 if findings or most > MEGABYTES else 0)
-
-
-def table(verdicts: dict[str, Counter], slowest: Counter, findings: int, most: float, where: str) -> str:
-    """Return the results as markdown."""
-    rows = [
-        f"| {kind} | {sum(counts.values()):,} | "
-        + ", ".join(f"{name}: {count:,}" for name, count in sorted(counts.items()))
-        + f" | {slowest[kind]:.1f} |"
-        for kind, counts in verdicts.items()
-        if counts
-    ]
-    return "\n".join([
-        "# Random command lines and damaged files", "", f"Made by `benchmarks/fuzz.py`. {where}.", "",
-        f"Findings (tracebacks, hangs beyond {SECONDS} s, nonsense accepted): {findings}. The largest process, with "
-        f"torch and {_CHUNK} cases or more behind it: {most:.0f} MB.", "",
-        "| kind | cases | what came of them | slowest, s |", "|---|---|---|---|", *rows, "",
-    ])  # fmt: skip
+        for found, megabytes in pool.imap(_chunk, todo[tally.chunks :]):
+            tally.add(found, megabytes)
+            RESULTS.write_text(tally.table(where))
+    print(f"{tally.cases} cases, {tally.findings} findings, {tally.megabytes:.0f} MB")
+    sys.exit(1 if tally.findings or tally.megabytes > MEGABYTES else 0)
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def elpv(counts: Sequence[int]) -> Split:
     return split_of(parts_of(labels, digests, counts), labels, digests, image)
 
 
-# The nine largest of the package's folders, but `special` and `unsorted`, which are no subjects.
+# The nine largest of the package's folders, but `special` and `unsorted`, which are not subjects.
 SUBJECTS = (
     "animals", "computer", "food", "geography", "people", "recreation", "shapes", "signs_and_symbols", "transportation",
 )  # fmt: skip

@@ -3,7 +3,8 @@
     python benchmarks/schedule_time.py --date 2026-11-21 --machine '2-core x86-64 virtual machine'
 
 Steps of the same network with the plain schedule and with the best ones at 1.00, 1.10 and 1.33 times the FLOPs take
-turns, on one thread (batch 8, 128 x 128, SGD); each time is a median of 9 rounds, each ratio one of times of one round.
+turns, on one thread (batch 8, SGD; 224 x 224, and 128 x 128, where Python has a larger share); each time is a median of
+9 rounds, each ratio one of times of one round.
 Writes results/schedule_time.md. Takes about five minutes.
 """
 
@@ -22,7 +23,7 @@ from costmodel import Schedule, Step, Way, apply, best_schedule, build, footprin
 from costmodel.checking.measuring import loss_of
 from costmodel.training.optimizers import update_in_place
 
-RESOLUTION, BATCH, ROUNDS = 128, 8, 9
+RESOLUTIONS, BATCH, ROUNDS = (224, 128), 8, 9
 WAYS = (
     ("torchvision:mobilenet_v2", way("blocks", 3)), ("torchvision:mobilenet_v2", way("blocks", 13)),
     ("torchvision:mobilenet_v2", way("full")), ("torchvision:mobilenet_v3_small", way("blocks", 8)),
@@ -31,13 +32,13 @@ WAYS = (
 TIMES = (1.0, 1.1, 1.33)
 
 
-def stepper(model: torch.nn.Module, one: Way, schedule: Schedule) -> Callable[[], None]:
+def stepper(model: torch.nn.Module, one: Way, schedule: Schedule, resolution: int) -> Callable[[], None]:
     """Return what makes one step."""
-    network = apply(copy.deepcopy(model), one, resolution=RESOLUTION, schedule=schedule).train()
+    network = apply(copy.deepcopy(model), one, resolution=resolution, schedule=schedule).train()
     update = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 1e-6)
     if schedule.inplace_update:
         update_in_place(network, update)
-    images = torch.randn(BATCH, 3, RESOLUTION, RESOLUTION)
+    images = torch.randn(BATCH, 3, resolution, resolution)
 
     def step() -> None:
         loss_of(network(images)).backward()
@@ -53,11 +54,11 @@ def seconds(step: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def rows(model: str, one: Way) -> list[str]:
-    graph, network = trace(model, RESOLUTION), build(model)
+def row(model: str, one: Way, resolution: int) -> str:
+    graph, network = trace(model, resolution), build(model)
     schedules = [Schedule(), *(best_schedule(graph, one, batch=BATCH, most_flops=most) for most in TIMES)]
     answers = [footprint(Step(graph, one, BATCH, schedule)) for schedule in schedules]
-    steps = [stepper(network, one, schedule) for schedule in schedules]
+    steps = [stepper(network, one, schedule, resolution) for schedule in schedules]
     for step in steps:
         step()
     found = [[seconds(step) for step in steps] for _ in range(ROUNDS)]
@@ -69,7 +70,7 @@ def rows(model: str, one: Way) -> list[str]:
             f"{answer.peak_bytes / answers[0].peak_bytes:.2f} | {answer.total_flops / answers[0].total_flops:.2f} "
             f"| {statistics.median(ratios):.2f} ({ratios[1]:.2f} to {ratios[-2]:.2f})"
         )
-    return [f"| {model} | {one.label} | {1e3 * plain:.0f} ms | {' | '.join(cells)} |"]
+    return f"| {model} | {one.label} | {resolution} | {1e3 * plain:.0f} ms | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -82,16 +83,17 @@ def main() -> None:
     text = [
         "# The time of a step by the best schedules",
         "",
-        f"{given.date}; {versions()}; {given.machine}. {RESOLUTION} x {RESOLUTION}, batch {BATCH}, SGD. Written by "
+        f"{given.date}; {versions()}; {given.machine}. batch {BATCH}, SGD. Written by "
         "`python benchmarks/schedule_time.py`. Peak, FLOPs and time in parts of those of the plain schedule; of the "
         f"times the median of {ROUNDS} rounds, and the second lowest to the second highest.",
         "",
-        f"| network | way | plain step | {head} |",
-        "|---" * (3 + 3 * len(TIMES)) + "|",
+        f"| network | way | pixels | plain step | {head} |",
+        "|---" * (4 + 3 * len(TIMES)) + "|",
     ]
-    for model, one in WAYS:
-        text += rows(model, one)
-        print(text[-1], flush=True)
+    for resolution in RESOLUTIONS:
+        for model, one in WAYS:
+            text.append(row(model, one, resolution))
+            print(text[-1], flush=True)
     (RESULTS / "schedule_time.md").write_text("\n".join(text) + "\n")
 
 

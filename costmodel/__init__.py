@@ -50,6 +50,7 @@ from .schedules.best import (
     schedule_frontier,
 )
 from .schedules.block_prices import BlockPrices, SubnetworkPrices
+from .step.cache import CacheCost
 from .step.optimizers import OPTIMIZERS
 from .step.precision import Precision, precision_from
 from .step.schedule import PLAIN, Schedule, schedule_from
@@ -64,14 +65,14 @@ if TYPE_CHECKING:
     from .traces.stored import trace
     from .tracing.models import build, replace_head, supernetwork
     from .training.applied import apply, restore
-    from .training.arena.arena import Arena
+    from .training.arena.arena import Arena, arena_of, in_arena
     from .training.cache import cached_prefix
     from .training.optimizers import make_optimizer, update_in_place
     from .zoo.once_for_all import SuperNetwork
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
-    "Arena": "training.arena.arena",
+    **dict.fromkeys(("Arena", "arena_of", "in_arena"), "training.arena.arena"),
     "Export": "export.exporting",
     "Summary": "interface.summary",
     "SuperNetwork": "zoo.once_for_all",
@@ -121,6 +122,7 @@ __all__ = [
     "Arena",
     "Assignment",
     "BlockPrices",
+    "CacheCost",
     "CostModelError",
     "Design",
     "Export",
@@ -153,6 +155,7 @@ __all__ = [
     "Way",
     "anchor",
     "apply",
+    "arena_of",
     "best_schedule",
     "block_count",
     "body_digest",
@@ -164,6 +167,7 @@ __all__ = [
     "export_step",
     "footprint",
     "import_state",
+    "in_arena",
     "kernels_of",
     "make_optimizer",
     "nearest_schedule",

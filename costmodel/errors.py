@@ -37,7 +37,7 @@ class InfeasibleError(CostModelError):
 
 # By the module that an import does not find: the extra of this package that brings it.
 EXTRAS = {
-    "torch": "torch", "torchvision": "torch", "timm": "timm", "matplotlib": "plots", "plotly": "plots",
+    "torch": "torch", "torchvision": "torch", "timm": "timm", "matplotlib": "plots",
     "optuna": "measure", "sqlalchemy": "measure", "PIL": "measure", "safetensors": "measure",
     "executorch": "executorch",
     "psycopg": "postgresql", "pyarrow": "parquet", "scipy": "torch",

@@ -46,8 +46,8 @@ def first_problem(error: ValidationError) -> Problem:
 def read_file(path: str | os.PathLike, kind: str) -> bytes:
     """Return the content of a file from outside. kind: a key of MOST_BYTES, for the limit and for messages.
 
-    Errors: InputError if there is none, if it cannot be read, is larger than its kind may be, or is no regular file: a
-    FIFO waits for a writer, a device need not end.
+    Errors: InputError if there is none, if it cannot be read, is larger than its kind may be, or is not a regular file:
+    a FIFO waits for a writer, a device need not end.
     """
     try:
         descriptor = _open(path, kind)

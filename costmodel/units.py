@@ -94,6 +94,11 @@ def format_count(count: float) -> str:
     return _scaled(count, ("", "k", "M", "G", "T", "P"))
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number of things as text: '1 block', '2 blocks'."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a time as text, such as '35 ms' or '2.1 h'."""
     units = (("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3))

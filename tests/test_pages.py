@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from pages import WIDTH, pages, run_page, same
+from pages import WIDTH, pages, run_page, same, with_lines
 from repository import ROOT
 
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in pages()}
@@ -32,3 +32,11 @@ def test_readme_is_a_first_screen():
     assert len(text.splitlines()) <= 150
     for path in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (ROOT / path).exists(), path
+
+
+def test_every_question_names_the_line_that_answers_it():
+    text = (ROOT / "docs" / "what_you_can_ask.md").read_text(encoding="utf-8")
+    again, answers = with_lines(text)
+    questions = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| question")]
+    assert answers == len(questions) > 20
+    assert again == text, "write the lines anew with python tests/support/pages.py"

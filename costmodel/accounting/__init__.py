@@ -1,1 +1,1 @@
-"""What is kept for backward, by whose books; the working memory of kernels."""
+"""What is kept for backward, by whose rule; the working memory of kernels."""

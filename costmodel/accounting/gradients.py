@@ -29,5 +29,5 @@ def wanted_gradients(graph: LayerGraph, assignment: Assignment) -> tuple[list[Fa
             if layer.index in graph.reaches_output:
                 wanted[layer.index] = roles
     if not wanted:
-        raise InputError(f"nothing of {graph.model} would train: no trained parameter takes part in its output")
+        raise InputError(f"nothing of {graph.model} would train: its output depends on no trained parameter")
     return every, wanted

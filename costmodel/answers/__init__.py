@@ -1,1 +1,1 @@
-"""What a step costs: one question in every detail, many at once, two books compared."""
+"""What a step costs: one question in every detail, many at once, two accountings compared."""

@@ -99,7 +99,7 @@ def _floor(library: str, model: str, runs: int) -> Floor:
 
 def _run(model: str) -> dict[str, int]:
     if not os.path.exists("/proc/self/smaps"):
-        raise ModelError("this system does not tell what a process holds (/proc/self/smaps); measure it on Linux")
+        raise ModelError("this system does not say what memory a process holds (/proc/self/smaps); measure it on Linux")
     command = [sys.executable, "-c", _PROGRAM, model, str(BATCH), str(RESOLUTION), str(STEPS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:

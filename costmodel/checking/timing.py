@@ -47,7 +47,7 @@ def prepare(allocator: str, threads: int | None) -> tuple[Arena | None, int]:
         torch.set_num_threads(threads)
     arena = Arena() if allocator == "arena" else None
     if (arena is not None and arena.policy != "arena") or (allocator == "tight" and not tighten_malloc()):
-        raise InputError(f"this machine has no allocator {allocator!r}; take --allocator default")
+        raise InputError(f"the allocator {allocator!r} does not work on this machine; take --allocator default")
     return arena, torch.get_num_threads()
 
 

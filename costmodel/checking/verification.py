@@ -17,7 +17,6 @@ from ..accounting.lean import LEAN
 from ..answers.footprint import Footprint, footprint
 from ..errors import InputError, ModelError
 from ..graph.layer_graph import LayerGraph
-from ..graph.values import ADDED
 from ..methods.table import Trained, way_of
 from ..methods.way import Options, Way
 from ..step.precision import Precision
@@ -28,7 +27,7 @@ from ..step.step import Step
 from ..tracing.inputs import Inputs, Shapes, Spec
 from ..tracing.models import build, other_dtypes
 from ..tracing.tracer import has_classes, inputs_of, trace
-from ..training.applied import apply
+from ..training.applied import apply, refuse_stock
 from ..training.cache import cached_prefix
 from ..training.optimizers import make_optimizer, update_in_place
 from .measuring import Loss, kept_bytes, loss_of, peak_bytes, prepare, result_of, saved_bytes_by_module, step_flops
@@ -115,22 +114,17 @@ def verify(
     """Build the model, train it for real steps on this machine, and compare with the prediction.
 
     model, resolution, input, loss, targets: as in `trace`; of a module a copy trains. method: a `Way`, or the name of a
-    method, with blocks, options and trained as in `footprint`. frozen_dtype, schedule: as in `apply`; a schedule needs
-    the lean books.
+    method, with blocks, options and trained as in `footprint`. frozen_dtype, schedule, accounting: as in `apply`.
     progress: called with what is being done.
 
     Errors: InputError for an accounting that no torch model realises, ModelError if the model cannot train so.
     """
     if accounting not in (EAGER.name, LEAN.name):
         raise InputError(f"accounting {accounting!r} cannot be verified by running a network; allowed: eager, lean")
-    if accounting == EAGER.name and frozen_dtype != "float32":
-        raise InputError("stock PyTorch computes with frozen weights in float32 only; use --accounting lean")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("this machine has no CUDA device; leave out --device cuda")
-    if schedule.is_cut and accounting == EAGER.name:
-        raise InputError("a schedule is carried out by this package's layers; use --accounting lean")
-    if loss is not None and accounting == LEAN.name:
-        raise InputError("a loss is stock PyTorch's, which --accounting lean leaves out; verify it with eager")
+    if loss is not None and (accounting == LEAN.name or schedule.is_cut):
+        raise InputError("a loss is stock PyTorch's own step: verify it with --accounting eager and without a schedule")
     if not isinstance(model, str) and (other := other_dtypes(model)):
         raise InputError(f"{type(model).__name__} is in {other}, and predictions are for float32; verify model.float()")
     progress("tracing")
@@ -194,16 +188,15 @@ def _network(
     network = build(graph.model, classes) if isinstance(model, str) else copy.deepcopy(model)
     if not has_classes(graph, classes or graph.classes):
         raise ModelError(f"{graph.model} cannot be built with {classes} classes")
-    if predicted.accounting == EAGER.name:
-        if any(layer.in_place_of or layer.ordinal == ADDED for layer in predicted.graph.layers):
-            raise InputError(f"method {predicted.method!r} needs this package's layers; use --accounting lean")
+    schedule, frozen_dtype = predicted.step.schedule, predicted.step.precision.frozen
+    if predicted.accounting == EAGER.name and not schedule.is_cut:
+        refuse_stock(predicted.requirements, frozen_dtype)
         return prepare(network, predicted.graph, predicted.assignment)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the function changes does not matter here
-        frozen_dtype = predicted.step.precision.frozen
         return apply(
-            network, predicted.way, resolution=given[0], input=given[1], frozen_dtype=frozen_dtype,
-            schedule=predicted.step.schedule,
+            network, predicted.way, resolution=given[0], input=given[1], frozen_dtype=frozen_dtype, schedule=schedule,
+            accounting=predicted.accounting,
         ).train()  # fmt: skip
 
 
@@ -218,12 +211,14 @@ def _from_cache(network: torch.nn.Module, schedule: Schedule, images: torch.Tens
 def _measurable(predicted: Footprint) -> int:
     """Return the predicted bytes that the measurement sees.
 
-    With segments that is the profiler: not of the input, which is there before, nor of dropout's masks, which are in
-    NumPy's memory.
+    With segments that is the profiler: not of the input, which is there before, nor of the packed masks of this
+    package's dropout, which are in NumPy's memory.
     """
     if not predicted.step.schedule.segments:
         return predicted.saved_bytes
     moment = next(moment for moment in predicted.moments if moment.phase == "loss")
+    if predicted.accounting == EAGER.name:
+        return moment.by_category[CATEGORIES.index("saved_activations")]
     cut = regions(predicted.requirements, predicted.step.schedule)
     absent = {key for one in cut.segments for key in one.absent}
     masks = sum(

@@ -66,6 +66,6 @@ def check_delegates(program: ExportedProgram, changed: Set[str]) -> int:
         if held:
             raise ModelError(
                 f"the delegate {module.backend_id} holds first values of {', '.join(sorted(held))}, which train: it "
-                "would compute with them for ever; nothing was exported"
+                "would compute with these values for ever; nothing was exported"
             )
     return found

@@ -110,7 +110,7 @@ def export_step(
     a gradient is there. delegate: none or xnnpack. learning_rate: of the check. check_steps: 0 for no check.
 
     Errors: InputError for a network that is not applied or arguments that do not exist; ModelError, naming them, for
-    operations that the runtime has not, and if the program trains otherwise than PyTorch.
+    operations that the runtime has not, and if the program does not train as PyTorch does.
     """
     if not isinstance(network, Applied):
         raise InputError("only an applied network can be exported; use costmodel.apply(model, ...) first")
@@ -132,7 +132,7 @@ def export_step(
         check = compare(running, network, recording, optimizer, learning_rate, check_steps)
     if check is not None and not check.agrees:
         raise ModelError(
-            f"the program trains otherwise than PyTorch: after {check.steps} steps losses differ by up to "
+            f"the program does not train as PyTorch does: after {check.steps} steps losses differ by up to "
             f"{check.loss_difference:.1e} and weights by {check.weight_difference:.1e}, more than rounding; nothing "
             "was written; please report it with the network"
         )

@@ -22,9 +22,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is no exported folder: cannot read {path}: {error}") from error
+        raise InputError(f"{folder} is not an exported folder: cannot read {path}: {error}") from error
     if not isinstance(found, dict) or found.get("version") != MANIFEST_VERSION:
-        raise InputError(f"{path} is no manifest of version {MANIFEST_VERSION}; export the plan anew")
+        raise InputError(f"{path} is not a manifest of version {MANIFEST_VERSION}; export the plan again")
     return found
 
 
@@ -45,7 +45,7 @@ def import_state(folder: str | Path, state: str | Path) -> tuple[dict[str, Tenso
         content = Path(state).read_bytes()
         weights = torch.load(Path(folder) / WEIGHTS, weights_only=True)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot read what is to be imported: {error}") from error
+        raise InputError(f"cannot read the file to import: {error}") from error
     head = MAGIC + struct.pack("<IQ", manifest["program"]["crc32"], manifest["program"]["bytes"])
     if not content.startswith(MAGIC):
         raise InputError(f"{state} was not written by a runner: it does not begin with {MAGIC.decode()}")

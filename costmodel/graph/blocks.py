@@ -250,7 +250,7 @@ def _linear_end(graph: LayerGraph, projection: Layer) -> tuple[int, set[int]] | 
 
 
 def _block_start(graph: LayerGraph, projection: Layer) -> int | None:
-    """Return the first layer of the block that ends in this projection; None if it is no inverted residual."""
+    """Return the first layer of the block that ends in this projection; None if it is not an inverted residual."""
     start = depthwise = None
     activated = False
     tensor = projection.inputs["input"]

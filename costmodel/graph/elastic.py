@@ -190,7 +190,7 @@ _EXAMPLE = "d=2-3-4-2-3,k=5,e=4"
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d(-\d){0,99}", text):
-        raise InputError(f"{name}={text[:40]} is no list of numbers; write such as {_EXAMPLE}")
+        raise InputError(f"{name}={text[:40]} is not a list of numbers; write such as {_EXAMPLE}")
     return tuple(int(each) for each in text.split("-"))
 
 

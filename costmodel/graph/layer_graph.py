@@ -42,7 +42,7 @@ class LayerGraph:
     def save(self, path: str | os.PathLike) -> None:
         """Write it to a file, whole or not at all.
 
-        Errors: InputError if it cannot be written, or if a layer's argument is no plain value.
+        Errors: InputError if it cannot be written, or if a layer's argument is not a plain value.
         """
         store.write_graph(self, path)
 
@@ -50,7 +50,7 @@ class LayerGraph:
     def load(path: str | os.PathLike) -> LayerGraph:
         """Return the graph that `save` wrote.
 
-        Errors: InputError if the file cannot be read, is no trace, is damaged, or has another format.
+        Errors: InputError if the file cannot be read, is not a trace, is damaged, or has another format.
         """
         return LayerGraph(**store.read_fields(path))
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..reading import read_file
 from ..units import BYTES_PER_ELEMENT
 from .learned import Learned
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 TEMPORARY = ".tmp"
 _MAGIC = b"costmodel trace "
-# Assumption: ten times the largest network of torchvision and timm; a file that unpacks to more is no trace, and of
+# Assumption: ten times the largest network of torchvision and timm; a file that unpacks to more is not a trace, and of
 # brackets alone it takes thirty times the memory.
 _MOST_BYTES = 2**24
 _MOST_ELEMENTS = 2**63
@@ -50,7 +50,7 @@ Fields = dict[str, Any]  # of a LayerGraph, by name
 def write_graph(graph: LayerGraph, path: str | os.PathLike) -> None:
     """Write a graph to a file, whole or not at all, whatever else writes it at the same time.
 
-    Errors: InputError if it cannot be written, or if a layer's argument is no plain value.
+    Errors: InputError if it cannot be written, or if a layer's argument is not a plain value.
     """
     write(Path(path), pack(encode(graph)))
 
@@ -58,7 +58,7 @@ def write_graph(graph: LayerGraph, path: str | os.PathLike) -> None:
 def read_fields(path: str | os.PathLike) -> Fields:
     """Return the fields of the graph in a file.
 
-    Errors: InputError if the file cannot be read, is no trace, is damaged, or has another format.
+    Errors: InputError if the file cannot be read, is not a trace, is damaged, or has another format.
     """
     data = read_file(path, "trace")
     try:
@@ -138,7 +138,7 @@ class _Rows:
 
 
 def encode(graph: LayerGraph) -> str:
-    """Return a graph as JSON on one line. Errors: InputError for a layer's argument that is no plain value."""
+    """Return a graph as JSON on one line. Errors: InputError for a layer's argument that is not a plain value."""
     rows = _Rows()
     given = rows.number(graph.input)
     parameters, buffers = rows.named(graph.parameters), rows.named(graph.buffers)
@@ -184,7 +184,7 @@ def _plain(value: Any) -> Any:
         return {"dict": [[_plain(key), _plain(item)] for key, item in value.items()]}
     if value is Ellipsis:
         return {"ellipsis": []}
-    raise TypeError(f"a {type(value).__name__} is no plain value")
+    raise TypeError(f"a {type(value).__name__} is not a plain value")
 
 
 # --- text -> graph ----------------------------------------------------------------------------------------------------
@@ -277,7 +277,18 @@ def _read_layer(index: int, row: Any, tensors: list[Tensor], known: set[int]) ->
     known.update(tensor.id for tensor in made)
     values = {_text(key): _value(value) for key, value in attributes}
     learned = Learned.from_rows(seen[0], read, len(made)) if seen else None
+    read, values = _Arguments(read), _Arguments(values)
+    read.layer = values.layer = f"{name} ({op})"
     return Layer(index, name, module, ordinal, op, read, made, values, inplace, in_place_of, learned)
+
+
+class _Arguments(dict):
+    """The arguments of a layer that was read. Errors: ModelError, naming the layer, if one that is asked for lacks."""
+
+    layer = ""
+
+    def __missing__(self, name: str) -> Any:
+        raise ModelError(f"{self.layer} lacks the argument {name!r}: its trace is damaged; trace the network again")
 
 
 def _named(pairs: list, tensors: list[Tensor]) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ class Layer:
     the calls of that operation that the module made before, so that a running network's calls are told apart. `op` is
     the operation's canonical name (`conv2d`, `batch_norm`, `add`, ...). `inputs` maps the argument's role (`input`,
     `weight`, `bias`, `other`, `input.0`, ...) to its tensor, parameters included. `attributes` are the arguments that
-    are no tensors. `inplace` layers write the storage of their first input. `in_place_of` is the operation of the
+    are not tensors. `inplace` layers write the storage of their first input. `in_place_of` is the operation of the
     network's own call where a method has put another operation in its place; layers that a method adds have the ordinal
     `ADDED`. `learned` is what was seen of a call that had no rule when it was traced.
     """

@@ -25,20 +25,13 @@ from ..step.precision import Precision
 from ..step.schedule import PLAIN, Schedule
 from ..step.step import Step
 from ..traces.stored import trace
-from ..units import format_bytes, parse_bytes
+from ..units import counted, format_bytes, parse_bytes
 from . import options as given
 from .calibrate import calibrate
+from .layout import wrap
+from .programs import flat, for_programs
 from .running import run, terminal, with_version
-from .tables import (
-    WIDTH,
-    flat,
-    for_programs,
-    method_rows,
-    print_frame,
-    print_reproduction,
-    print_rows,
-    print_verification,
-)
+from .tables import WIDTH, method_rows, print_frame, print_reproduction, print_rows, print_verification
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,10 +39,10 @@ app = typer.Typer(
     help="What it costs to fine-tune a network: bytes by cause and by layer, FLOPs. "
     f"{given.MODEL_HELP} --debug shows the traceback of an error.",
 )
-app.command()(calibrate)
+PRICE, CHECK, HERE = "What a step takes", "Check it", "This machine"
 plot_app = typer.Typer(no_args_is_help=True, help="Pictures of a training step's memory: .png, .svg or .pdf.")
 with_version(app)
-app.add_typer(plot_app, name="plot")
+app.add_typer(plot_app, name="plot", rich_help_panel=PRICE)
 
 
 def _scheduled(step: Step, recompute: str | None, ram: str | None, most_flops: float | None) -> Step:
@@ -66,7 +59,7 @@ def _scheduled(step: Step, recompute: str | None, ram: str | None, most_flops: f
     return replace(step, schedule=best_schedule(step, ram_bytes=budget, most_flops=most_flops))
 
 
-@app.command()
+@app.command(rich_help_panel=PRICE)
 def footprint(
     model: given.Model,
     method: given.Method = "full",
@@ -102,7 +95,7 @@ def footprint(
     as_json: given.Json = False,
     as_csv: given.Csv = False,
 ) -> None:
-    """Memory and FLOPs of one training step of MODEL."""
+    """Tell the memory and FLOPs of one training step of MODEL."""
     graph = trace(model, resolution, classes, input=input, fresh=fresh)
     step = Step(
         graph, way(method, blocks, read_options(option or ())), batch,
@@ -119,10 +112,11 @@ def footprint(
     if for_programs(result, rows, as_json, as_csv):
         return
     _print_caveat(accounting)
-    terminal().print(answer)
-    if process is not None:
-        typer.echo(f"process: {process.text}")
-    typer.echo(f"time of a step: {seconds.text}")
+    out = terminal()
+    out.print(answer)
+    known = {"process": process.text if process else "", "time of a step": seconds.text}
+    for line in (f"{name}: {text}" for name, text in known.items() if text):
+        out.print("\n".join(wrap(line, out.width, then="  ")))
     if per:
         print_frame(answer.to_frame(per.value), f"per {per.value}")
 
@@ -143,7 +137,7 @@ def _on_this_machine(answer: Footprint, allocator: str) -> tuple[Process | None,
     return process, model.predict(step)
 
 
-@app.command("summary")
+@app.command("summary", rich_help_panel=PRICE)
 def summary_command(
     model: given.Model,
     method: given.Method = "full",
@@ -160,7 +154,7 @@ def summary_command(
     as_json: given.Json = False,
     as_csv: given.Csv = False,
 ) -> None:
-    """MODEL as a tree: parameters, FLOPs, and what each layer keeps for backward in a way of training."""
+    """Show MODEL as a tree: parameters, FLOPs, and what each layer keeps for backward."""
     from .summary import summary
 
     found = summary(
@@ -172,7 +166,7 @@ def summary_command(
         terminal(WIDTH).print(found)
 
 
-@app.command()
+@app.command(rich_help_panel=PRICE)
 def layers(
     model: given.Model,
     resolution: given.Resolution = 224,
@@ -182,7 +176,7 @@ def layers(
     as_json: given.Json = False,
     as_csv: given.Csv = False,
 ) -> None:
-    """The layers of MODEL, the block each belongs to, shapes and parameters (it trains nothing)."""
+    """List the layers of MODEL, with their blocks, shapes and parameters."""
     graph = trace(model, resolution, classes, input=input, fresh=fresh)
     cut = parts(graph)
     rows = [
@@ -198,10 +192,10 @@ def layers(
         for layer in graph.layers
     ]
     if not for_programs(rows, rows, as_json, as_csv):
-        print_rows(rows, f"{graph.model}: {len(graph.layers)} layers, {len(cut.blocks)} blocks")
+        print_rows(rows, f"{graph.model}: {counted(len(graph.layers), 'layer')}, {counted(len(cut.blocks), 'block')}")
 
 
-@app.command()
+@app.command(rich_help_panel=CHECK)
 def verify(
     model: given.Model,
     method: given.Method = "full",
@@ -214,7 +208,7 @@ def verify(
     optimizer: given.OptimizerName = "sgd",
     frozen_dtype: given.FrozenDtype = "float32",
     accounting: Annotated[
-        str | None, typer.Option(help="The books to check: eager (default) or lean (with --schedule, always).")
+        str | None, typer.Option(help="The accounting to check: eager (default) or lean (with --schedule, always).")
     ] = None,
     schedule: Annotated[str | None, typer.Option(help="best: check the schedule of --recompute best.")] = None,
     cache: given.Cache = None,
@@ -224,7 +218,7 @@ def verify(
     as_json: given.Json = False,
     as_csv: given.Csv = False,
 ) -> None:
-    """Train MODEL for a few steps here and show predicted next to measured; exit code 1 if they disagree."""
+    """Train MODEL for a few steps here and compare predicted with measured; exit code 1 if they disagree."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from ..checking.verification import verify as run_verification
@@ -254,7 +248,7 @@ def verify(
     raise typer.Exit(0 if result.agrees else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=PRICE)
 def compare(
     model: given.Model,
     method: given.Methods = None,
@@ -271,7 +265,7 @@ def compare(
     as_json: given.Json = False,
     as_csv: given.Csv = False,
 ) -> None:
-    """What stock PyTorch keeps for the same training, what exact gradients need, and why they differ."""
+    """Compare what stock PyTorch keeps with what exact gradients need, and say why they differ."""
     graph = trace(model, resolution, classes, input=input, fresh=fresh)
     rows, papers, causes = [], [], {}
     for each in _ways(graph, method, [min(blocks, block_count(graph))]):
@@ -322,7 +316,7 @@ def _print_caveat(accounting: str) -> None:
         typer.echo(f"note: {text}", err=True)
     entry = ACCOUNTINGS.get(accounting)
     if entry and entry.leaves_out:
-        typer.echo(f"note: these are the books of {entry.source}; they leave out {entry.leaves_out}", err=True)
+        typer.echo(f"note: this accounting is that of {entry.source}; it leaves out {entry.leaves_out}", err=True)
 
 
 @plot_app.command("timeline")
@@ -344,7 +338,7 @@ def plot_timeline(
     ram: given.Ram = None,
     most_flops: given.MostFlops = None,
 ) -> None:
-    """What is in memory at each moment of one training step of MODEL, by category and phase; the peak, its layer."""
+    """Draw what is in memory at each moment of a training step of MODEL, with its phases and its peak."""
     from .plots import draw_timeline, plot_path
 
     path = plot_path(out)
@@ -367,7 +361,7 @@ def plot_frontier(
     classes: given.Classes = None,
     optimizer: given.OptimizerName = "sgd",
 ) -> None:
-    """Memory against FLOPs of a training step of MODEL, for every schedule that no other beats in both."""
+    """Draw memory against FLOPs of a training step of MODEL, for every schedule that no other beats in both."""
     from ..schedules.best import schedule_frontier
     from .plots import draw_frontier, plot_path
 
@@ -391,7 +385,7 @@ def plot_breakdown(
     optimizer: given.OptimizerName = "sgd",
     accounting: given.AccountingName = "lean",
 ) -> None:
-    """What is in memory at the peak of a training step of MODEL, by category, a bar per method."""
+    """Draw what is in memory at the peak of a training step of MODEL, a bar per method."""
     from .plots import draw_breakdown, plot_path
 
     path = plot_path(out)
@@ -412,21 +406,21 @@ def _steps(
     return [Step(graph, each, batch, schedule, optimizer=optimizer, accounting=accounting) for each in ways]
 
 
-@app.command()
+@app.command(rich_help_panel=PRICE)
 def methods(as_json: given.Json = False, as_csv: given.Csv = False) -> None:
-    """The training methods."""
+    """List the training methods."""
     rows = method_rows()
     if not for_programs(rows, rows, as_json, as_csv):
         print_rows(rows, "")
 
 
-@app.command()
+@app.command(rich_help_panel=CHECK)
 def reproduce(
     plot: Annotated[str | None, typer.Option(help="Write published against computed into this image file.")] = None,
     as_json: given.Json = False,
     as_csv: given.Csv = False,
 ) -> None:
-    """Published numbers next to what the papers' own rules give; exit code 1 if one is not as expected."""
+    """Compare published numbers with what the papers' own rules give; exit code 1 if one is not as expected."""
     from ..checking.reproduction import CONCLUSION, not_recomputed, to_records, variants
     from ..checking.reproduction import reproduce as compute
 
@@ -454,13 +448,19 @@ def reproduce(
     raise typer.Exit(1 if broken else 0)
 
 
-@app.command("cache")
+app.command(rich_help_panel=HERE)(calibrate)
+
+
+@app.command("cache", rich_help_panel=HERE)
 def cache_command(
     clear: Annotated[bool, typer.Option("--clear", help="Delete every trace in it.")] = False,
     as_json: given.Json = False,
     as_csv: given.Csv = False,
 ) -> None:
-    """The traces kept on this machine, so that a network is traced once; COSTMODEL_CACHE names another folder."""
+    """List the traces kept on this machine, so that a network is traced once.
+
+    The environment variable COSTMODEL_CACHE names another folder.
+    """
     from ..traces import cache, shipped
 
     deleted = cache.clear() if clear else 0
@@ -478,7 +478,7 @@ def cache_command(
         size = format_bytes(sum(entry["file_bytes"] for entry in entries))
         rows = [{**entry, "classes": entry["classes"] or "own", "current": "yes" if entry["current"] else "no"}
                 for entry in entries]  # fmt: skip
-        print_rows(rows, f"{len(entries)} traces, {size}, {outdated} of other versions")
+        print_rows(rows, f"{counted(len(entries), 'trace')}, {size}, {outdated} of other versions")
     else:
         print("no traces")
 

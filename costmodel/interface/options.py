@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Annotated
 
@@ -13,19 +14,30 @@ from ..methods.table import METHODS
 from ..step.optimizers import OPTIMIZERS
 from ..step.precision import ACTIVATIONS, FROZEN
 from ..step.schedule import CACHE_DTYPES
+from ..traces import shipped
 
 MODEL_HELP = "MODEL is torchvision:NAME, timm:NAME, zoo:NAME, path/file.py:function, or a bare NAME."
 
 # What options are for: the headings under which `--help` shows them.
 NETWORK, TRAINS, STEP, MEMORY, OUTPUT = "The network", "What trains", "The step", "Less memory", "Output"
 
-Model = Annotated[str, typer.Argument(help="Such as torchvision:mobilenet_v2.", show_default=False)]
+
+def _each(names: Iterable[str]) -> Callable[[], list[str]]:
+    """Return what a shell completes a value with."""
+    return lambda: list(names)
+
+
+networks = _each(shipped.NETWORKS)
+Model = Annotated[
+    str,
+    typer.Argument(help="Such as torchvision:mobilenet_v2.", show_default=False, autocompletion=networks),
+]
 Resolution = Annotated[int, typer.Option(help="Height and width of the images in pixels.", rich_help_panel=NETWORK)]
 Input = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
-        help="One example's shape, where it is no square image: 3x320x240, 128:int64, or name=3x16x112x112. Repeat for "
+        help="Shape of one example, if not a square image: 3x320x240, 128:int64, or name=3x16x112x112. Repeat for "
         "several inputs.",
         rich_help_panel=NETWORK,
     ),
@@ -36,10 +48,18 @@ Classes = Annotated[
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Trace the network now, whatever is stored.", rich_help_panel=NETWORK)
 ]
-Method = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.", rich_help_panel=TRAINS)]
+Method = Annotated[
+    str,
+    typer.Option(help=f"One of {', '.join(METHODS)}.", rich_help_panel=TRAINS, autocompletion=_each(METHODS)),
+]
 Methods = Annotated[
     list[str] | None,
-    typer.Option("--method", help="Repeat for several; default: all that apply.", rich_help_panel=TRAINS),
+    typer.Option(
+        "--method",
+        help="Repeat for several; default: all that apply.",
+        rich_help_panel=TRAINS,
+        autocompletion=_each(METHODS),
+    ),
 ]
 Blocks = Annotated[
     int | None,
@@ -63,13 +83,17 @@ Batch = Annotated[int, typer.Option(help="Images per update.", rich_help_panel=S
 MicroBatch = Annotated[
     int | None, typer.Option(help="Images per forward pass; gradients add up.", rich_help_panel=MEMORY)
 ]
-OptimizerName = Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.", rich_help_panel=STEP)]
+OptimizerName = Annotated[
+    str,
+    typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.", rich_help_panel=STEP, autocompletion=_each(OPTIMIZERS)),
+]
 AccountingName = Annotated[
     str,
     typer.Option(
         help="What counts as kept for backward: lean (what exact gradients need), eager (what stock PyTorch keeps), or "
         f"a paper's rule ({', '.join(name for name in ACCOUNTINGS if name not in ('lean', 'eager'))}).",
         rich_help_panel=STEP,
+        autocompletion=_each(ACCOUNTINGS),
     ),
 ]
 ActivationDtype = Annotated[

@@ -147,7 +147,7 @@ def draw_frontier(found: Frontier, plain: Footprint, path: str | Path | None = N
             best = within.loc[within["peak_bytes"].idxmin()]
             at = float(best["times_flops"]), float(best["peak_bytes"]) / 1e6
             axes.plot(*at, "D", color=VERMILLION, markersize=6)
-            axes.annotate(f"{format_bytes(best['peak_bytes'])} within x{times:g}", at, away,
+            axes.annotate(f"{format_bytes(best['peak_bytes'])} at {times:g} times the FLOPs", at, away,
                           textcoords="offset points", ha=side, fontsize=9, color=VERMILLION)  # fmt: skip
     axes.set(xlabel="FLOPs of a step, times those of the plain one", ylabel="peak memory of a step, MB")
     axes.set_ylim(0, 1.08e-6 * max(plain.peak_bytes, *data["peak_bytes"]))
@@ -222,7 +222,7 @@ def draw_breakdown(answers: Sequence[Footprint], path: str | Path | None = None)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.5e-6 * max(data["peak_bytes"]))  # room for the text beside the bars
+    axes.set_xlim(0, 1.65e-6 * max(data["peak_bytes"]))  # room for the text beside the bars
     axes.set_xlabel("memory at the peak of a training step, MB", fontsize=9)
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
     axes.set_axisbelow(True)

@@ -11,7 +11,8 @@ import os
 import re
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from io import TextIOWrapper
 from typing import IO, TYPE_CHECKING, Annotated, cast
 
@@ -35,14 +36,14 @@ _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 class _WithoutTrailingBlanks:
     """Standard output or standard error as a pipe or file gets it: rich fills lines up with blanks."""
 
-    def __init__(self, stream: str):
+    def __init__(self, stream: Callable[[], IO[str]]):
         self._stream = stream
 
     def __getattr__(self, name: str):
-        return getattr(getattr(sys, self._stream), name)
+        return getattr(self._stream(), name)
 
     def write(self, text: str) -> int:
-        getattr(sys, self._stream).write(re.sub(r" +$", "", text, flags=re.MULTILINE))
+        self._stream().write(re.sub(r" +$", "", text, flags=re.MULTILINE))
         return len(text)
 
 
@@ -55,7 +56,8 @@ def terminal(width: int | None = None, stderr: bool = False) -> Console:
 
     found = Console(markup=False, emoji=False, highlight=False, stderr=stderr)
     if not found.is_terminal:
-        found.file = cast("IO[str]", _WithoutTrailingBlanks("stderr" if stderr else "stdout"))
+        stream = (lambda: sys.stderr) if stderr else (lambda: sys.stdout)
+        found.file = cast("IO[str]", _WithoutTrailingBlanks(stream))
     if width and not found.is_terminal and "COLUMNS" not in os.environ:
         found.width = width
     return found
@@ -79,6 +81,14 @@ def with_version(app: typer.Typer) -> None:
         pass
 
 
+def _plain_help() -> AbstractContextManager:
+    """Take the blanks at the ends of lines from a help that is no terminal's."""
+    stream = sys.stdout
+    if stream.isatty():
+        return nullcontext()
+    return redirect_stdout(cast("IO[str]", _WithoutTrailingBlanks(lambda: stream)))
+
+
 def run(app: typer.Typer) -> None:
     """Run a command line and leave with its exit code; whatever goes wrong is one line on standard error."""
     arguments = sys.argv[1:] or ["--help"]
@@ -86,7 +96,8 @@ def run(app: typer.Typer) -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
-        code = app(args=[argument for argument in arguments if argument != "--debug"], standalone_mode=False)
+        with _plain_help() if "--help" in arguments else nullcontext():
+            code = app(args=[argument for argument in arguments if argument != "--debug"], standalone_mode=False)
         sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
@@ -116,13 +127,13 @@ def told(error: Exception) -> tuple[str, int]:
     if isinstance(error, CostModelError):
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.strerror:
-        return f"the system refuses {error.filename or 'to write the output'}: {error.strerror}", 2
+        return f"cannot use {error.filename or 'the output'}: {error.strerror}", 2
     if isinstance(error, MemoryError):
-        return f"there is not enough memory here for what was asked ({error}); ask for less", 2
+        return f"not enough memory on this machine ({error}); ask for less", 2
     if isinstance(error, RecursionError):
-        return "what was given is nested too deeply; give something simpler", 2
+        return "the input is nested too deeply; give something simpler", 2
     return (
-        f"{type(error).__name__}, which was not foreseen: {str(error) or 'no more is known'}; please report it with "
+        f"{type(error).__name__}, an unexpected error: {str(error) or 'without a message'}; please report it with "
         "the command, and what the command shows with --debug added",
         1,
     )

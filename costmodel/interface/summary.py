@@ -11,7 +11,7 @@ from ..errors import require_count
 from ..graph.layer_graph import LayerGraph
 from ..methods.way import Options
 from ..traces.stored import trace
-from ..units import format_bytes, format_count
+from ..units import counted, format_bytes, format_count
 from .layout import Column, Listing
 
 if TYPE_CHECKING:
@@ -82,25 +82,26 @@ class Summary:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the tree."""
         columns = [
-            Column("layer"), Column("output", optional=1), Column("parameters", number=True, optional=3),
-            Column("trained", number=True, optional=2), Column("kept", number=True),
+            Column("layer"), Column("operation", optional=3), Column("output", optional=1),
+            Column("parameters", number=True, optional=4), Column("trained", number=True, optional=2),
+            Column("kept", number=True),
             Column("forward", number=True), Column("backward", number=True),
         ]  # fmt: skip
         rows = []
         for row in self._rows():
             name = row["layer"].rpartition(".")[2] if row["depth"] else row["layer"].rpartition(":")[2]
-            named = f"{name} {row['operation']}" if row["operation"] not in ("", name) else name
             counts = (row[name] for name in ("parameters", "trained_parameters"))
             flops = (row[name] for name in ("forward_flops", "backward_flops"))
             rows.append((
-                row["lead"] + named, row["output"], *(format_count(count) if count else "-" for count in counts),
+                row["lead"] + name, row["operation"] if row["operation"] != name else "", row["output"],
+                *(format_count(count) if count else "-" for count in counts),
                 format_bytes(row["saved_bytes"]) if row["saved_bytes"] else "-",
                 *(format_count(count) if count else "-" for count in flops),
             ))  # fmt: skip
         step = self.footprint.step
         yield Listing(columns, rows, f"{step.graph.model}, {step.way.description}, {step.label}", bold=frozenset({0}))
         yield (
-            f"kept: bytes saved for backward; forward, backward: FLOPs of a step of {step.batch} images; "
+            f"kept: bytes saved for backward; forward, backward: FLOPs of a step of {counted(step.batch, 'image')}; "
             f"peak of the step: {format_bytes(self.footprint.peak_bytes)}"
         )
 

@@ -1,1 +1,1 @@
-"""Torch layers that keep for backward what the `lean` books say, and no more."""
+"""Torch layers that keep for backward what the accounting `lean` says, and no more."""

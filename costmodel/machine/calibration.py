@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
 from ..reading import read_file
+from ..units import counted
 from .folder import cache_folder
 from .process import ASSUMED, Floor, library_of
 from .step_time import StepTime
@@ -97,7 +98,7 @@ def machine_name() -> str:
         torch = f"torch {version('torch')}"
     except PackageNotFoundError:
         torch = "no torch"
-    return f"{platform.node() or 'machine'}, {platform.machine()}, {os.cpu_count()} cores, {torch}"
+    return f"{platform.node() or 'machine'}, {platform.machine()}, {counted(os.cpu_count() or 1, 'core')}, {torch}"
 
 
 def path() -> Path:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import InputError, missing_package
 from ..step.step import Step
-from ..units import format_seconds
+from ..units import counted, format_seconds
 from .work import FEATURES, Vector, work
 
 _NAMES = [" ".join(filter(None, feature)) for feature in FEATURES]
@@ -53,6 +53,11 @@ class Seconds:
     def at_least(cls, value: float, basis: str) -> Seconds:
         """Return a lower bound."""
         return cls("lower bound", value, None, None, basis)
+
+    def times(self, count: float) -> Seconds:
+        """Return the time of so many steps."""
+        value, low, high = (each and each * count for each in (self.value, self.low, self.high))
+        return replace(self, value=value, low=low, high=high)
 
     @property
     def text(self) -> str:
@@ -122,7 +127,8 @@ def fit(samples: Sequence[Sample], allocator: str, threads: int, basis: str) -> 
     relative = np.abs(np.expm1(wrong))
     count = len({sample.network for sample in samples})
     median, worst = float(np.median(relative)), float(relative.max())
-    said = f"{basis}; {len(samples)} steps of {count} networks; on networks left out the median error is {median:.0%}"
+    timed = f"{counted(len(samples), 'step')} of {counted(count, 'network')}"
+    said = f"{basis}; {timed}; on networks left out the median error is {median:.0%}"
     spread = float(np.quantile(np.abs(wrong), SHARE))
     return StepTime(tuple(_solve(samples).tolist()), spread, median, worst, allocator, threads, said)
 

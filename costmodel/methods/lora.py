@@ -64,7 +64,7 @@ def _chosen_projections(graph: LayerGraph, wanted: str) -> list[Layer]:
         found = [layer for layer in every if f".{layer.module}".endswith(tuple(f".{end}" for end in ends))]
     if not found:
         names = sorted({layer.module.rpartition(".")[2] for layer in every})
-        raise InputError(f"projections {wanted!r} are none of {graph.model}; {_HELP}. It has {', '.join(names)[:300]}")
+        raise InputError(f"projections {wanted!r} are not in {graph.model}; {_HELP}. It has {', '.join(names)[:300]}")
     return found
 
 

@@ -14,6 +14,7 @@ from ..errors import InputError, unknown
 from ..graph.layer_graph import LayerGraph
 from ..rules.table import operation
 from ..table import Table
+from ..units import counted
 from .assignment import Assignment
 from .last_convolutions import GRADIENT_FILTER, LAST_CONVS
 from .lora import LORA
@@ -184,7 +185,9 @@ def assign(graph: LayerGraph, way: Way) -> Training:
         if way.blocks is None:
             raise InputError(f"method {method.name!r} needs a number of trained blocks from 1 to {count} (--blocks)")
         if not 1 <= way.blocks <= count:
-            raise InputError(f"{graph.model} has {count} blocks, so blocks must be from 1 to {count}, not {way.blocks}")
+            raise InputError(
+                f"{graph.model} has {counted(count, 'block')}, so blocks must be from 1 to {count}, not {way.blocks}"
+            )
     chosen = {option.name: option.default for option in (*COMMON_OPTIONS.values(), *method.options)} | dict(way.options)
     trains, assignment = method.assign(graph, way.blocks, chosen)
     if chosen[NORM_STATISTICS] == RUNNING:

@@ -10,7 +10,7 @@ from .method import Chosen, Method, Training, batch_norms, norm_layers, paramete
 # Source: MobileTL (arXiv 2212.03246): "a signed function"; the threshold is not stated there.
 # Assumption: 0, the point where hard-swish and SiLU turn from near-constant to near-linear.
 MASK_THRESHOLD = 0.0
-# Their exact derivatives take two values, so that one bit is no approximation.
+# Their exact derivatives take two values, so that one bit is not an approximation.
 _EXACT_IN_ONE_BIT = {"relu", "relu6", "hardtanh", "leaky_relu", "hardsigmoid"}
 
 

@@ -34,12 +34,15 @@ class Way:
     def label(self) -> str:
         """The way's name for people, such as 'mobiletl, k = 5'."""
         depth = [] if self.blocks is None else [f"k = {self.blocks}"]
-        return ", ".join([self.method, *depth, *(f"{name} {show(value)}" for name, value in self.options)])
+        return ", ".join(
+            [self.method, *depth, *(f"{name} {show(value)}" for name, value in self.options if value != ())]
+        )
 
     @property
     def description(self) -> str:
         """The label for who does not know what k is, such as 'mobiletl, the last k = 5 blocks'."""
-        return self.label.replace(f"k = {self.blocks}", f"the last k = {self.blocks} blocks", 1)
+        blocks = "block (k = 1)" if self.blocks == 1 else f"k = {self.blocks} blocks"
+        return self.label.replace(f"k = {self.blocks}", f"the last {blocks}", 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the way as plain values for JSON; `options` and `trained` only where there are any."""

@@ -144,10 +144,12 @@ def nearest_schedule(
     plain = Scheduled.of(step)
     most = (most_flops or (MOST_FLOPS if ram_bytes is None else float("inf"))) * plain.total_flops
     if ram_bytes is None:
-        return min(_least(step, most, allow, plain), key=lambda each: (each.peak_bytes, each.order))
+        least = min(_least(step, most, allow, plain), key=lambda each: (each.peak_bytes, each.order))
+        return _in_larger_pieces(step, least, least.peak_bytes)
     fitting = [each for each in _within(step, ram_bytes, most, allow, plain) if each.peak_bytes <= ram_bytes]
     if fitting:
-        return _simplest(step, min(fitting, key=lambda each: each.order), ram_bytes)
+        simplest = _simplest(step, min(fitting, key=lambda each: each.order), ram_bytes)
+        return _in_larger_pieces(step, simplest, ram_bytes)
     return min(_least(step, most, allow, plain), key=lambda each: each.peak_bytes)
 
 
@@ -216,6 +218,19 @@ def _simplest(step: Step, found: Scheduled, ram_bytes: int) -> Scheduled:
             and simpler.total_flops <= found.total_flops
         ):
             found = simpler
+    return found
+
+
+def _in_larger_pieces(step: Step, found: Scheduled, ram_bytes: int) -> Scheduled:
+    """Return a schedule with the frozen prefix in the largest pieces that fit: fewer calls take less time."""
+    piece, images = found.schedule.prefix_batch, step.schedule.images_per_pass(step.batch)
+    if step.schedule != PLAIN or piece is None or found.schedule.micro_batch is not None:
+        return found
+    for larger in range(images // 2, piece, -1):
+        if images % larger == 0:
+            other = Scheduled.of(replace(step, schedule=replace(found.schedule, prefix_batch=larger)))
+            if other.peak_bytes <= ram_bytes:
+                return other
     return found
 
 

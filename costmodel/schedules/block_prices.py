@@ -94,8 +94,8 @@ class BlockPrices:
         unfit = ACCOUNTINGS[step.accounting].timeline is not None or step.precision != Precision() or step.first_step
         if unfit or method is None or method.depth_option or method.options:
             raise InputError(
-                f"{step.way.label} in the books {step.accounting} cannot be priced block by block; take float32, the "
-                "books lean or eager, and a method without options, or trace each sub-network"
+                f"{step.way.label} by the accounting {step.accounting} cannot be priced block by block; take "
+                "float32, the accounting lean or eager, and a method without options, or trace each sub-network"
             )
         # Where, counted from the end, a method treats blocks differently.
         depth = step.way.blocks

@@ -130,7 +130,7 @@ def table(graph: LayerGraph) -> Table:
 
 @kept
 def links(required: Requirements) -> tuple[int, ...]:
-    """Return where the links of the trained part begin: at blocks, or, without any, before what is no cheap work.
+    """Return where the links of the trained part begin: at blocks, or, without any, before what is not cheap work.
 
     Errors: InputError where there is nothing to cut.
     """

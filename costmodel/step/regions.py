@@ -155,7 +155,7 @@ def regions(required: Requirements, schedule: Schedule) -> Regions:
     segments, before = [], 0
     for first, last, mode in schedule.segments:
         if first < before:
-            raise InputError(f"segments must not overlap, as layers {first} to {last} do; make the schedule anew")
+            raise InputError(f"segments must not overlap, as layers {first} to {last} do; make the schedule again")
         segments.append(segment(required, first, last, mode))
         before = last + 1
     if not schedule.has_prefix:
@@ -173,7 +173,7 @@ def segment(required: Requirements, first: int, last: int, mode: str) -> Segment
     ends = first in places and (last + 1 in places or last + 1 == len(graph.layers))
     if not ends or not first <= last or first < prefix_end(required) or not can_be_cut(required):
         raise InputError(
-            f"layers {first} to {last} of {graph.model} are no segment of {required.way.label}: the schedule is of "
+            f"layers {first} to {last} of {graph.model} are not a segment of {required.way.label}: the schedule is of "
             "another network or way; make it with costmodel.best_schedule"
         )
     layers = graph.layers[first : last + 1]

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError, require_count, unknown
+from ..units import counted
 
 # How a segment saves memory. cheap: what norms, activations and sums give is made again from what else is kept, without
 # a matrix product. recompute: only the segment's input is kept, and all of it runs again. both: in turn. interior: what
 # the norm that closes the last block reads is kept, too, so that the convolution before it does not run again.
 MODES = {
-    "cheap": "with cheap work done again",
+    "cheap": "with norms and activations recomputed",
     "recompute": "recomputed",
-    "both": "recomputed, cheaply kept",
-    "recompute-interior": "recomputed but for the closing norm",
-    "both-interior": "recomputed but for the closing norm, cheaply kept",
+    "both": "recomputed, keeping no norms or activations",
+    "recompute-interior": "recomputed up to the last norm",
+    "both-interior": "recomputed up to the last norm, keeping no norms or activations",
 }
 
 # How the outputs of the frozen prefix may be stored, with the most that a value is off.
@@ -39,7 +40,7 @@ class Schedule:
     in backward, by the layers' indices; modes: `MODES`. cache: the prefix runs once for each image, `prefix_batch` (1)
     at a time, and its outputs are stored in this type (`CACHE_DTYPES`); steps start from them.
 
-    Errors: InputError for a number that is no whole number of 1 or more, and for a mode or type that does not exist.
+    Errors: InputError for a number that is not a whole number of 1 or more, and for a mode or type that does not exist.
     """
 
     micro_batch: int | None = None
@@ -87,12 +88,12 @@ class Schedule:
         """Return how a batch is carried out, for people, such as 'in micro-batches of 4'; empty if all in one go."""
         parts = [] if self.images_per_pass(batch) == batch else [f"in micro-batches of {self.micro_batch}"]
         if self.cache is not None:
-            parts.append(f"the frozen prefix from a cache in {self.cache}")
+            parts.append(f"the frozen layers from a cache in {self.cache}")
         elif self.prefix_batch is not None:
-            parts.append(f"the frozen prefix {self.prefix_batch} at a time")
+            parts.append(f"the frozen layers {counted(self.prefix_batch, 'image')} at a time")
         for mode, said in MODES.items():
             if count := sum(one == mode for _, _, one in self.segments):
-                parts.append(f"{count} segment{'s' if count > 1 else ''} {said}")
+                parts.append(f"{counted(count, 'segment')} {said}")
         return ", ".join([*parts, *(["updated in place"] if self.inplace_update else [])])
 
     def to_dict(self, batch: int) -> dict[str, Any]:

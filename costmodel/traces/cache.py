@@ -76,7 +76,7 @@ def keep(graph: LayerGraph, model: str, resolution: int, classes: int | None) ->
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         graph.save(path)
-    except (OSError, InputError):  # no room, no right to write, or an argument that is no plain value
+    except (OSError, InputError):  # no room, no right to write, or an argument that is not a plain value
         return
 
 

@@ -36,7 +36,7 @@ def trace(
     resolution: height and width of the images (N x channels x resolution x resolution), in pixels; or what the network
         is called with: example tensors of any batch, as a tensor, a tuple of arguments, or a dict.
     classes: number of classes of a new head; None keeps the network's own.
-    input: the shape of one example without the batch, where it is no square image: (3, 320, 240), or several such
+    input: the shape of one example without the batch, where it is not a square image: (3, 320, 240), or several such
         shapes, or a dict of them by the argument's name, or as text, such as "tokens=128:int64".
     loss: of (result) or of (result, targets), from the network's result to a scalar: its calls are priced with the
         network's. Without one the loss is a cross-entropy of every output.
@@ -44,8 +44,8 @@ def trace(
     fresh: trace now, whatever is stored, and put the result in the cache.
 
     Errors: ModelError if the network cannot be built, its forward fails, or it does what cannot be followed;
-    InputError for a resolution below 1 or classes below 1, or an input that is no shape; MissingPackageError where it
-    takes a trace and torch, or the network's library, is not installed.
+    InputError for a resolution below 1 or classes below 1, or an input that is not a shape; MissingPackageError where
+    it takes a trace and torch, or the network's library, is not installed.
     """
     if isinstance(resolution, int | float | str):
         require_count("resolution", resolution)

@@ -87,7 +87,7 @@ def images(channels: int, resolution: int) -> Inputs:
 def of_shapes(module: nn.Module, given: Shapes) -> Inputs:
     """Return the inputs of these shapes of one example: one, several by position, or by name.
 
-    Errors: InputError for what is no shape.
+    Errors: InputError for what is not a shape.
     """
     if isinstance(given, Mapping):
         return _called(module, {name: _spec(shape)[1] for name, shape in given.items()})
@@ -104,7 +104,7 @@ def _spec(given: Any) -> tuple[str, Spec]:
     if isinstance(given, str):
         found = _TEXT.fullmatch(given)
         if found is None:
-            raise InputError(f"the input {given!r} is no shape; write 3x320x240, 128:int64 or name=3x320x240")
+            raise InputError(f"the input {given!r} is not a shape; write 3x320x240, 128:int64 or name=3x320x240")
         name, sizes = found["name"] or "", found["sizes"]
         given = [int(size[:20]) for size in sizes.split("x")] if sizes else []
         if found["dtype"]:
@@ -114,7 +114,7 @@ def _spec(given: Any) -> tuple[str, Spec]:
     try:
         sizes = tuple(given)
     except TypeError:
-        raise InputError(f"the input {given!r} is no shape; write the sizes of one example, as (3, 320, 240)") from None
+        raise InputError(f"the input {given!r} is not a shape; write one example's sizes, as (3, 320, 240)") from None
     for size in sizes:
         require_count("a size of the input", size)
     return name, Spec((1, *sizes), dtype)
@@ -129,7 +129,7 @@ def of_examples(module: nn.Module, examples: Any, targets: Any = None) -> Inputs
     """
     tensors = [leaf for leaf in tree_leaves((examples, targets)) if isinstance(leaf, torch.Tensor) and leaf.dim()]
     if not tensors:
-        raise InputError("the inputs hold no tensor; give what the network is called with: a tensor, tuple or dict")
+        raise InputError("the inputs have no tensor; give what the network is called with: a tensor, tuple or dict")
     size = _common_size(tensors)
 
     def spec(leaf: Any) -> Any:

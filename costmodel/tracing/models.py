@@ -71,7 +71,7 @@ _FRAMES = 16
 
 
 def usual_shape(name: str, resolution: int) -> tuple[int, ...] | None:
-    """Return the shape of one example of a network by name, where that is no image."""
+    """Return the shape of one example of a network by name, where that is not an image."""
     source, _, model = name.rpartition(":")
     if source == "torchvision":
         from torchvision import models
@@ -129,7 +129,7 @@ def resolve(name: str) -> str:
         source, model = name, ""
     if source.endswith(".py"):
         if not source.isprintable():  # it becomes the network's name, in tables, JSON and files
-            raise InputError(f"the path {source!r} has signs that are no text; rename the file")
+            raise InputError(f"the path {source!r} has characters that cannot be shown; rename the file")
         if not Path(source).is_file():
             raise InputError(f"there is no file {source!r}; write path/file.py:function")
         if not model:
@@ -148,7 +148,7 @@ def resolve(name: str) -> str:
 
 
 def _functions(path: Path) -> list[str]:
-    """Return the names of a file's functions and classes, which need not run for that; none if it is no Python."""
+    """Return the names of a file's functions and classes, which need not run for that; none if it is not Python."""
     try:
         body = ast.parse(path.read_bytes()).body
     except (SyntaxError, ValueError):
@@ -188,8 +188,8 @@ def supernetwork(name: str, classes: int | None = None, device: str = "cpu") -> 
     network = _build(name, classes, device, as_supernetwork=True)
     if not hasattr(network, "design"):
         raise InputError(
-            f"{name} is no elastic super-network; take {' or '.join(f'zoo:{each}' for each in ELASTIC)}, or a function "
-            "in path/file.py that returns a costmodel.zoo.once_for_all.SuperNetwork"
+            f"{name} is not an elastic super-network; take {' or '.join(f'zoo:{each}' for each in ELASTIC)}, or a "
+            "function in path/file.py that returns a costmodel.zoo.once_for_all.SuperNetwork"
         )
     return cast("SuperNetwork", network)
 
@@ -200,7 +200,7 @@ def _chosen(name: str, network: nn.Module, choice: str | None, as_supernetwork: 
 
     if not isinstance(network, SuperNetwork):
         if choice is not None:
-            raise InputError(f"{name} is no elastic super-network, which has sub-networks; leave out @{choice}")
+            raise InputError(f"{name} is not an elastic super-network, which has sub-networks; leave out @{choice}")
         return network
     design, chosen = network.design.read(choice or "")
     if not as_supernetwork:
@@ -290,7 +290,7 @@ def _from_file(path: Path, function: str, options: dict) -> nn.Module:
 def replace_head(module: nn.Module, graph: LayerGraph, classes: int) -> None:
     """Give `module`, of which `graph` is the trace, a new head with `classes` outputs, in place.
 
-    Errors: ModelError if the last layer with parameters is no linear or 1x1-convolution module.
+    Errors: ModelError if the last layer with parameters is not a linear or 1x1-convolution module.
     """
     last = next(layer for layer in reversed(graph.layers) if layer.parameters)
     head = module.get_submodule(last.module)

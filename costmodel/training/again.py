@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import ModelError
 from ..step.regions import Segment
-from .tape import Entry, Tape, address, is_slot, random_state_of, slots_of
+from .nested import leaves, tensors
+from .tape import Entry, Slot, Tape, address, random_state_of
 
 
 class _Enough(Exception):
@@ -81,18 +81,19 @@ class CheapWork:
         self.late: list[_Late] | None = None  # of the present call
         self.left: Counter[Target] = Counter()  # how often each will be asked for
         self.made: dict[Target, torch.Tensor] = {}
+        self.starts: dict[Target, frozenset[int]] = {}
 
-    def run(self, run: Callable, args: tuple, kwargs: dict[str, Any], draws: bool, layer: int | None) -> Any:
+    def run(self, run: Callable, args: Sequence[Any], kwargs: dict[str, Any], draws: bool, layer: int | None) -> Any:
         """Make a call; cheap ones are recorded."""
         if layer not in self.segment.cheap and layer not in self.segment.not_cloned:
             return run(*args, **kwargs)
-        given = next(value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor))
+        given = tensors((args, kwargs))[0]
         before = self._find(given) if layer in self.segment.not_cloned else None
         self.late = []
         if layer in self.segment.cheap:
             result = self.tape.record(run, args, kwargs, draws, layer)
             place = len(self.tape.entries) - 1
-            for value, number in zip(tree_leaves(result), self.tape.entries[place].results, strict=True):
+            for value, number in zip(leaves(result), self.tape.entries[place].results, strict=True):
                 if number is not None:
                     self.results[address(value)] = weakref.ref(value), (number, place)
         else:
@@ -144,7 +145,7 @@ class CheapWork:
             return self.made[target]
         value = self.made.pop(target)
         open_ones = [each for each, count in self.left.items() if count > 0]
-        needed = {slot for each in open_ones for slot in self._starts(each)}
+        needed = {slot for each in open_ones for slot in self._starts_of(each)}
         for number in range(len(self.tape.outside)):
             if -1 - number not in needed:
                 self.tape.outside[number] = None
@@ -162,12 +163,15 @@ class CheapWork:
                 wanted = {number: at for number, at in wanted.items() if number not in mine}
                 continue
             chain.append(place)
-            wanted |= dict.fromkeys(slots_of(entry), place - 1)
+            wanted |= dict.fromkeys(entry.reads, place - 1)
         return chain[::-1]
 
-    def _starts(self, target: Target) -> set[int]:
+    def _starts_of(self, target: Target) -> frozenset[int]:
         """Return the slots from outside that a result is made from."""
-        return {slot for place in self._chain(target) for slot in slots_of(self.tape.entries[place]) if slot < 0}
+        if target not in self.starts:
+            reads = (slot for place in self._chain(target) for slot in self.tape.entries[place].reads)
+            self.starts[target] = frozenset(slot for slot in reads if slot < 0)
+        return self.starts[target]
 
     def _make(self, target: Target) -> None:
         chain, entries = self._chain(target, self.made), self.tape.entries
@@ -175,12 +179,12 @@ class CheapWork:
         values |= {-1 - number: tensor for number, tensor in enumerate(self.tape.outside)}
 
         def found(value: Any) -> Any:
-            if is_slot(value):
+            if isinstance(value, Slot):
                 given = values[value.number]
                 if given is None:
                     raise ModelError(
-                        "a segment with cheap work done again can run backward once; apply without segments to keep "
-                        "the graph (retain_graph=True)"
+                        "a segment that recomputes norms and activations can run backward once; apply without segments "
+                        "to keep the graph (retain_graph=True)"
                     )
                 return given
             is_buffer = isinstance(value, torch.Tensor) and id(value) in self.own.buffers
@@ -188,12 +192,12 @@ class CheapWork:
 
         for step, place in enumerate(chain):
             entry, later = entries[place], chain[step + 1 :]
-            overwrites = {number for number in entry.results if number is not None} & {*slots_of(entry)}
+            overwrites = {number for number in entry.results if number is not None} & {*entry.reads}
             for number in overwrites & {number for number, _ in self.made}:
                 values[number] = values[number].clone()
-            args, kwargs = tree_map(found, (entry.args, entry.kwargs), is_leaf=is_slot)
+            args, kwargs = entry.filled(found)
             with torch.no_grad(), torch.autocast(**self.own.autocast), random_state_of(entry.random_state):
-                result = tree_leaves(entry.run(*args, **kwargs))
+                result = leaves(entry.run(*args, **kwargs))
             del args, kwargs
             for number, value in zip(entry.results, result, strict=True):
                 if number is None:
@@ -203,7 +207,7 @@ class CheapWork:
                 if (number, place) == target or (self.left[number, place] > 0 and is_final):
                     self.made[number, place] = value
             value = result = None
-            used_later = {slot for other in later for slot in slots_of(entries[other])}
+            used_later = {slot for other in later for slot in entries[other].reads}
             for number in [number for number in values if number >= 0 and number not in used_later]:
                 del values[number]
 
@@ -253,6 +257,7 @@ class SegmentAgain:
                 return tensor
             copies.append(tensor.clone())  # running statistics move once
             there.add(address(copies[-1]))
+            cheap.tape.copy_of[id(copies[-1])] = tensor
             return copies[-1]
 
         def pack(tensor: torch.Tensor) -> None:
@@ -261,7 +266,7 @@ class SegmentAgain:
                 if len(self.found) == self.count and not cheap.is_running:
                     raise _Enough  # what the present call computes is not needed
 
-        def make(entry: Entry, args: tuple, kwargs: dict[str, Any]) -> Any:
+        def make(entry: Entry, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             result = cheap.run(entry.run, args, kwargs, entry.random_state is not None, entry.layer)
             _note_constants(constants, result, entry.layer)
             return result
@@ -279,9 +284,8 @@ class SegmentAgain:
 
 def _note_constants(constants: WeakIdKeyDictionary, result: Any, layer: int | None) -> None:
     if layer is None:
-        for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor):
-                constants[value] = True
+        for value in tensors(result):
+            constants[value] = True
 
 
 def _never(kept: Any) -> torch.Tensor:

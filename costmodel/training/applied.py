@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from torch._C._functorch import peek_interpreter_stack
 
+from ..accounting.eager import EAGER
 from ..accounting.lean import LEAN
-from ..accounting.requirements import requirements
+from ..accounting.requirements import Requirements, requirements
 from ..errors import InputError, ModelError
+from ..graph.values import ADDED as ADDED_CALL
 from ..layers.added import ADDED
 from ..methods.table import METHODS, Trained, way_of
 from ..methods.way import Options, Way
@@ -102,39 +104,44 @@ def apply(
     trained: Trained | None = None,
     schedule: Schedule = PLAIN,
     input: Shapes | None = None,
+    accounting: str = LEAN.name,
 ) -> nn.Module:
     """Make a model ready to train in a way; return the same module, changed in place.
 
     `requires_grad` is set, norms with frozen statistics stay so through `.train()`, and what the forward pass keeps for
-    backward is what `footprint(..., accounting="lean")` says. Parameters and state-dict keys stay; eval mode is
+    backward is what `footprint(..., accounting=accounting)` says. Parameters and state-dict keys stay; eval mode is
     untouched. `restore` undoes it.
 
     method: a `Way`, or the name of a method, with blocks, options and trained as in `footprint`. resolution, input: as
     in `trace`, of the examples that it will see (or any at which its calls are the same). frozen_dtype: float32 or
     float16, how frozen weights are stored. schedule: whether the frozen prefix runs in pieces, and which segments run
     again in backward; loss, gradients and running statistics stay as they are. Its micro-batches are the training
-    loop's, its updates in place those of `costmodel.training.optimizers.update_in_place`.
+    loop's, its updates in place those of `costmodel.training.optimizers.update_in_place`. accounting: lean, with this
+    package's layers where stock ones keep more than backward needs; or eager, with PyTorch's own layers throughout.
 
-    Errors: InputError for a method or depth that does not exist, a model that is applied already, or a schedule of
-    another network; ModelError, naming
-    the call, where the network makes one that cannot be replaced.
+    Errors: InputError for a method or depth that does not exist, a model that has already been applied, or a schedule
+    of another network; ModelError, naming the call, where the network makes one that cannot be replaced.
     """
     if isinstance(model, Applied):
-        raise InputError("the model is applied already; undo that with costmodel.restore(model) first")
+        raise InputError("the model has already been applied; undo that with costmodel.restore(model) first")
     if frozen_dtype not in TORCH_DTYPES:
-        hint = "is priced only: no torch layer computes with it" if frozen_dtype in FROZEN else "is unknown"
+        hint = "can only be priced: no torch layer computes with it" if frozen_dtype in FROZEN else "is unknown"
         raise InputError(f"frozen_dtype {frozen_dtype!r} {hint}; allowed: {', '.join(TORCH_DTYPES)}")
+    if accounting not in (LEAN.name, EAGER.name):
+        raise InputError(f"no network trains by the accounting {accounting!r}; allowed: {LEAN.name}, {EAGER.name}")
     graph = trace(model, resolution, input=input)
     way = method if isinstance(method, Way) else way_of(graph, method, blocks, options, trained)
     if way.trained is None and not METHODS.find(way.method).has_layers:
-        raise InputError(f"method {way.method!r} can be priced only: no torch layers of this package train so")
-    required = requirements(graph, way, LEAN.name)
+        raise InputError(f"method {way.method!r} can only be priced: this package has no torch layers for it")
+    required = requirements(graph, way, accounting)
+    if accounting == EAGER.name:
+        refuse_stock(required, frozen_dtype)
     if required.assignment.trained_elements:
-        raise InputError(f"{way.label} trains parts of weights, which can be priced only: no torch layer does so")
+        raise InputError(f"{way.label} trains parts of weights, which can only be priced: no torch layer does that")
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     plan = TrainingPlan(required, frozen_dtype, before, schedule=schedule)
     if schedule.is_cut and plan.added_modules:
-        raise InputError(f"{way.method} adds modules to the network, which no schedule cuts; leave the schedule out")
+        raise InputError(f"{way.method} adds modules, which a schedule cannot divide; leave the schedule out")
     _ = plan.replacements, plan.regions  # what cannot be done is refused before anything is changed
     _warn_of_conversion(plan)
     _add_modules(model, plan)
@@ -158,7 +165,7 @@ def restore(model: nn.Module, merge: bool = False) -> nn.Module:
     Errors: InputError if the model is not applied, or has nothing to merge.
     """
     if not isinstance(model, Applied):
-        raise InputError("the model is not applied; there is nothing to restore")
+        raise InputError("the model has not been applied, so there is nothing to restore")
     plan = model.training_plan
     if merge and not (plan.added_modules and all(added.merges_into for added in plan.added_modules)):
         raise InputError(f"what {plan.required.way.label} trains cannot be merged; leave out merge=True")
@@ -172,6 +179,14 @@ def restore(model: nn.Module, merge: bool = False) -> nn.Module:
         _merge(model, plan)
     _remove_modules(model, plan)
     return model.train(model.training)
+
+
+def refuse_stock(required: Requirements, frozen_dtype: str) -> None:
+    """Errors: InputError for what stock PyTorch has no layers for."""
+    if frozen_dtype != "float32":
+        raise InputError("stock PyTorch computes with frozen weights in float32 only; use the accounting lean")
+    if any(layer.in_place_of or layer.ordinal == ADDED_CALL for layer in required.graph.layers):
+        raise InputError(f"method {required.way.method!r} needs this package's layers; use the accounting lean")
 
 
 def _warn_of_conversion(plan: TrainingPlan) -> None:

@@ -159,7 +159,7 @@ class _Writer:
             for number in range(there):
                 if self.checksums[done + number].tobytes() != checksums[number]:
                     raise InputError(
-                        f"image {done + number} is another than the one that the cache in {self.folder} was filled "
+                        f"image {done + number} differs from the one that the cache in {self.folder} was filled "
                         "with; give the loader the same images in the same order, unaugmented, or another folder"
                     )
             for start in range(there, len(images), piece):
@@ -238,7 +238,7 @@ def _manifest(folder: Path, made: _Manifest) -> _Manifest:
     path = folder / "manifest.json"
     if not path.exists():
         if any(folder.iterdir()):
-            raise InputError(f"{folder} is no cache of this program, and not empty; give another folder")
+            raise InputError(f"{folder} is not a cache of this program, and not empty; give another folder")
         return made
     with suppress(ValidationError):
         there = _Manifest.model_validate_json(read_file(path, "manifest"))

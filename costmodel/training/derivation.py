@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
+
+from .nested import leaves, mapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Recipe:
     def ingredients(self) -> tuple[torch.Tensor, ...]:
         """Return the tensors, each once, that it starts from."""
         found: dict[int, torch.Tensor] = {}
-        for value in tree_leaves((self.args, self.kwargs)):
+        for value in leaves((self.args, self.kwargs)):
             inner = value.ingredients() if isinstance(value, Recipe) else (value,) if _is_tensor(value) else ()
             found.update((id(tensor), tensor) for tensor in inner)
         return tuple(found.values())
@@ -41,7 +42,7 @@ class Recipe:
             return value._made(made) if isinstance(value, Recipe) else made.get(id(value), value)
 
         if id(self) not in made:
-            args, kwargs = tree_map(found, (self.args, self.kwargs))
+            args, kwargs = mapped(found, self.args), mapped(found, self.kwargs)
             result = self.function(*args, **kwargs)
             made[id(self)] = result if self.part is None else result[self.part]
         return made[id(self)]
@@ -57,7 +58,7 @@ class Derivations:
         """Run a call without a gradient, and record how to make its result again."""
         with torch.no_grad():
             result = function(*args, **kwargs)
-        known_args, known_kwargs = tree_map(lambda value: self.recipe(value) or value, (args, kwargs))
+        known_args, known_kwargs = mapped(lambda value: self.recipe(value) or value, (args, kwargs))
         if _is_tensor(result):
             self.recipes[result] = Recipe(function, known_args, known_kwargs)
         else:

@@ -49,16 +49,20 @@ def update_in_place(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
         one = alone[id(parameter)]
         one.param_groups[0].update({name: value for name, value in group.items() if name != "params"})
         one.state = optimizer.state
-        one.step()
+        step(one)
         parameter.grad = None
 
+    # Without what PyTorch wraps it in for the profiler and for hooks, of which these optimizers have none: it takes
+    # longer than the update of a small parameter.
+    own = type(optimizer).step
+    step = getattr(own, "__wrapped__", own) if getattr(own, "hooked", False) else own
     alone, handles = {}, []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if id(parameter) not in groups:
             raise InputError(
-                f"the optimizer lacks the trained parameter {name}; make it of all that asks for gradients"
+                f"the optimizer lacks the trained parameter {name}; make it from all parameters with requires_grad"
             )
         alone[id(parameter)] = type(optimizer)([parameter], **optimizer.defaults)
         handles.append(parameter.register_post_accumulate_grad_hook(hook))

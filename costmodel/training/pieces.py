@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import InputError
+from .nested import mapped, tensors
 from .tape import Tape
 
 
@@ -79,7 +79,7 @@ class PrefixFromCache:
     def run(self, run: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Make a call on tensors without memory."""
         with torch.no_grad(), torch._C._DisableTorchDispatch():  # nothing is computed that a counter should see
-            result = run(*tree_map(_without_memory, args), **tree_map(_without_memory, kwargs))
+            result = run(*mapped(_without_memory, args), **mapped(_without_memory, kwargs))
         _note(self.results, result)
         return result
 
@@ -98,9 +98,8 @@ def _without_memory(value: Any) -> Any:
 
 
 def _note(results: WeakIdKeyDictionary, made: Any) -> None:
-    for value in tree_leaves(made):
-        if isinstance(value, torch.Tensor):
-            results[value] = True
+    for value in tensors(made):
+        results[value] = True
 
 
 class PrefixInPieces:
@@ -136,12 +135,12 @@ class PrefixInPieces:
                 return shown
             return stand_ins[id(value)]
 
-        inner = tree_map(real, (args, kwargs))
+        inner = mapped(real, args), mapped(real, kwargs)
         with torch.no_grad():
             result = self.tape.record(run, *inner)
-        if not any(isinstance(value, torch.Tensor) for value in tree_leaves(result)):
+        if not tensors(result):
             return _counted(run(*args, **kwargs), result)  # a size
-        return tree_map(stand_in, result)
+        return mapped(stand_in, result)
 
     def _whole(self, value: torch.Tensor) -> int:
         """Return the first dimension of all images together."""

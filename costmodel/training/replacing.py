@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..accounting.books import Books, dense_key
-from ..accounting.eager import pads_one_side
+from ..accounting.eager import EAGER, pads_one_side
 from ..accounting.requirements import Requirements
 from ..errors import ModelError
 from ..graph.values import ADDED, Layer
@@ -66,8 +66,8 @@ class TrainingPlan:
 
     @cached_property
     def replacements(self) -> dict[Call, Replacement]:
-        """What runs in place of which call."""
-        return _replacements(self.required, self.frozen_dtype)
+        """What runs in place of which call: nothing where stock layers are wanted."""
+        return {} if self.required.accounting == EAGER.name else _replacements(self.required, self.frozen_dtype)
 
     @cached_property
     def in_autocast(self) -> dict[Call, Replacement]:
@@ -104,6 +104,8 @@ class TrainingPlan:
     def derived_calls(self) -> frozenset[Call]:
         """The calls that compute weights from parameters, which run again in backward."""
         graph = self.required.graph
+        if self.required.accounting == EAGER.name:
+            return frozenset()
         return frozenset(graph.layers[index].call for index in _derivations(self.required)[1])
 
     @cached_property
@@ -232,7 +234,7 @@ def _replacement(
     if instead is not None and not instead.exact:
         if instead.threshold is None:
             raise ModelError(
-                f"no torch layer keeps {instead.kind!r} of {layer.location}; the method can be priced only"
+                f"no torch layer keeps {instead.kind!r} of {layer.location}; the method can only be priced"
             )
         return _masked(layer, instead.threshold)
     if name in _ONE_BIT or name == "max_pool2d":

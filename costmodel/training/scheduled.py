@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..step.regions import RANDOM, Segment
-from ..tracing.calls import argument_names
+from ..tracing.calls import argument_names, operation_name
 from .again import CheapWork, Own, SegmentAgain, unpack
+from .nested import mapped, tensors
 from .pieces import PrefixFromCache, PrefixInPieces, PrefixToCache
 from .replacing import Call, Replacement, Replacing, TrainingPlan
 from .tape import address
@@ -35,8 +35,9 @@ class ScheduledPass(Replacing):
     ):  # fmt: skip
         super().__init__(network, plan, replacements)
         self.regions = plan.regions
-        buffers, own = list(network.buffers()), [*network.parameters(), *network.buffers()]
-        images = [value for value in tree_leaves(inputs) if isinstance(value, torch.Tensor)]
+        buffers = list(network.buffers())
+        own = [*network.parameters(), *buffers]
+        images = tensors(inputs)
         self.own = Own(
             frozenset(map(id, own)), frozenset(map(id, buffers)), frozenset(map(address, own)),
             _autocast(images[0].device.type),
@@ -62,10 +63,13 @@ class ScheduledPass(Replacing):
         index = self.plan.places.get(call)
         run = _runner(function, self.replacements.get(call))
         if self.prefix is not None:
+            if index is None and self._moves_buffer(function, args):
+                return args[0] if isinstance(self.prefix, PrefixToCache) else run(*args, **kwargs)
             if index is None or index < self.regions.prefix:
                 return self.prefix.run(run, args, kwargs)
             self._leave_prefix(args, kwargs)
-        args, kwargs = tree_map(self._whole, (args, kwargs))
+        if self.collected:
+            args, kwargs = mapped(self._whole, args), mapped(self._whole, kwargs)
         if index is not None:
             segment = self.regions.segment_of.get(index)
             self._enter(segment if segment is not None and index < segment.plain_from else None)
@@ -74,14 +78,18 @@ class ScheduledPass(Replacing):
         with torch.autograd.graph.saved_tensors_hooks(self.segment.pack, unpack):
             return self.segment.run(run, args, kwargs, call[1] in RANDOM, index)
 
+    def _moves_buffer(self, function: Callable, args: tuple) -> bool:
+        """Whether a call moves a buffer, as norms count batches before they compute: once for each step."""
+        return operation_name(function)[1] and bool(args) and id(args[0]) in self.own.buffers
+
     def _whole(self, value: Any) -> Any:
         return self.collected.get(value, value) if isinstance(value, torch.Tensor) else value
 
     def _leave_prefix(self, args: tuple, kwargs: dict[str, Any]) -> None:
         prefix, self.prefix = self.prefix, None
         assert prefix is not None  # it is left once
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, torch.Tensor) and value in prefix.results:
+        for value in tensors((args, kwargs)):
+            if value in prefix.results:
                 self.collected[value] = prefix.finish(value)
                 return
 

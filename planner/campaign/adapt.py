@@ -382,9 +382,9 @@ def adapt(
     for label, value in (("subnetworks", subnetworks), ("folds", folds), ("seeds", seeds), ("epochs", recipe.epochs)):
         require_count(label, value)
     if folds < 2:
-        raise InputError("folds must be 2 or more: what a super-network was trained with tells nothing of it")
+        raise InputError("folds must be 2 or more: images that it was trained with say nothing about it")
     if subnetworks < LEAST:
-        raise InputError(f"--subnetworks must be {LEAST} or more, not {subnetworks}: fewer predict nothing")
+        raise InputError(f"--subnetworks must be {LEAST} or more, not {subnetworks}: fewer cannot predict others")
     listed = list_folder(data)
     start = load_weights(split_name(name)[0], weights)
     prepare(storage)

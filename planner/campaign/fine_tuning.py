@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from costmodel import OPTIMIZERS, PLAIN, Schedule, Verification, Way, apply, verify
+from costmodel import OPTIMIZERS, PLAIN, Arena, Schedule, Verification, Way, apply, verify
 from costmodel.errors import InputError, require_count
 
 from .loop import Loop, Recipe, answers, length
@@ -52,7 +52,7 @@ class Run:
     history: (epoch, accuracy in percent) of each evaluation; epochs count from 1. epochs, steps: those that were run.
     stopped: whether `report` ended it early. correct: of each test image, whether the last evaluation had it right.
     seconds: training and testing, without the memory check. memory: None if it was not checked. diverged: whether
-    weights are no finite numbers any more.
+    weights are not finite numbers any more.
     """
 
     history: tuple[tuple[int, float], ...]
@@ -87,13 +87,15 @@ def fine_tune(
     evaluate_every: int = 1,
     check_memory: bool = True,
     schedule: Schedule = PLAIN,
+    arena: Arena | None = None,
 ) -> Run:
     """Fine-tune a copy of the model in a way and return what came of it; the model itself stays as it is.
 
     train, test: (images, labels) as tensors, or data sets of such pairs. report: called with the epoch and the accuracy
     on `test` in percent; returns True to stop. evaluate_every: epochs between two evaluations; the last is evaluated
     in any case. schedule: by which the memory of a step is checked; it changes no result, and the run itself is carried
-    out plainly. The same seed gives the same run, on the same machine and number of threads.
+    out plainly. arena: what steps run in, if not malloc's memory. The same seed gives the same run, on the same machine
+    and number of threads.
 
     Errors: InputError for a number that makes no sense and for less data than one batch; those of `costmodel.apply`.
     """
@@ -107,9 +109,9 @@ def fine_tune(
         history: list[tuple[int, float]] = []
         correct: tuple[bool, ...] = ()
         stopped, epoch = False, 0
-        for epoch in train_epochs(network, train, recipe, seed):
+        for epoch in train_epochs(network, train, recipe, seed, arena):
             if epoch % evaluate_every == 0 or epoch == recipe.epochs:
-                correct = classify(network, test)
+                correct = classify(network, test, arena)
                 history.append((epoch, 100 * sum(correct) / len(correct)))
                 stopped = report is not None and bool(report(*history[-1]))
                 if stopped:
@@ -120,9 +122,11 @@ def fine_tune(
     return Run(tuple(history), epoch, steps, stopped, correct, seconds, memory, diverged)
 
 
-def train_epochs(network: nn.Module, train: Data, recipe: Recipe, seed: int = 0) -> Iterator[int]:
+def train_epochs(
+    network: nn.Module, train: Data, recipe: Recipe, seed: int = 0, arena: Arena | None = None
+) -> Iterator[int]:
     """Train what asks for gradients, in place; yield each epoch's number when it is done. Sets torch's random state."""
-    loop = Loop(network, as_data_set(train), recipe, seed)
+    loop = Loop(network, as_data_set(train), recipe, seed, arena=arena)
     for epoch in range(1, recipe.epochs + 1):
         network.train()
         for step in range(loop.steps_per_epoch):
@@ -139,9 +143,9 @@ def measure_memory(model: nn.Module, way: Way, recipe: Recipe, schedule: Schedul
     return Memory.of(found)
 
 
-def classify(network: nn.Module, test: Data) -> tuple[bool, ...]:
+def classify(network: nn.Module, test: Data, arena: Arena | None = None) -> tuple[bool, ...]:
     """Return of each image whether the network, set to eval mode, classifies it right."""
-    found = answers(network, as_data_set(test))
+    found = answers(network, as_data_set(test), arena=arena)
     return tuple(right for logits, labels in found for right in (logits.argmax(1) == labels).tolist())
 
 

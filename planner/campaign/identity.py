@@ -58,8 +58,8 @@ def start_of(graph: LayerGraph, weights: Weights) -> tuple[nn.Module, str | None
     network, note = make_network(graph, weights, 0)
     if weights.state is None and digest(network) != digest(make_network(graph, weights, 0)[0]):
         raise InputError(
-            f"{graph.model} has other weights each time it is built, though torch's seed is the same; draw them with "
-            "torch alone, or save them once and give --weights FILE"
+            f"{graph.model} gets other weights each time it is built, although torch's seed is the same; draw them "
+            "with torch alone, or save them once and give --weights FILE"
         )
     return network, note
 

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from costmodel.errors import InputError, one_line
+from costmodel.units import counted
 
 from .decoding import SUFFIXES, UNREADABLE, read_image
 
@@ -79,7 +80,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder's image files, class by class; others: files that are no images by their names."""
+    """A folder's image files, class by class; others: files that are not images by their names."""
 
     root: Path
     classes: tuple[str, ...]
@@ -139,7 +140,9 @@ def list_folder(folder: str | Path) -> Folder:
     places = {part: _classes(root / part) for part in (("train", test) if test else ("",))}
     classes = places["train" if test else ""]
     if test and (more := sorted(set(places[test]) - set(classes))):
-        raise InputError(f"{root / test} has the class {more[0]!r}, which {root / 'train'} has not; name classes alike")
+        raise InputError(
+            f"{root / test} has the class {more[0]!r}, which {root / 'train'} does not have; give both the same classes"
+        )
     if len(classes) < 2:
         raise InputError(f"{root} has {len(classes)} class; images of two classes or more are needed")
     files, others = [], []
@@ -190,16 +193,18 @@ def read_folder(
                 f"{len(for_testing)} to test with"
             )
     if strict and skipped:
-        raise InputError(f"{_some(skipped, 'image')} cannot be read; mend or remove, or leave out --strict to skip")
+        raise InputError(f"{_some(skipped, 'image')} cannot be read; repair or remove, or leave out --strict to skip")
     if strict and notes:
         raise InputError(f"{notes[0]}; add some or remove the class, or leave out --strict to go on")
     doubled = list(_duplicates(folder, read, parts))
     if strict and doubled:
         raise InputError(f"{doubled[0]}; remove one of each, or leave out --strict to go on")
     if not len(train) or not len(test):
-        raise InputError(f"{folder.root} has {len(train)} images to train and {len(test)} to test with; add some")
+        raise InputError(
+            f"{folder.root} has {counted(len(train), 'image')} to train and {len(test)} to test with; add some"
+        )
     if skipped:
-        notes.insert(0, f"{_some(skipped, 'image')} cannot be read and was left out")
+        notes.insert(0, f"{_some(skipped, 'image')} cannot be read; left out")
     notes += [*doubled, *_left_out(folder, read)]
     return DataSet(train, test, tuple(skipped), tuple(notes), digest.hexdigest()[:16])
 
@@ -275,7 +280,7 @@ def _classes(folder: Path) -> list[str]:
     try:
         found = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not _is_hidden(entry.name)]
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is no folder that can be read; give one with a subfolder for each class") from error
+        raise InputError(f"{folder} is not a readable folder; give one with a subfolder for each class") from error
     if not found:
         raise InputError(f"{folder} has no subfolder; give a folder with a subfolder of images for each class")
     return sorted(found)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from costmodel import Schedule, make_optimizer, update_in_place
+from costmodel import Arena, Schedule, in_arena, make_optimizer, update_in_place
 
 TEST_BATCH = 64
 Pass = tuple[torch.Tensor, torch.Tensor]  # images and labels of one forward and backward pass
@@ -50,12 +50,14 @@ class Loop:
 
     images: pairs of image and label. schedule: its micro-batches and updates in place are carried out here, all else
     by `costmodel.apply`. activations: float32, or bfloat16 under autocast. state: of the optimizer, to go on from.
+    arena: what steps run in, if not malloc's memory.
     """
 
     def __init__(
         self, network: nn.Module, images: Dataset, recipe: Recipe, seed: int = 0, schedule: Schedule | None = None,
-        activations: str = "float32", state: Mapping[str, Any] | None = None,
+        activations: str = "float32", state: Mapping[str, Any] | None = None, arena: Arena | None = None,
     ):  # fmt: skip
+        self.arena = arena
         self.network, self.images, self.recipe, self.seed = network, images, recipe, seed
         self.activations = activations
         schedule = schedule or Schedule()
@@ -78,11 +80,18 @@ class Loop:
 
     def train_step(self, epoch: int, step: int, passes: Iterable[Pass] | None = None) -> Outcome:
         """Make an update. passes: what `passes` gives for this step, if it was asked before."""
+        given = self.passes(epoch, step) if passes is None else passes
+        if self.micro_batch == self.recipe.batch:
+            given = list(given)  # images are loaded outside the arena; all at once, so that there is no more to hold
+        with in_arena(self.arena, "training", id(self.network)):
+            return self._update(epoch, step, given)
+
+    def _update(self, epoch: int, step: int, passes: Iterable[Pass]) -> Outcome:
         recipe, loss, right = self.recipe, 0.0, 0
         done = ((epoch - 1) * self.steps_per_epoch + step) / (recipe.epochs * self.steps_per_epoch)
         for group in self.update.param_groups:
             group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * done)) / 2
-        for number, (images, labels) in enumerate(self.passes(epoch, step) if passes is None else passes):
+        for number, (images, labels) in enumerate(passes):
             self._reseed("network", epoch, step, number)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.activations != "float32"):
                 logits = self.network(images)
@@ -110,11 +119,13 @@ def _mixed(*parts: object) -> int:
 
 
 @torch.no_grad()
-def answers(network: nn.Module, images: Dataset, batch: int = TEST_BATCH) -> Iterator[Pass]:
-    """Yield the network's logits and the labels of all images, batch by batch, in eval mode."""
+def answers(network: nn.Module, images: Dataset, batch: int = TEST_BATCH, arena: Arena | None = None) -> Iterator[Pass]:
+    """Yield the network's logits and the labels of all images, batch by batch, in eval mode; arena: as in `Loop`."""
     network.eval()
     for given, labels in DataLoader(images, batch):
-        yield network(given), labels
+        with in_arena(arena, "evaluation", id(network), given.shape):
+            logits = network(given)
+        yield logits, labels
 
 
 def length(data: Dataset) -> int:

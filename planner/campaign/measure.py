@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from costmodel import CostModelError, LayerGraph, ModelError, Way, block_count, trace
+from costmodel import CostModelError, LayerGraph, ModelError, Way, arena_of, block_count, trace
 from costmodel.errors import InputError, one_line, require_count
 from costmodel.secrets import shown_in
 
@@ -52,7 +53,7 @@ _RECORDED = ("finetune-planner", "torch", "torchvision", "timm", "optuna")
 @dataclass(frozen=True)
 class Finished:
     """A finished run. stopped: it was hopeless and ended early, its accuracy that of its last epoch. diverged: its
-    weights are no finite numbers any more.
+    weights are not finite numbers any more.
 
     Bytes are those of a whole step; the predicted saved bytes must be the measured ones, and the peaks differ by at
     most 1 % of what a step adds: `memory_agrees`.
@@ -139,6 +140,7 @@ def measure(
     strict: bool = False,
     watch: Watch | None = None,
     trainer: Callable[..., Run] = fine_tune,
+    allocator: str = "default",
     **storage_options,
 ) -> Outcome:
     """Fine-tune candidates on a folder of images until none can take the pick's place any more.
@@ -146,8 +148,8 @@ def measure(
     limits: by objective, as in `recommend`. weights: DEFAULT, a file, or random. rates: learning rates to choose among,
     for each way apart, on a fifth of the training images; the recipe's alone if there are none. trials: of all workers
     together, at most; hours: after which this worker starts no further run; seeds: runs of one candidate, at most.
-    storage: a file or a URL. trainer: what trains a candidate, as `fine_tune` does. storage_options: as `storage.Store`
-    takes them.
+    storage: a file or a URL. trainer: what trains a candidate, as `fine_tune` does. allocator: how freed memory is
+    dealt with, a name in `costmodel.POLICIES`; it changes no result. storage_options: as `storage.Store` takes them.
 
     Errors: InputError for what cannot be used, StorageError for a database that cannot, InfeasibleError if nothing
     keeps the limits.
@@ -171,12 +173,17 @@ def measure(
     notes = (_counted(images, len(folder.classes), chance_percent), *images.notes, *more)
     for note in notes:
         watch.notes(note)
-    worker = _Worker(campaign, store, images, start, watch, trainer, rates or (recipe.learning_rate,))
+    arena = arena_of(allocator)
+    one = trainer if arena is None else partial(trainer, arena=arena)
+    worker = _Worker(campaign, store, images, start, watch, one, rates or (recipe.learning_rate,))
     try:
         ended = worker.work(trials, hours)
         found = store.trials()
     except StorageError as error:
         raise StorageError(f"{error}; what is stored stays: mend it and run the same command again to go on") from error
+    finally:
+        if arena is not None:
+            arena.close()
     rows = store.rows(found)
     runs = tuple(_finished(trial) for trial in found if trial.state in COUNTED)
     return Outcome(before, campaign.decide(rows), runs, ended, worker.failed, notes, chance_percent)
@@ -338,11 +345,11 @@ class _Worker:
             self.succeeded = True
             self.watch.ends(trial, run.accuracy_percent, run.stopped)
             if run.diverged:
-                self.watch.notes(f"{trial.label} diverged: its weights are no finite numbers any more")
+                self.watch.notes(f"{trial.label} diverged: its weights are not finite numbers any more")
             if not memory.agrees:
                 self.watch.notes(f"{candidate.label}: its memory is not as predicted")
         else:
-            self.watch.notes(f"trial {claim.number} was given up by another worker; its result does not count")
+            self.watch.notes(f"trial {claim.number} was abandoned by another worker; its result does not count")
 
 
 def _why(priced: Sequence[Candidate], rows: Sequence[Row], campaign: _Campaign) -> str:

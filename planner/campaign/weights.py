@@ -106,7 +106,7 @@ def _from_file(path: Path) -> Weights:
         raise InputError(f"cannot read the weights {path}: {error.strerror or error}") from error
     except Exception as error:  # the unpickler raises of every kind
         raise InputError(
-            f"{path} is no file of weights alone; save it with torch.save(model.state_dict(), {path.name!r})"
+            f"{path} is not a file of weights only; save it with torch.save(model.state_dict(), {path.name!r})"
         ) from error
     if isinstance(state, Mapping):
         state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), state)
@@ -114,7 +114,7 @@ def _from_file(path: Path) -> Weights:
         raise InputError(f"{path} holds no state dict; save it with torch.save(model.state_dict(), {path.name!r})")
     for name, value in state.items():
         if reason := _wrong(name, value):
-            raise InputError(f"the weights {path} cannot be used: {name!r} {reason}; save them anew")
+            raise InputError(f"the weights {path} cannot be used: {name!r} {reason}; save them again")
     return Weights(path.name, {name.removeprefix(_PREFIX): value for name, value in state.items()})
 
 
@@ -125,7 +125,7 @@ def _read_archive(path: Path) -> Any:
             entries = archive.infolist()
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise InputError(f"the weights {path} unpack to more than the file; torch.save packs nothing")
+                raise InputError(f"the weights {path} unpack to more than the file; torch.save does not compress")
             if damaged := archive.testzip():
                 raise InputError(
                     f"the weights {path} are damaged: the checksum of {damaged!r} is not that of its content"
@@ -136,7 +136,7 @@ def _read_archive(path: Path) -> Any:
 def _wrong(name: object, value: torch.Tensor) -> str:
     """Return why a tensor cannot be a network's; empty if it can. The order matters: none is read that is not there."""
     if not isinstance(name, str):
-        return "is no name of a parameter"
+        return "is not a name of a parameter"
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
         return "is sparse, quantized or without content"
     if value.dtype not in _DTYPES:
@@ -209,9 +209,9 @@ def _load(network: nn.Module, weights: Weights, graph: LayerGraph) -> str | None
     note = None
     if any(name in state and _is_other_head(state[name].shape, own[name].shape) for name in head):
         old = next(state[name].shape[0] for name in head if name in state)
-        note = f"the weights' head has {old} classes, the data {graph.classes}: it starts anew"
+        note = f"the weights' head has {old} classes, the data {graph.classes}: the head starts from random weights"
         state = {name: value for name, value in state.items() if name not in head}
-    wrong = [f"has {name!r}, which the network has not" for name in state if name not in own]
+    wrong = [f"has {name!r}, which the network does not have" for name in state if name not in own]
     wrong += [
         f"has {name!r} as {tuple(value.shape)}, the network as {tuple(own[name].shape)}"
         for name, value in state.items()

@@ -70,7 +70,7 @@ class Axes:
     def carried(self) -> list[tuple[int, Schedule]]:
         """The valid pairs of a batch and the schedule that carries it out.
 
-        Errors: InputError if there are none, or a number is no whole number of 1 or more.
+        Errors: InputError if there are none, or a number is not a whole number of 1 or more.
         """
         given = {"batch": self.batches, "micro_batch": self.micro_batches, "blocks": self.blocks}
         for name, values in (given | {"images_per_class": (self.images_per_class,)}).items():

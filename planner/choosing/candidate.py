@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from costmodel import Step, Way
+from costmodel import CacheCost, Step, Way
 
 from ..estimates.estimated import Estimate
 
@@ -66,6 +66,11 @@ class Candidate:
     def flash_bytes(self) -> int:
         """Bytes of weights and buffers as they are stored."""
         return self.memory_bytes["weights"] + self.memory_bytes["buffers"]
+
+    @property
+    def cache(self) -> CacheCost | None:
+        """What a cache of the frozen layers' outputs takes; None without one."""
+        return CacheCost.of(self.step)
 
     @property
     def where(self) -> str:

@@ -95,7 +95,7 @@ def candidates(
     priced = price_all(trace_all(models, resolution, classes), space)
     if space.scheduling is None or not space.scheduling.levers:
         return priced
-    return [by_schedule(candidate, None, space.scheduling, space.seconds_of) for candidate in priced]
+    return [by_schedule(candidate, {}, space.scheduling, space.seconds_of) for candidate in priced]
 
 
 def price_all(graphs: Iterable[LayerGraph], space: Axes) -> list[Candidate]:

@@ -3,7 +3,7 @@
 The pick is the most accurate candidate within the limits; ties go to the cheapest: the least time (FLOPs per image,
 where no device is named), then the plainest schedule, then the least memory. What accuracy means says `scale`.
 
-What cannot train is no candidate. One of unknown accuracy is picked only where none of known accuracy fits. Of those
+What cannot train is not a candidate. One of unknown accuracy is picked only where none of known accuracy fits. Of those
 that differ in the micro-batch alone only the largest that fits counts: accuracies are observed with whole batches.
 """
 
@@ -34,7 +34,7 @@ class Choice:
     image. safer: the one with the highest low end, if that is above the pick's. rivals: those that fit and could be
     more accurate than the pick by more than a tolerance, the one that could be best first: so far reaches the interval
     of their difference. best_per_model: the best that fits of each network, if there are several. unknown: those that
-    fit, whose accuracy has no basis. untrainable: those that cannot train, and are no candidates.
+    fit, whose accuracy has no basis. untrainable: those that cannot train, and are not candidates.
     """
 
     limits: dict[str, float]

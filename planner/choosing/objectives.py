@@ -56,6 +56,12 @@ OBJECTIVES: Table[Objective] = Table("objective", (
         Objective(
             "time", "roofline time of an epoch, per image", lambda c: _number(c.step_seconds) / c.batch, format_seconds
         ),
+        Objective(
+            "storage",
+            "cache of the frozen layers' outputs, per image",
+            lambda c: c.cache.bytes_per_image if c.cache else 0,
+            format_bytes,
+        ),
         Objective("flash", "weights and buffers as they are stored", lambda c: c.flash_bytes, format_bytes),
         Objective("recovery", "expected recovery", lambda c: _number(c.recovery.value), lambda n: f"{n:.3f}", True),
         Objective(

@@ -272,7 +272,7 @@ class Plan(_Part):
     def load(cls, path: str | Path) -> Self:
         """Return the plan in a file.
 
-        Errors: InputError if it cannot be read, is no plan, or is one of another version of the format.
+        Errors: InputError if it cannot be read, is not a plan, or is one of another version of the format.
         """
         try:
             return cls.model_validate_json(read_file(path, "plan"))
@@ -281,7 +281,7 @@ class Plan(_Part):
             if problem.key == "version":
                 raise InputError(
                     f"{path} is a plan of version {problem.given!r}, and this package reads versions 1 and {VERSION}; "
-                    "make it anew with planner recommend --save"
+                    "make it again with planner recommend --save"
                 ) from error
             where = f"{problem.key}: " if problem.key else ""
             raise InputError(f"{path} is not a plan: {where}{problem.reason}") from error
@@ -293,7 +293,7 @@ class Plan(_Part):
         """
         if not METHODS.find(self.way.method).has_layers:
             raise InputError(
-                f"method {self.way.method!r} is priced only, so that its plan could not be applied; leave it out of "
+                f"method {self.way.method!r} can only be priced, so its plan could not be applied; leave it out of "
                 "--method, or save none"
             )
         try:

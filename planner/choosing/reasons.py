@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from costmodel.units import format_bytes, format_count
+from costmodel.units import counted, format_bytes, format_count
 
 from ..estimates.anchored import FULL, LAST
 from ..estimates.setting import LEAST_IMAGES
 from ..evidence.rows import imagenet_top1
 from .candidate import Candidate
 from .choice import Choice, best
+from .naming import namer, short_names
 from .objectives import OBJECTIVES, keeps
 from .scale import TIE, TOLERANCE, is_observed
 from .scheduling import levers
@@ -20,35 +21,6 @@ RELATIVE = (
 )
 NOT_RANKED = f"{RELATIVE}. These networks' accuracy on ImageNet is not known here, so that they are listed, not ranked"
 _SHOWN = 4  # of a list; the others are counted
-# What is named where candidates differ in it, and how.
-_NAMED: dict[str, Callable[[Candidate], object]] = {
-    "batch": lambda candidate: candidate.batch,
-    "micro-batch": lambda candidate: candidate.micro_batch,
-    "at": lambda candidate: candidate.resolution,
-    "by": lambda candidate: candidate.step.optimizer,
-    "frozen in": lambda candidate: candidate.step.precision.frozen,
-}
-
-
-def short_names(models: Iterable[str]) -> dict[str, str]:
-    """Return each model's name without its library, where that still tells the models apart."""
-    models = list(dict.fromkeys(models))
-    short = {model: model.rpartition(":")[2] for model in models}
-    return short if len(set(short.values())) == len(models) else {model: model for model in models}
-
-
-def namer(priced: Sequence[Candidate]) -> Callable[..., str]:
-    """Return what names a candidate by all that tells it from the others."""
-    short = short_names(candidate.model for candidate in priced)
-    varying = [what for what, value in _NAMED.items() if len({value(candidate) for candidate in priced}) > 1]
-    if all(candidate.micro_batch == candidate.batch for candidate in priced):
-        varying = [what for what in varying if what != "micro-batch"]
-
-    def name(candidate: Candidate, with_model: bool = True) -> str:
-        parts = [candidate.label, *(f"{what} {_NAMED[what](candidate)}" for what in varying)]
-        return ", ".join(parts) + (f" on {short[candidate.model]}" if with_model and len(short) > 1 else "")
-
-    return name
 
 
 def _difference(other: Candidate, chosen: Candidate) -> str:
@@ -65,16 +37,65 @@ def _difference(other: Candidate, chosen: Candidate) -> str:
     return " and ".join(parts) or "as much memory and compute"
 
 
+def surety(answer: Choice, budget: str) -> tuple[str, str]:
+    """Return in one sentence how sure the choice is, and the command that makes it surer ('' if none does).
+
+    budget: the option of the command line that sets it, such as '--ram 64MB'; empty if no memory is asked for.
+    """
+    chosen, fitting = answer.chosen, len(answer.fitting)
+    if not answer.scale.knows(chosen):
+        said = "no candidate that fits has a known accuracy, so this is the cheapest one"
+    elif answer.rivals:
+        said = (
+            f"{len(answer.rivals)} of the {counted(fitting, 'candidate')} that fit could be better on your data by "
+            f"more than {TOLERANCE} points"
+        )
+    elif fitting == 1:
+        return "it is the only candidate that fits", ""
+    else:
+        return f"none of the {fitting} candidates that fit is expected to be better by more than {TOLERANCE} points", ""
+    if not budget:
+        return said, ""
+    others = [("--resolution", chosen.resolution, 224), ("--batch", chosen.batch, 8)]
+    given = "".join(f" {option} {value}" for option, value, usual in others if value != usual)
+    return said, f"planner measure {chosen.model} --data YOUR_IMAGES {budget}{given}"
+
+
 def reasons(answer: Choice) -> Iterator[str]:
-    """Yield why the pick won: against all, against better ones, cheaper ones, and every other method."""
+    """Yield why the pick won: against all, against better ones, and against cheaper ones."""
     said = _Sentences(answer)
     yield said.pick()
     yield from said.better()
     for lost in answer.cheaper[:1]:
-        yield f"{said.name(lost)} takes {_difference(lost, answer.chosen)}, but {said.promise(lost)}"
-    named = (answer.chosen, answer.next_better, answer.best_unfit, *answer.cheaper[:1])
-    yield from said.other_methods({candidate.way.method for candidate in named if candidate})
+        yield f"{said.name(lost)} takes {_difference(lost, answer.chosen)}, but {said.expected(lost)}"
     yield from said.models_that_do_not_fit()
+
+
+def method_reasons(answer: Choice) -> Iterator[str]:
+    """Yield, of every method that `reasons` does not speak of, what its best candidate takes and is expected to reach.
+
+    The best is the best that fits, or the smallest if none does.
+    """
+    said = _Sentences(answer)
+    for lost in other_methods(answer):
+        if keeps(lost, answer.limits):
+            yield f"{said.name(lost)} takes {_difference(lost, answer.chosen)}, and {said.expected(lost)}"
+        else:
+            yield f"{said.name(lost)} {said.lacking(lost)}, and {said.expected(lost)}"
+
+
+def other_methods(answer: Choice) -> list[Candidate]:
+    """Return the best candidate that fits, or the smallest, of each method that `reasons` does not speak of."""
+    named = (answer.chosen, answer.next_better, answer.best_unfit, *answer.cheaper[:1])
+    said = {candidate.way.method for candidate in named if candidate}
+    of_method: dict[str, list[Candidate]] = {}
+    for candidate in answer.candidates:
+        of_method.setdefault(candidate.way.method, []).append(candidate)
+    found = []
+    for candidates in (some for method, some in of_method.items() if method not in said):
+        own = [candidate for candidate in answer.fitting if candidate.way.method == candidates[0].way.method]
+        found.append(best(own, answer.scale) if own else min(candidates, key=lambda candidate: candidate.peak_bytes))
+    return found
 
 
 def schedule_reasons(answer: Choice, plainly: Candidate | None) -> Iterator[str]:
@@ -85,13 +106,13 @@ def schedule_reasons(answer: Choice, plainly: Candidate | None) -> Iterator[str]
     brought = levers(chosen.step)
     saved = chosen.peak_bytes - sum(each.bytes for each in brought)
     yield (
-        f"the schedule keeps the result and brings {format_bytes(saved)} down to {format_bytes(chosen.peak_bytes)}: "
-        f"{'; '.join(map(str, brought))}"
+        f"the schedule changes no result and lowers the peak from {format_bytes(saved)} to "
+        f"{format_bytes(chosen.peak_bytes)}: {'; '.join(map(str, brought))}"
     )
     if plainly is None:
-        yield "carried out plainly, nothing fits"
+        yield "without a schedule nothing fits"
     elif (plainly.model, plainly.way) != (chosen.model, chosen.way):
-        yield f"carried out plainly, {said.name(plainly)} would be the pick: {said.promise(plainly)}"
+        yield f"without a schedule {said.name(plainly)} would win: {said.expected(plainly)}"
 
 
 class _Sentences:
@@ -100,13 +121,19 @@ class _Sentences:
     def __init__(self, answer: Choice) -> None:
         self.answer, self.scale, self.chosen, self.name = answer, answer.scale, answer.chosen, namer(answer.candidates)
 
-    def promise(self, candidate: Candidate) -> str:
-        """Return the accuracy that a candidate promises."""
+    @property
+    def what(self) -> str:
+        """What candidates are compared by."""
+        return "recovery" if self.scale.name == "recovery" else "accuracy"
+
+    def expected(self, candidate: Candidate) -> str:
+        """Return what accuracy is expected of a candidate, as the end of a sentence."""
         scale = self.scale
+        if not scale.knows(candidate):
+            return "its accuracy is unknown"
         if candidate is not self.chosen and abs(scale.value(candidate) - scale.value(self.chosen)) <= TIE:
-            return "promises the same"
-        known = scale.knows(candidate)
-        return f"promises {scale.text(scale.value(candidate))}" if known else "its accuracy is unknown"
+            return f"its expected {self.what} is the same"
+        return f"its expected {self.what} is {scale.text(scale.value(candidate))}"
 
     def lacking(self, candidate: Candidate) -> str:
         """Return why a candidate does not fit."""
@@ -114,9 +141,12 @@ class _Sentences:
         broken = [OBJECTIVES[each] for each, limit in limits.items() if not keeps(candidate, {each: limit})]
         if not broken or broken[0].name == "memory":
             more = format_bytes(candidate.peak_bytes - (self.answer.ram_bytes or 0))
-            return f"needs {format_bytes(candidate.peak_bytes)}, {more} more than there is"
+            return f"needs {format_bytes(candidate.peak_bytes)}, {more} more than the budget"
         found = broken[0]
-        return f"its {found.summary} is {found.text(found.value(candidate))}, not {found.text(limits[found.name])}"
+        return (
+            f"has {found.summary} {found.text(found.value(candidate))}, and the limit is "
+            f"{found.text(limits[found.name])}"
+        )
 
     def pick(self) -> str:
         """Return why the pick is better than all that fit."""
@@ -125,51 +155,40 @@ class _Sentences:
             f"in {format_bytes(limit)}" if each == "memory" else f"{each} {OBJECTIVES[each].text(limit)}"
             for each, limit in answer.limits.items()
         )
-        fit = f"{len(answer.fitting)} of {len(answer.candidates)} candidates{f' that fit {limits}' if limits else ''}"
-        spare = f"; {format_bytes(answer.ram_bytes - chosen.peak_bytes)} stay free" if answer.ram_bytes else ""
+        fit = f"{len(answer.fitting)} of {counted(len(answer.candidates), 'candidate')}"
+        fit += f" fit {limits}" if limits else " fit"
+        spare = f"; {format_bytes(answer.ram_bytes - chosen.peak_bytes)} left" if answer.ram_bytes else ""
         top = min(answer.fitting, key=lambda candidate: (-scale.value(candidate), candidate.peak_bytes))
+        if not scale.knows(chosen):
+            return f"{self.name(chosen)} is the cheapest that fits, and no accuracy is known; {fit}{spare}"
         if scale.value(top) <= scale.value(chosen) + TIE:
-            return f"{self.name(chosen)} promises the most ({scale.text(scale.value(chosen))}) of the {fit}{spare}"
+            value = scale.text(scale.value(chosen))
+            return f"{self.name(chosen)} has the highest expected {self.what} that fits, {value}; {fit}{spare}"
         why = scale.gain(top, chosen)
         if apart := scale.difference(top, chosen):
             where = "" if scale.name == "accuracy" else " on a typical data set"
-            why = f"{apart.value:+.1f} points{where}, with a standard error of {apart.standard_error:.1f}"
+            why = f"{apart.value:+.1f} points{where}, standard error {apart.standard_error:.1f}"
         return (
-            f"{self.name(chosen)} is the cheapest of those that promise within {TOLERANCE} points of the best of the "
-            f"{fit}, {self.name(top)} ({scale.text(scale.value(top))}): {why}{spare}"
+            f"{self.name(chosen)} is the cheapest within {TOLERANCE} points of the best that fits, {self.name(top)} "
+            f"({self.what} {scale.text(scale.value(top))}: {why}); {fit}{spare}"
         )
 
     def better(self) -> Iterator[str]:
         """Yield what would be better, and what it lacks."""
         nearest, unfit = self.answer.next_better, self.answer.best_unfit
         if nearest is None or unfit is None:  # if one is, both are
-            yield "nothing that does not fit promises more"
+            yield f"no candidate beyond the limits has a higher expected {self.what}"
             return
         if nearest is not unfit:
             yield self._next_better(nearest)
-        yield f"{self.name(unfit)} {self.promise(unfit)}, but {self.lacking(unfit)}; its peak is {unfit.where}"
+        yield f"{self.name(unfit)} {self.lacking(unfit)}; {self.expected(unfit)}; its peak is {unfit.where}"
 
     def _next_better(self, nearest: Candidate) -> str:
         budget = self.answer.ram_bytes
         if budget and nearest.peak_bytes > budget and self.scale.knows(self.chosen):
             gain = self.scale.gain(nearest, self.chosen)
             return f"{format_bytes(nearest.peak_bytes - budget)} more would allow {self.name(nearest)}: {gain}"
-        return f"{self.name(nearest)} {self.promise(nearest)}, but {self.lacking(nearest)}"
-
-    def other_methods(self, said: set[str]) -> Iterator[str]:
-        """Yield, for every method that was not spoken of, the best that fits or the smallest that does not."""
-        of_method: dict[str, list[Candidate]] = {}
-        for candidate in self.answer.candidates:
-            of_method.setdefault(candidate.way.method, []).append(candidate)
-        for method, candidates in of_method.items():
-            if method in said:
-                continue
-            if own := [candidate for candidate in self.answer.fitting if candidate.way.method == method]:
-                lost = best(own, self.scale)
-                yield f"{self.name(lost)} takes {_difference(lost, self.chosen)}, and {self.promise(lost)}"
-            else:
-                lost = min(candidates, key=lambda candidate: candidate.peak_bytes)
-                yield f"{self.name(lost)} {self.lacking(lost)}, and {self.promise(lost)}"
+        return f"{self.name(nearest)} {self.lacking(nearest)}; {self.expected(nearest)}"
 
     def models_that_do_not_fit(self) -> Iterator[str]:
         """Yield the networks of which nothing fits."""
@@ -182,31 +201,27 @@ class _Sentences:
 
 
 def notes(answer: Choice) -> Iterator[str]:
-    """Yield what is not known, and what to measure to become sure."""
+    """Yield what is not known, and what the expected accuracy rests on."""
     scale, chosen, name = answer.scale, answer.chosen, namer(answer.candidates)
     yield from _between_models(answer)
     if said := _no_gap(chosen):
         yield said
     if not is_observed(chosen) and scale.knows(chosen):
         yield (
-            f"accuracies were observed with batches of {LEAST_IMAGES} and more; that {chosen.batch} reach the same is "
-            "an assumption"
+            f"all observed accuracies are of batches of {LEAST_IMAGES} or more; that a batch of {chosen.batch} reaches "
+            "the same is an assumption"
         )
     if answer.untrainable:
         ways = list(dict.fromkeys(name(candidate, with_model=False) for candidate in answer.untrainable))
         yield f"cannot train: {_listed(ways)}: {answer.untrainable[0].cannot_train}"
     if not scale.knows(chosen):
-        yield f"nothing of known accuracy fits; {name(chosen)} is the cheapest, not the most accurate"
+        yield f"no candidate that fits has a known accuracy; {name(chosen)} is the cheapest, not the most accurate"
     elif answer.rivals:
-        yield (
-            f"{_count(len(answer.rivals), 'other candidate')} that fit could be more accurate than the pick by more "
-            f"than {TOLERANCE} points: their order is expected, not certain"
-        )
-        ends = "" if scale.name == "accuracy" else ", and last and full, which tell how much there is to gain"
+        ends = "" if scale.name == "accuracy" else ", and last and full, the ends of the scale"
         yield f"to become sure, measure {name(chosen)} and {name(answer.rivals[0])} on your data{ends}"
     for reason, unknown in _unknown(answer).items():
         if scale.knows(chosen):
-            yield f"not considered, though they fit, their accuracy being unknown: {_listed(unknown)}: {reason}"
+            yield f"left out, because their accuracy is unknown: {_listed(unknown)}: {reason}"
 
 
 def _unknown(answer: Choice) -> dict[str, list[str]]:
@@ -225,10 +240,6 @@ def _unknown(answer: Choice) -> dict[str, list[str]]:
 def _listed(names: Sequence[str]) -> str:
     """Return names as text, the first few of many; none of them has a semicolon."""
     return "; ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _between_models(answer: Choice) -> Iterator[str]:

@@ -21,7 +21,7 @@ from .candidates import price_all, trace_all
 from .choice import Choice, pick
 from .objectives import DEFAULT, check_limits
 from .plan import Plan
-from .reasons import notes, reasons, schedule_reasons
+from .reasons import method_reasons, notes, reasons, schedule_reasons
 from .scheduling import Scheduling, scheduled
 from .ways_out import ways_out
 
@@ -46,7 +46,8 @@ class Recommendation(Choice):
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why the pick won, in words."""
-        return (*reasons(self), *schedule_reasons(self, self.plainly), *self._batch_reason())
+        brought = schedule_reasons(self, self.plainly)
+        return (*reasons(self), *method_reasons(self), *brought, *self._batch_reason())
 
     def _batch_reason(self) -> tuple[str, ...]:
         if self.largest_batch is None or self.ram_bytes is None:
@@ -151,7 +152,7 @@ def _with_plan(answer: Recommendation, notes: Sequence[str]) -> Recommendation:
 def _largest_batch(chosen: Candidate, ram_bytes: float) -> int | None:
     """Return the most images per pass that fit, all else as in a candidate."""
     step, batches = chosen.step, range(1, MOST_BATCH + 1)
-    if step.kernels is not None:  # whose memory is no linear function of the batch: found by halving
+    if step.kernels is not None:  # whose memory is not a linear function of the batch: found by halving
         over = bisect_left(batches, True, key=lambda batch: _peak_bytes(step, [batch])[0] > ram_bytes)
         return batches[over - 1] if over else None
     fitting = np.flatnonzero(_peak_bytes(step, batches) <= ram_bytes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 from costmodel import (
@@ -17,6 +18,7 @@ from costmodel import (
     MOST_FLOPS,
     ON_DEMAND,
     PLAIN,
+    CacheCost,
     Footprint,
     Schedule,
     Scheduled,
@@ -25,7 +27,7 @@ from costmodel import (
     nearest_schedule,
 )  # fmt: skip
 from costmodel.errors import InputError, unknown
-from costmodel.units import format_bytes
+from costmodel.units import counted, format_bytes
 
 from .candidate import Candidate
 from .objectives import keeps
@@ -82,7 +84,7 @@ def scheduled(
         may_fit = _there_anyway(candidate) <= budget and keeps(candidate, others)
         if may_fit and not keeps(candidate, {"memory": budget}):
             if id(candidate) not in found:
-                found[id(candidate)] = by_schedule(candidate, int(budget), how, seconds_of)
+                found[id(candidate)] = by_schedule(candidate, limits, how, seconds_of)
             candidate = found[id(candidate)]
         return candidate if keeps(candidate, limits) else None
 
@@ -98,7 +100,7 @@ def scheduled(
         fitting(smallest)
     if not anything_fits and of_each_method:  # to say how much would do
         smallest = of_each_method[0]
-        found[id(smallest)] = by_schedule(smallest, int(budget), how, seconds_of)
+        found[id(smallest)] = by_schedule(smallest, limits, how, seconds_of)
     return [found.get(id(candidate), candidate) for candidate in priced]
 
 
@@ -134,12 +136,24 @@ def _search(
     return top
 
 
-def by_schedule(candidate: Candidate, ram_bytes: int | None, how: Scheduling, seconds_of: SecondsOf) -> Candidate:
-    """Return a candidate by the cheapest schedule that fits, or the one nearest to that."""
-    found = _nearest(candidate.step, ram_bytes, how)
+def by_schedule(candidate: Candidate, limits: Mapping[str, float], how: Scheduling, seconds_of: SecondsOf) -> Candidate:
+    """Return a candidate by the cheapest schedule that keeps limits of memory and storage, or the nearest to that."""
+    memory = limits.get("memory")
+    if "cache" in how.levers and not _may_cache(candidate.step, limits.get("storage", inf)):
+        how = replace(how, levers=tuple(lever for lever in how.levers if lever != "cache"))
+    found = _nearest(candidate.step, None if memory is None else int(memory), how)
     if found.schedule == candidate.step.schedule:
         return candidate
     return carried_out(candidate, replace(candidate.step, schedule=found.schedule), seconds_of)
+
+
+def _may_cache(step: Step, bytes_per_image: float) -> bool:
+    """Whether a step has frozen layers at its start, whose outputs take at most so much storage."""
+    try:
+        cost = CacheCost.of(replace(step, schedule=Schedule(cache="float32")))
+    except InputError:  # nothing at its start is frozen
+        return False
+    return cost is not None and cost.bytes_per_image <= bytes_per_image
 
 
 @lru_cache(maxsize=10_000)  # a campaign asks again after each run
@@ -187,10 +201,12 @@ def levers(step: Step) -> list[Lever]:
     wanted = {
         f"micro-batches of {schedule.micro_batch}": {"micro_batch": schedule.micro_batch},
         "frozen layers from a cache": {"cache": schedule.cache} if schedule.cache else {},
-        f"frozen layers {schedule.prefix_batch} at a time": {"prefix_batch": schedule.prefix_batch},
+        f"frozen layers {counted(schedule.prefix_batch or 0, 'image')} at a time": {
+            "prefix_batch": schedule.prefix_batch
+        },
         "parameters updated in place": {"inplace_update": schedule.inplace_update},
-        f"norms and activations redone in {_segments(len(cheap))}": {"segments": cheap},
-        f"{_segments(len(others))} recomputed": {"segments": others},
+        f"norms and activations recomputed in {counted(len(cheap), 'segment')}": {"segments": cheap},
+        f"{counted(len(others), 'segment')} recomputed": {"segments": others},
     }
     before = plain = footprint(replace(step, schedule=PLAIN))
     while True:
@@ -219,7 +235,3 @@ def _is_valid(schedule: Schedule, batch: int) -> bool:
     """Whether the numbers of a schedule fit together."""
     images, piece = schedule.images_per_pass(batch), schedule.prefix_batch
     return schedule.cache is not None or piece is None or images % min(piece, images) == 0
-
-
-def _segments(count: int) -> str:
-    return f"{count} segment{'' if count == 1 else 's'}"

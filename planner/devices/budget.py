@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel import (
     POLICIES,
+    CacheCost,
     Floor,
     InputError,
     Kernels,
@@ -19,6 +20,7 @@ from costmodel import (
     kernels_of,
     process_of,
 )  # fmt: skip
+from costmodel.errors import require_count
 from costmodel.units import format_bytes
 
 if TYPE_CHECKING:
@@ -73,26 +75,46 @@ class ProcessBudget:
 
 
 @dataclass(frozen=True)
+class Epochs:
+    """How much is trained: images of an epoch, and epochs.
+
+    Errors: InputError for a number that is no whole number of 1 or more.
+    """
+
+    images: int
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        require_count("images", self.images)
+        require_count("epochs", self.count)
+
+
+@dataclass(frozen=True)
 class Held:
     """What of a step is held against which memory, and its time.
 
     process: of the whole training process (None on bare metal, where there is none). against: what the step was held
-    against, in words. is_process: whether that is the process. seconds: of one update.
+    against, in words. is_process: whether that is the process. seconds: of one update. batch: its images. epochs: of
+    the training, if they were given. cache: what storing the frozen layers' outputs takes, if they are stored.
     """
 
     process: Process | None
     against: str
     is_process: bool
     seconds: Seconds
+    batch: int
+    epochs: Epochs | None = None
+    cache: CacheCost | None = None
 
     @classmethod
     def of(
-        cls, step: Step, budget: ProcessBudget | None, target: Device | None, model: StepTime | None, allocator: str
-    ) -> Held:
+        cls, step: Step, budget: ProcessBudget | None, target: Device | None, model: StepTime | None, allocator: str,
+        epochs: Epochs | None = None,
+    ) -> Held:  # fmt: skip
         """Return it of a step.
 
         budget: of the process, if the step was held against one; target: the device, if it is of one; model: what
-        predicts times.
+        predicts times; epochs: how much is trained.
         """
         if target is not None and target.process is None:
             process = None
@@ -101,7 +123,23 @@ class Held:
         else:
             process = process_of(step, calibration().floor(step.graph.model), allocator)
         against = budget.explain() if budget else target.explain() if target else "the step's own memory (--ram)"
-        return cls(process, against, budget is not None, _seconds(step, process, budget, target, model))
+        seconds = _seconds(step, process, budget, target, model)
+        return cls(process, against, budget is not None, seconds, step.batch, epochs, CacheCost.of(step))
+
+    @property
+    def epoch_seconds(self) -> Seconds | None:
+        """The time of an epoch of whole batches; None where its images were not given."""
+        return self.epochs and self.seconds.times(max(1, self.epochs.images // self.batch))
+
+    @property
+    def training_seconds(self) -> Seconds | None:
+        """The time of all epochs, without filling a cache and without evaluation."""
+        return self.epochs and self.epoch_seconds and self.epoch_seconds.times(self.epochs.count)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """The storage of the cache of all images; None without a cache, or where the images were not given."""
+        return self.cache.bytes_per_image * self.epochs.images if self.cache and self.epochs else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values for JSON."""
@@ -110,7 +148,16 @@ class Held:
             "process_bytes": None if self.process is None else self.process.bytes,
             "process": None if self.process is None else self.process.to_dict(),
             "step_seconds": vars(self.seconds),
+            **self._of_epochs(),
         }
+
+    def _of_epochs(self) -> dict[str, Any]:
+        if self.epochs is None or self.epoch_seconds is None or self.training_seconds is None:
+            return {}
+        return {
+            "images": self.epochs.images, "epochs": self.epochs.count, "epoch_seconds": vars(self.epoch_seconds),
+            "training_seconds": vars(self.training_seconds), "cache_bytes": self.cache_bytes,
+        }  # fmt: skip
 
 
 def _seconds(

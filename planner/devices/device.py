@@ -211,7 +211,7 @@ def device_names() -> list[str]:
 def device(name: str | Path) -> Device:
     """Return the device of that name, or of the TOML file at that path (it ends in .toml, or has a folder in it).
 
-    Errors: InputError for an unknown name, with the near ones; for a file that cannot be read or is no device.
+    Errors: InputError for an unknown name, with the near ones; for a file that cannot be read or is not a device.
     """
     text = str(name)
     if isinstance(name, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
@@ -227,7 +227,7 @@ def _load(path, shown: str) -> Device:
         return Device.model_validate(tomllib.loads(content.decode()))
     except ValidationError as error:
         problem = _problem(error)
-    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and numbers of thousands of digits
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and numbers of thousands of digits
         problem = f"not a TOML file: {error}"
     raise InputError(f"device file {shown!r}: {problem}; planner/devices/template.toml shows how")
 

@@ -31,6 +31,7 @@ from dataclasses import replace
 import numpy as np
 
 from costmodel import METHODS, Way, anchor
+from costmodel.units import counted
 
 from ..evidence.rows import Row, named_way
 from .anchored import FULL, LAST, Expected, Level, expect
@@ -224,8 +225,8 @@ class _Question:
         networks = {row.model.rpartition(":")[2] for row in rows}
         data_sets = {(row.dataset, row.few_shot) for row in rows}
         text = (
-            f"{len(rows)} observed accuracies of {known.family} on {_count(networks, 'network')} and "
-            f"{_count(data_sets, 'data set')}, all others pooled by how much networks, data sets and methods differ"
+            f"{len(rows)} observed accuracies of {known.family} on {counted(len(networks), 'network')} and "
+            f"{counted(len(data_sets), 'data set')}, in one model with those of the other methods"
         )
         return text if self.setting.name in networks else f"{text}; none is of {self.setting.model}"
 
@@ -274,7 +275,3 @@ class _Question:
         value, low, high = ((each - last) / (full - last) for each in accuracy if each is not None)
         return replace(guess, value=value, low=low, high=high, kind=kind, rests_on=f"{runs}, between last and full",
                        interval=guess.accuracy_interval)  # fmt: skip
-
-
-def _count(names: set, what: str) -> str:
-    return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"

@@ -51,7 +51,7 @@ LAST, FULL = anchor("last"), anchor("full")
 
 
 def observations(rows: Iterable[Row]) -> tuple[Observation, ...]:
-    """Return what rows tell of recoveries: one observation for each cell and way that is no anchor."""
+    """Return what rows tell of recoveries: one observation for each cell and way that is not an anchor."""
     found = []
     for cell, ways in cells(rows).items():
         if LAST not in ways or FULL not in ways:

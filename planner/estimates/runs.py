@@ -27,6 +27,7 @@ import numpy as np
 
 from costmodel import Way
 from costmodel.errors import InputError, unknown
+from costmodel.units import counted
 
 from ..evidence.rows import Row
 from .intervals import Z95, Difference, Interval, combine, share, student_t
@@ -132,7 +133,7 @@ def measured_runs(own: Sequence[Row], dataset: str | None, setting: Setting) -> 
         if row.way.blocks is not None and not 1 <= row.way.blocks <= setting.block_count:
             raise InputError(
                 f"{row.file}, line {row.line}, column trained_blocks: {row.trained_blocks}: {setting.model} has only "
-                f"{setting.block_count} blocks"
+                f"{counted(setting.block_count, 'block')}"
             )
         grouped.setdefault(row.way, []).append(row)
     whole = [[_percent(row) for row in group if row.reachable_percent is None] for group in grouped.values()]

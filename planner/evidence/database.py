@@ -70,10 +70,10 @@ def url_of(location: str) -> str:
     url = location.replace("postgresql://", "postgresql+psycopg://", 1)  # SQLAlchemy's own choice changed with 2.1
     try:
         sqlalchemy.make_url(url)
-    except (SQLAlchemyError, ValueError):  # the port is no number
+    except (SQLAlchemyError, ValueError):  # the port is not a number
         raise InputError(
-            f"{shown(location)} is no URL of a database; write postgresql://user@host:5432/database, and the password "
-            "in PGPASSWORD or ~/.pgpass"
+            f"{shown(location)} is not a URL of a database; write postgresql://user@host:5432/database, and the "
+            "password in PGPASSWORD or ~/.pgpass"
         ) from None
     return url
 
@@ -89,7 +89,7 @@ def errors(location: str) -> Iterator[None]:
         raise StorageError(f"the database {shown(location)} is damaged: it holds text that is not UTF-8") from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:  # or of another version
         if isinstance(error, NoSuchModuleError):
-            raise StorageError(f"{shown(location)} is no database that can be used here: {error}") from error
+            raise StorageError(f"{shown(location)} is not a database that can be used here: {error}") from error
         cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
         said = (str(getattr(cause, "orig", None) or cause).strip().splitlines() or [type(cause).__name__])[0]
         said = hidden(said, [location])
@@ -233,4 +233,4 @@ def row(trial: FrozenTrial, settings: Mapping[str, Any], dataset: str, place: st
         given, reason = shortened(problem.given), problem.reason
         raise InputError(f"{place}, trial {trial.number}: {problem.key} is {given}: {reason}") from error
     except (KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{place}, trial {trial.number} is none of planner measure: {one_line(error)}") from error
+        raise InputError(f"{place}, trial {trial.number} is not of planner measure: {one_line(error)}") from error

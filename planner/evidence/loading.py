@@ -50,7 +50,7 @@ def load_all(paths: Sequence[str | Path]) -> tuple[Row, ...]:
             if first := known.get(row.run):
                 raise InputError(
                     f"{row.file}, line {row.line}: {row.method!r} on {row.dataset!r} repeats {first.file}, line "
-                    f"{first.line}; give runs seeds and data sets names of their own, or leave one out"
+                    f"{first.line}; give each run its own seed and each data set its own name, or remove one"
                 )
             found.append(row)
     return tuple(found)

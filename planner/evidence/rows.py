@@ -42,7 +42,7 @@ _MOST_ROWS = 100_000  # Assumption: a hundred times those that come with the pac
 
 def _printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("it has a control character, or what is no text")
+        raise ValueError("it has a control character, or something that is not text")
     return text
 
 
@@ -65,7 +65,7 @@ def unpack(text: str, count: int) -> np.ndarray:
     try:
         data = bytes.fromhex(text)
     except ValueError:
-        raise ValueError("these are no pairs of hexadecimal digits") from None
+        raise ValueError("these are not pairs of hexadecimal digits") from None
     if len(data) != -(-count // 8):
         raise ValueError(f"{len(data)} bytes are not the outcomes of {count} test images, which are {-(-count // 8)}")
     return np.unpackbits(np.frombuffer(data, np.uint8), count=count).astype(bool)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
 import typer
 
-from costmodel import OPTIMIZERS, InputError
+from costmodel import InputError
+from costmodel.interface import options as given
+from costmodel.interface.programs import flat, for_programs
 from costmodel.interface.running import INTERRUPTED
 from costmodel.secrets import shown
 from costmodel.units import parse_bytes
 
-from .space import DeviceName, Json, Storage, Strict, decimals
+from .space import RUNS, DeviceName, Ram, Save, Storage, Strict, decimals, named_device
 
 
 def adapt_command(
@@ -24,34 +25,62 @@ def adapt_command(
         ),
     ],
     data: Annotated[str | None, typer.Option(help="A folder of images, as in planner measure.")] = None,
-    weights: Annotated[str | None, typer.Option(help="A file of the super-network's weights, or random.")] = None,
-    ram: Annotated[str | None, typer.Option(help="Memory for the training itself, such as 64MB or 61MiB.")] = None,
-    device: DeviceName = None,
     accuracies: Annotated[
         str | None,
         typer.Option(help="Without --data: a CSV file of known accuracies, with columns subnetwork, top1_percent."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="A file of the super-network's weights, or random.", rich_help_panel=given.NETWORK),
+    ] = None,
+    resolution: given.Resolution = 224,
+    classes: Annotated[
+        int | None,
+        typer.Option(help="Without --data: classes of a new head.", rich_help_panel=given.NETWORK),
+    ] = None,
+    ram: Ram = None,
+    device: DeviceName = None,
     method: Annotated[
-        str | None, typer.Option(help="How the sub-network trains; default: tinytl-lb on group norm, else mobiletl.")
+        str | None,
+        typer.Option(
+            help="How the sub-network trains; default: tinytl-lb on group norm, else mobiletl.",
+            rich_help_panel=given.TRAINS,
+        ),
     ] = None,
-    blocks: Annotated[int | None, typer.Option(help="How many of its last blocks, for a method with a depth.")] = None,
-    subnetworks: Annotated[int, typer.Option(help="How many sub-networks are measured.")] = 200,
-    folds: Annotated[int, typer.Option(help="Parts of the training images; each is held out once.")] = 2,
-    hours: Annotated[float | None, typer.Option(help="Measure no further sub-network after so many hours.")] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of a run, and of the super-network's.")] = 10,
-    super_epochs: Annotated[int | None, typer.Option(help="Epochs of the super-network, if others.")] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of the chosen sub-network, each with its seed.")] = 1,
-    resolution: Annotated[int, typer.Option(help="Height and width of the images in pixels.")] = 224,
-    batch: Annotated[int, typer.Option(help="Images per update.")] = 8,
-    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "sgd",
+    blocks: Annotated[
+        int | None,
+        typer.Option(
+            help="How many of its last blocks train, for a method with a depth.", rich_help_panel=given.TRAINS
+        ),
+    ] = None,
+    batch: given.Batch = 8,
+    optimizer: given.OptimizerName = "sgd",
+    subnetworks: Annotated[int, typer.Option(help="How many sub-networks are measured.", rich_help_panel=RUNS)] = 200,
+    folds: Annotated[
+        int, typer.Option(help="Parts of the training images; each is held out once.", rich_help_panel=RUNS)
+    ] = 2,
+    epochs: Annotated[
+        int, typer.Option(help="Epochs of a run, and of the super-network's.", rich_help_panel=RUNS)
+    ] = 10,
+    super_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the super-network, if others.", rich_help_panel=RUNS)
+    ] = None,
     lr: Annotated[
-        str | None, typer.Option(help="Learning rate, or several to choose among, as in planner measure.")
+        str | None,
+        typer.Option(help="Learning rate, or several to choose among, as in planner measure.", rich_help_panel=RUNS),
     ] = None,
-    classes: Annotated[int | None, typer.Option(help="Without --data: classes of a new head.")] = None,
-    save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file.")] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Runs of the chosen sub-network, each with its seed.", rich_help_panel=RUNS)
+    ] = 1,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="Measure no further sub-network after so many hours.", rich_help_panel=RUNS),
+    ] = None,
     storage: Storage = "sqlite:///runs.db",
     strict: Strict = False,
-    as_json: Json = False,
+    save: Save = None,
+    as_json: given.Json = False,
+    as_csv: given.Csv = False,
 ) -> None:
     """Choose the sub-network of an elastic super-network, too: the best for your images that fits in --ram.
 
@@ -71,7 +100,9 @@ def adapt_command(
 
         ram_bytes = None if ram is None and device is None else _ram_bytes(ram, device)
         found = plan_without_data(model, accuracies, ram_bytes, trained, resolution, classes, batch, optimizer)
-        print(json.dumps(found.to_dict(), indent=2)) if as_json else show_subnetworks(found)
+        whole = found.to_dict()
+        if not for_programs(whole, whole["frontier"], as_json, as_csv):
+            show_subnetworks(found)
         return
     assert data is not None  # as one of the two is
     ram_bytes = _ram_bytes(ram, device)
@@ -96,18 +127,17 @@ def adapt_command(
         raise typer.Exit(INTERRUPTED) from None
     if save is not None:
         adapted.plan.save(save)
-    print(json.dumps(adapted.to_dict(), indent=2)) if as_json else show_adapted(adapted, ram_bytes)
-    if save is not None and not as_json:
+    whole = adapted.to_dict()
+    if for_programs(whole, [flat(whole)], as_json, as_csv):
+        return
+    show_adapted(adapted, ram_bytes)
+    if save is not None:
         print(f"wrote {save}; use it with planner.Plan.load({save!r}).apply(model)")
 
 
 def _ram_bytes(ram: str | None, device: str | None) -> int:
     """Return the memory for the training. Errors: InputError if neither is given."""
-    target = None
-    if device is not None:
-        from ..devices.device import device as find
-
-        target = find(device)
+    target = named_device(device)
     ram_bytes = None if ram is None else parse_bytes(ram)
     if target is not None:
         ram_bytes = min(ram_bytes or target.training_ram_bytes, target.training_ram_bytes)
@@ -116,6 +146,6 @@ def _ram_bytes(ram: str | None, device: str | None) -> int:
     return ram_bytes
 
 
-def add_adaptation(app: typer.Typer) -> None:
-    """Give a command line this command."""
-    app.command("adapt")(adapt_command)
+def add_adaptation(app: typer.Typer, panel: str) -> None:
+    """Give a command line this command, under a heading of its help."""
+    app.command("adapt", rich_help_panel=panel)(adapt_command)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from costmodel import OPTIMIZERS, POLICIES, InputError, calibration
+from costmodel import MOST_FLOPS, InputError, calibration
+from costmodel.interface import options as given
 from costmodel.interface.drawing import plot_path
-from costmodel.interface.running import INTERRUPTED, run, with_version
-from costmodel.secrets import shown
-from costmodel.units import parse_bytes
+from costmodel.interface.programs import for_programs
+from costmodel.interface.running import run, with_version
+from costmodel.units import counted, parse_bytes
 
-from ..devices.budget import Held, ProcessBudget
+from ..choosing.objectives import OBJECTIVES
+from ..devices.budget import Epochs, Held, ProcessBudget
 from .adapt_cli import add_adaptation
 from .exporting import add_exporting, without_python
-from .space import DeviceName, Json, Models, Storage, Strict, decimals, names, with_space
+from .measure_cli import add_measuring
+from .space import LIMITS, DeviceName, Models, Ram, Save, named_device, names, with_space
 from .train_cli import add_training
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ app = typer.Typer(
     "--debug shows the traceback of an error.",
 )
 with_version(app)
-add_exporting(app)
 
 
 class Runtime(StrEnum):
@@ -49,17 +50,8 @@ class Against(StrEnum):
     flops = "flops"
 
 
-def _device(name: str | None) -> Device | None:
-    """Return the device of that name or file, if one is named."""
-    if name is None:
-        return None
-    from ..devices.device import device
-
-    return device(name)
-
-
 def _budget(target: Device | None, process_ram: str | None, allocator: str, model: str) -> ProcessBudget | None:
-    """Return the memory of the whole process that is asked for, if one is: by --process-ram, or a device's.
+    """Return the memory of the whole process, if one is: by --process-ram, or a device's.
 
     Both together: the smaller. The floor is the device's; without one this machine's for networks such as the first.
     """
@@ -67,49 +59,77 @@ def _budget(target: Device | None, process_ram: str | None, allocator: str, mode
     if process_ram is None:
         return own
     floor = own.floor if own else calibration().floor(model)
-    given = ProcessBudget(parse_bytes(process_ram), floor, allocator)
-    return given if own is None or given.process_bytes < own.process_bytes else own
+    asked = ProcessBudget(parse_bytes(process_ram), floor, allocator)
+    return asked if own is None or asked.process_bytes < own.process_bytes else own
 
 
-@app.command("recommend")
+CHOOSE, CARRY_OUT, WITHOUT_PYTHON = "Choose", "Train", "Train without Python"
+
+
+@app.command("recommend", rich_help_panel=CHOOSE)
 @with_space
 def recommend_command(
     models: Models,
-    ram: Annotated[str | None, typer.Option(help="Memory for the training itself, such as 64MB or 61MiB.")] = None,
+    ram: Ram = None,
     device: DeviceName = None,
     process_ram: Annotated[
-        str | None, typer.Option(help="Memory for the whole training process, interpreter and libraries included.")
+        str | None,
+        typer.Option(
+            help="Memory for the whole training process, interpreter and libraries included.", rich_help_panel=LIMITS
+        ),
     ] = None,
-    allocator: Annotated[
-        str, typer.Option(help=f"How the process deals with freed memory: one of {', '.join(POLICIES)}.")
-    ] = "arena",
+    flash: Annotated[
+        str | None, typer.Option(help="Most bytes of weights and buffers, such as 4MB.", rich_help_panel=LIMITS)
+    ] = None,
+    max_flops: Annotated[
+        float | None, typer.Option(help="Most FLOPs of a step per image, such as 500e6.", rich_help_panel=LIMITS)
+    ] = None,
+    max_epoch_seconds: Annotated[
+        float | None, typer.Option(help="Most roofline time; needs --device, --images.", rich_help_panel=LIMITS)
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Images of an epoch, for its time.", rich_help_panel=LIMITS)
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(help="Epochs, for the time of all; needs --images.", rich_help_panel=LIMITS)
+    ] = 1,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Room for a cache (--schedules cache,...), such as 1GB; needs --images.", rich_help_panel=LIMITS
+        ),
+    ] = None,
+    min_recovery: Annotated[
+        float | None, typer.Option(help="Least expected recovery, 0 to 1.", rich_help_panel=LIMITS)
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="Least expected accuracy in percent.", rich_help_panel=LIMITS)
+    ] = None,
     *,
     space: dict,
-    flash: Annotated[str | None, typer.Option(help="Most bytes of weights and buffers, such as 4MB.")] = None,
-    max_flops: Annotated[float | None, typer.Option(help="Most FLOPs of a step per image, such as 500e6.")] = None,
-    max_epoch_seconds: Annotated[
-        float | None, typer.Option(help="Most roofline time; needs --device, --images.")
-    ] = None,
-    images: Annotated[int | None, typer.Option(help="Images of an epoch.")] = None,
-    min_recovery: Annotated[float | None, typer.Option(help="Least expected recovery, 0 to 1.")] = None,
-    min_accuracy: Annotated[float | None, typer.Option(help="Least expected accuracy in percent.")] = None,
+    allocator: given.AllocatorName = "arena",
+    runtime: Annotated[
+        Runtime,
+        typer.Option(help="What trains: the budget is held against its memory.", rich_help_panel=given.STEP),
+    ] = Runtime.pytorch,
     objective: Annotated[
         str,
-        typer.Option(help="What the frontier is made of, of memory, flops, time, flash, recovery, accuracy, typical."),
+        typer.Option(
+            help=f"What the frontier is made of, of {', '.join(OBJECTIVES)}.",
+            rich_help_panel=given.OUTPUT,
+        ),
     ] = "memory,flops,recovery",
-    runtime: Annotated[Runtime, typer.Option(help="What trains: the budget is held against its memory.")] = (
-        Runtime.pytorch
-    ),
-    save: Annotated[str | None, typer.Option(help="Write the plan to this JSON file.")] = None,
-    as_json: Json = False,
+    save: Save = None,
+    as_json: given.Json = False,
+    as_csv: given.Csv = False,
 ) -> None:
-    """The method and depth with the best expected accuracy of those that fit in --ram or --device, and why.
+    """Recommend the method and depth with the best expected accuracy within --ram or --device, and say why.
 
     Exit code 3 if nothing fits; the message names the smallest footprint.
     """
     from ..choosing.recommend import recommend
 
-    target = _device(device)
+    target = named_device(device)
     ram_bytes = None if ram is None else parse_bytes(ram)
     if runtime is Runtime.executorch:
         target, ram_bytes = without_python(space, target, ram_bytes)
@@ -120,14 +140,12 @@ def recommend_command(
             explained = budget.explain() if budget else target.explain() if target else ""
             raise InputError(f"--ram {ram} is more than the {'device' if target else 'process'} leaves: {explained}")
         ram_bytes = ram_bytes or available
+    trained = _epochs(images, epochs, storage, max_epoch_seconds, target)
     limits = {
-        "flash": None if flash is None else parse_bytes(flash), "flops": max_flops, "recovery": min_recovery,
-        "accuracy": min_accuracy,
+        "flash": flash and parse_bytes(flash), "flops": max_flops, "recovery": min_recovery, "accuracy": min_accuracy,
+        "storage": images and storage and parse_bytes(storage) / images,
+        "time": images and max_epoch_seconds and max_epoch_seconds / images,
     }  # fmt: skip
-    if max_epoch_seconds is not None:
-        if target is None or images is None or images < 1:
-            raise InputError("--max-epoch-seconds needs --device, and --images of 1 or more")
-        limits["time"] = max_epoch_seconds / images
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     if ram_bytes is None and not limits:
         raise InputError("no limit was given; give --ram 64MB, --device raspberry-pi-zero-2w, or another limit")
@@ -137,40 +155,65 @@ def recommend_command(
         models, ram_bytes, limits=limits, objectives=names(objective), device=target, kernels=kernels,
         step_time=measured, **space,
     )  # fmt: skip
-    held = Held.of(answer.chosen.step, budget, target, measured, allocator)
+    held = Held.of(answer.chosen.step, budget, target, measured, allocator, trained)
     if save is not None:
         assert answer.plan is not None  # `recommend` makes one
         answer.plan.save(save)
-    if as_json:
-        print(json.dumps(answer.to_dict() | held.to_dict(), indent=2))
+    asked = _memory_option(ram, device if process_ram is None else None, ram_bytes)
+    if as_json or as_csv:
+        from ..choosing.reasons import surety
+        from .report import recommendation_rows
+
+        sure, surer = surety(answer, asked)
+        whole = answer.to_dict() | held.to_dict() | {"how_sure": sure, "to_be_surer": surer}
+        for_programs(whole, recommendation_rows(answer), as_json, as_csv)
         return
     from .report import show_recommendation
 
-    show_recommendation(answer, held)
+    show_recommendation(answer, held, asked)
     if save is not None:
         print(f"wrote {save}; use it with planner.Plan.load({save!r}).apply(model)")
 
 
-@app.command("candidates")
+def _epochs(
+    images: int | None, epochs: int, storage: str | None, max_epoch_seconds: float | None, target: Device | None
+) -> Epochs | None:
+    """Return the epochs that are asked about, if any. Errors: InputError for a limit on them without what it needs."""
+    trained = None if images is None else Epochs(images, epochs)
+    if trained is None and (storage or max_epoch_seconds is not None or epochs != 1):
+        raise InputError("--storage, --epochs and --max-epoch-seconds need --images, the number of images of an epoch")
+    if max_epoch_seconds is not None and target is None:
+        raise InputError("--max-epoch-seconds needs --device, whose time it is")
+    return trained
+
+
+def _memory_option(ram: str | None, device: str | None, ram_bytes: int | None) -> str:
+    """Return the option that gives `planner measure` the same budget; empty without one."""
+    if ram is None and device is not None:
+        return f"--device {device}"
+    if ram is not None and parse_bytes(ram) == ram_bytes:
+        return f"--ram {ram}"
+    return "" if ram_bytes is None else f"--ram {ram_bytes}"
+
+
+@app.command("candidates", rich_help_panel=CHOOSE)
 @with_space
 def candidates_command(
     models: Models,
     *,
     space: dict,
     device: DeviceName = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print every column as CSV.")] = False,
-    as_json: Json = False,
+    as_json: given.Json = False,
+    as_csv: given.Csv = False,
 ) -> None:
-    """Every method at every depth of each MODEL: memory, FLOPs and expected accuracy."""
+    """List every method at every depth of each MODEL: memory, FLOPs and expected accuracy."""
     from ..choosing.candidates import candidates
     from ..choosing.frames import to_frame
 
-    priced = candidates(models, device=_device(device), **space)
-    if as_json:
-        print(json.dumps([candidate.to_dict() for candidate in priced], indent=2))
-    elif as_csv:
+    priced = candidates(models, device=named_device(device), **space)
+    if as_csv:
         to_frame(priced).to_csv(sys.stdout, index=False)
-    else:
+    elif not for_programs([candidate.to_dict() for candidate in priced], [], as_json, False):
         several = len({candidate.model for candidate in priced}) > 1
         title = "every method and depth" if several else priced[0].model
         from .report import candidate_table, console
@@ -178,7 +221,7 @@ def candidates_command(
         console().print(candidate_table([("", candidate) for candidate in priced], several, title))
 
 
-@app.command("sweep")
+@app.command("sweep", rich_help_panel=CHOOSE)
 @with_space
 def sweep_command(
     models: Models,
@@ -187,36 +230,49 @@ def sweep_command(
     space: dict,
     device: DeviceName = None,
 ) -> None:
-    """Every combination of the axes of each MODEL, priced in bulk, to a file."""
+    """Price every combination of settings of each MODEL, into a file."""
     from ..choosing.axes import axes
     from ..choosing.candidates import trace_all
     from ..choosing.frames import sweep, write_frame
 
     graphs = trace_all(models, space.pop("resolution"), space.pop("classes"))
-    frame = sweep(graphs, axes(device=_device(device), **space))
+    frame = sweep(graphs, axes(device=named_device(device), **space))
     write_frame(frame, out)
-    print(f"wrote {len(frame):,} candidates to {out}")
+    print(f"wrote {counted(len(frame), 'candidate')} to {out}")
 
 
-@app.command("devices")
+@app.command("devices", rich_help_panel=CHOOSE)
 def devices_command(
     name: Annotated[str | None, typer.Argument(help="One of them, or a TOML file, with every number's source.")] = None,
+    as_json: given.Json = False,
+    as_csv: given.Csv = False,
 ) -> None:
-    """The devices that --device knows: what each leaves for training."""
+    """List the devices that --device knows: what each leaves for training."""
     from ..devices.device import device
-    from .report import show_device, show_devices
+    from .report import device_rows, quantity_rows, show_device, show_devices
 
-    show_devices() if name is None else show_device(device(name))
+    rows = device_rows() if name is None else quantity_rows(device(name))
+    whole = rows if name is None else device(name).model_dump(mode="json")
+    if not for_programs(whole, rows, as_json, as_csv):
+        show_devices() if name is None else show_device(device(name))
 
 
-@app.command("pareto")
+@app.command("pareto", rich_help_panel=CHOOSE)
 @with_space
 def pareto_command(
     models: Models,
-    out: Annotated[str | None, typer.Option(help="The picture to write: .png, .svg or .pdf.")] = None,
-    html: Annotated[str | None, typer.Option(help="The interactive page to write: .html.")] = None,
-    ram: Annotated[str | None, typer.Option(help="A budget to draw, such as 64MB.")] = None,
-    against: Annotated[Against, typer.Option(help="What to draw memory against, in --out.")] = Against.recovery,
+    out: Annotated[
+        str | None, typer.Option(help="The picture to write: .png, .svg or .pdf.", rich_help_panel=given.OUTPUT)
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option(help="The interactive page to write: .html.", rich_help_panel=given.OUTPUT)
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(help="A budget to draw, such as 64MB.", rich_help_panel=given.OUTPUT)
+    ] = None,
+    against: Annotated[
+        Against, typer.Option(help="What to draw memory against, in --out.", rich_help_panel=given.OUTPUT)
+    ] = Against.recovery,
     *,
     space: dict,
 ) -> None:
@@ -230,125 +286,33 @@ def pareto_command(
     ram_bytes = None if ram is None else parse_bytes(ram)
     from ..choosing.candidates import candidates
 
-    priced = candidates(models, **space)
+    priced, caps = candidates(models, **space), _caps(space)
+    plain = candidates(models, **{**space, "schedules": ("none",), "most_flops": None}) if caps else []
     if out:
         from .plots import draw_pareto
 
-        draw_pareto(priced, out, ram_bytes, against.value)
+        draw_pareto(priced, out, ram_bytes, against.value, plain)
         print(f"wrote {out}")
     if html:
         from .page import write_page
 
-        write_page(priced, html, ram_bytes)
+        capped = {cap: candidates(models, **{**space, "most_flops": cap}) for cap in caps}
+        write_page(plain or priced, html, ram_bytes, capped)
         print(f"wrote {html}")
 
 
-evidence_app = typer.Typer(no_args_is_help=True, help="The accuracies that estimates rest on.")
-app.add_typer(evidence_app, name="evidence")
+def _caps(space: dict[str, Any]) -> list[float]:
+    """Return the limits on a schedule's FLOPs that the page's slider has; none if steps are carried out plainly."""
+    given, most = space["schedules"], space["most_flops"] or MOST_FLOPS
+    if given == ["none"] or (given is None and space["most_flops"] is None):
+        return []
+    return [*(cap for cap in (1.0, 1.05, 1.1, 1.2, 1.33) if cap < most), most]
 
 
-@evidence_app.command("check")
-def evidence_check_command(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print only the summary, as a table for docs.")] = False,
-    as_json: Json = False,
-) -> None:
-    """How far off the expected accuracy is on a data set, for a network, or by a source that the evidence lacks.
-
-    Predicts every observed accuracy without what it was observed on, given last and full. Exit code 1 if fewer than
-    85 % or more than 98 % of all lie in their 90 % intervals.
-    """
-    from ..estimates.validation import HELD, leave_one_out, summaries
-    from ..estimates.validation import markdown as markdown_table
-
-    found = leave_one_out()
-    if as_json:
-        print(json.dumps([one.to_dict() for one in found], indent=2))
-    elif markdown:
-        print(markdown_table(found))
-    else:
-        from .report import show_left_out
-
-        show_left_out(found)
-    least, most = HELD
-    if not all(least <= one.coverage <= most for one in summaries(found) if one.name == "all"):
-        raise typer.Exit(1)
-
-
-@app.command("measure")
-def measure_command(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Such as torchvision:mobilenet_v2.", show_default=False)
-    ],
-    data: Annotated[
-        str, typer.Option(help="A folder of images, one subfolder per class, or train/ and test/ of such.")
-    ],
-    weights: Annotated[str | None, typer.Option(help="DEFAULT (the library's own), a file, or random.")] = None,
-    ram: Annotated[str | None, typer.Option(help="Memory for the training itself, such as 64MB or 61MiB.")] = None,
-    device: DeviceName = None,
-    trials: Annotated[
-        int | None, typer.Option(help="Most runs of all workers together; default: until decided.")
-    ] = None,
-    hours: Annotated[float | None, typer.Option(help="Start no further run after so many hours.")] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of a run.")] = 10,
-    seeds: Annotated[int, typer.Option(help="Most runs of one candidate, each with its seed.")] = 3,
-    resolution: Annotated[int, typer.Option(help="Height and width of the images in pixels.")] = 224,
-    batch: Annotated[int, typer.Option(help="Images per update.")] = 8,
-    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "sgd",
-    lr: Annotated[
-        str | None,
-        typer.Option(
-            help="Learning rate of the first step; it falls to 0 along a half cosine. Of several (0.003,0.01) each way "
-            "gets the best on validation images; default: three that suit the optimizer."
-        ),
-    ] = None,
-    storage: Storage = "sqlite:///runs.db",
-    strict: Strict = False,
-    as_json: Json = False,
-) -> None:
-    """Fine-tune the candidates that could be the best on your images, until it is known which one is.
-
-    A rerun goes on where the last one stopped; several at once, with one --storage, share the runs. Then `planner
-    recommend MODEL --ram ... --evidence runs.db` uses what was measured.
-    """
-    target = _device(device)
-    ram_bytes = None if ram is None else parse_bytes(ram)
-    if target is not None:
-        ram_bytes = min(ram_bytes or target.training_ram_bytes, target.training_ram_bytes)
-    if ram_bytes is None:
-        raise InputError("no limit was given; give --ram 64MB, or --device raspberry-pi-zero-2w")
-    from ..campaign.fine_tuning import Recipe
-    from ..campaign.measure import measure
-    from ..campaign.rates import default_rates
-    from .measure_view import Bars, tables
-
-    rates = default_rates(optimizer) if lr is None else decimals(lr, "--lr")
-    watch = Bars()
-    try:
-        with watch:
-            outcome = measure(
-                model, data, {"memory": ram_bytes}, weights=weights,
-                recipe=Recipe(epochs, rates[0], batch, resolution, optimizer), rates=rates if len(rates) > 1 else (),
-                trials=trials, hours=hours, seeds=seeds,
-                storage=storage, strict=strict, watch=watch,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        print(
-            f"finished runs are kept in {shown(storage)}, and the same command goes on with the next one",
-            file=sys.stderr,
-        )
-        raise typer.Exit(INTERRUPTED) from None
-    if as_json:
-        print(json.dumps(outcome.to_dict(), indent=2))
-    else:
-        from .report import console
-
-        out = console()
-        for part in tables(outcome):
-            out.print(part)
-
-
-add_adaptation(app)
-add_training(app)
+add_measuring(app, CARRY_OUT)
+add_adaptation(app, CARRY_OUT)
+add_training(app, CARRY_OUT)
+add_exporting(app, WITHOUT_PYTHON)
 
 
 def main() -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from costmodel import EXECUTORCH_RUNTIME_BYTES, InputError
+from costmodel.interface import options as given
 from costmodel.units import format_bytes
 
-from .space import Json
+from .space import Weights
 
 if TYPE_CHECKING:
     from ..devices.device import Device
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 Out = Annotated[str, typer.Option(help="The folder to write, new or empty.", show_default=False)]
 
 
-def add_exporting(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command("export")(export_command)
-    app.command("prepare-data")(prepare_data_command)
-    app.command("import-weights")(import_weights_command)
+def add_exporting(app: typer.Typer, panel: str) -> None:
+    """Give a command line these commands, under a heading of its help."""
+    app.command("export", rich_help_panel=panel)(export_command)
+    app.command("prepare-data", rich_help_panel=panel)(prepare_data_command)
+    app.command("import-weights", rich_help_panel=panel)(import_weights_command)
 
 
 def without_python(
@@ -58,11 +59,11 @@ def export_command(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="What planner recommend --save wrote.")],
     out: Out,
     to: Annotated[str, typer.Option(help="The runtime.")] = "executorch",
-    weights: Annotated[str | None, typer.Option(help="DEFAULT (the library's own), a file, or random.")] = None,
+    weights: Weights = None,
     delegate: Annotated[str, typer.Option(help="none, or xnnpack: faster kernels for what does not train.")] = "none",
-    as_json: Json = False,
+    as_json: given.Json = False,
 ) -> None:
-    """A program that trains the network as planned, without Python, with a runner to build on the device.
+    """Write a program that trains the network as planned, without Python, with a runner to build on the device.
 
     The program is compared with PyTorch over ten steps before anything is written.
     """
@@ -98,7 +99,7 @@ def prepare_data_command(
     out: Out,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse images that cannot be read.")] = False,
 ) -> None:
-    """Images as the files that an exported program's runner trains and tests with."""
+    """Write images as the files that an exported program's runner trains and tests with."""
     from ..campaign.exporting import prepare_data
 
     found = prepare_data(folder, resolution, out, strict)
@@ -115,7 +116,7 @@ def import_weights_command(
     state: Annotated[str, typer.Argument(help="What the runner saved.")],
     out: Annotated[str, typer.Option(help="The file to write: a state dict for torch.load.", show_default=False)],
 ) -> None:
-    """What a runner trained, as a PyTorch state dict of the whole network."""
+    """Write what a runner trained as a PyTorch state dict of the whole network."""
     from ..campaign.exporting import save_weights
 
     tensors, steps = save_weights(folder, state, out)

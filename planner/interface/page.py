@@ -1,103 +1,162 @@
-"""One HTML file that holds everything: memory against expected recovery, with hover and a slider for the budget.
+"""One HTML file that holds everything: memory against expected accuracy, with sliders for memory and compute.
 
-page.html has the text and the script, which looks up what is recommended for the budget that the slider shows.
+page.html has the text and the script, which draws the marks, and looks up what is recommended for the sliders' places.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from math import cos, pi, sin
 from pathlib import Path
 from string import Template
-from textwrap import wrap
-from typing import TYPE_CHECKING, cast
+from typing import Any
+
+import numpy as np
 
 from costmodel import METHODS, InputError, whole_step
-from costmodel.interface.drawing import BLACK, plot_path
+from costmodel.interface.drawing import plot_path
 from costmodel.units import format_bytes, format_count
 
 from ..choosing.candidate import Candidate
 from ..choosing.choice import pick
+from ..choosing.pareto import non_dominated
 from ..choosing.reasons import RELATIVE
-from ..choosing.scale import Scale
-from .plots import FILLS, MARKERS, fill, pareto_data, settings, style
+from ..choosing.scale import Scale, scale_of
+from .plots import FILLS, fill, settings, style
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure, Scatter
-
-_SYMBOL = {"full": "", "dot": "-open-dot", "hollow": "-open"}
+_SIZE = 5.5  # pixels from a mark's middle to its corners
+_LABELS = {"recovery": "expected recovery", "accuracy": "expected accuracy, %"}
 
 
-def write_page(priced: Sequence[Candidate], path: str | Path, ram_bytes: int | None = None) -> None:
-    """Write the page to an .html file; `ram_bytes` is where the slider starts.
+def write_page(
+    priced: Sequence[Candidate],
+    path: str | Path,
+    ram_bytes: int | None = None,
+    capped: Mapping[float, Sequence[Candidate]] | None = None,
+) -> None:
+    """Write the page to an .html file. ram_bytes: where the slider starts. capped: as for `page`.
 
     Errors: those of `costmodel.drawing.plot_path` and `page`; InputError if the file cannot be written.
     """
     path = plot_path(path, (".html",))
     try:
-        path.write_text(page(priced, ram_bytes), encoding="utf-8")
+        path.write_text(page(priced, ram_bytes, capped), encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another file") from None
 
 
-def page(priced: Sequence[Candidate], ram_bytes: int | None = None) -> str:
+def page(
+    priced: Sequence[Candidate],
+    ram_bytes: int | None = None,
+    capped: Mapping[float, Sequence[Candidate]] | None = None,
+) -> str:
     """Return the page; it loads nothing from anywhere.
 
-    Errors: InputError if the books are not those of a whole step, whose peak a budget could be held against.
+    priced: the candidates, carried out plainly if there is `capped`: the same candidates by the schedule of least
+    memory that takes at most so many times the plain step's FLOPs. A second slider then chooses among these.
+
+    Errors: InputError for an accounting that leaves parts of a step out: a budget cannot be held against its peak.
     """
     whole_step(priced[0].step.accounting, "has no peak to hold against a budget")
-    data = page_data(priced)
+    data = page_data(priced, capped)
     most = max(round(1.05 * max(candidate.peak_bytes for candidate in priced)), ram_bytes or 0)
-    figure = _figure(priced, data["models"])
-    data["lines"] = list(range(len(data["models"])))
-    data["rings"] = [
-        place for place, trace in enumerate(cast("Iterable[Scatter]", figure.data)) if trace.name == "recommended"
-    ]
     return Template(files("planner.interface").joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        title="Memory of fine-tuning against expected accuracy",
+        title=f"Memory of fine-tuning against expected {data['scale']}",
         most_bytes=most,
         ram_bytes=ram_bytes or most // 2,
-        plot=figure.to_html(full_html=False, include_plotlyjs=True, div_id="plot", config={"displaylogo": False}),
-        notes="<br>".join(escape(note) for note in _notes(priced, data["models"])),
+        notes="<br>".join(escape(note) for note in _notes(priced, data)),
         data=json.dumps(data).replace("<", "\\u003c"),  # so that no name can end the script
     )
 
 
-def page_data(priced: Sequence[Candidate]) -> dict:
-    """Return what the script looks up.
+def page_data(priced: Sequence[Candidate], capped: Mapping[float, Sequence[Candidate]] | None = None) -> dict[str, Any]:
+    """Return what the script draws and looks up.
 
-    picks: from how many bytes on which candidate is recommended, in order: its text, the model's place, peak bytes and
-    recovery (None if unknown). models: their names. nothing: what to say if nothing fits.
+    scale, label: recovery, or accuracy where it is known of all. models: their names. styles: colour and shape of each
+    method's mark. x, y: where the axes end. levels: for each place of the slider of FLOPs (one if there is none) its
+    text, the points, and the picks: from how many bytes on which candidate is recommended, in order.
     """
+    scale = "accuracy" if scale_of(priced).name == "accuracy" else "recovery"
     models = list(dict.fromkeys(candidate.model for candidate in priced))
-    picks: list[dict] = []
+    plain = {_key(candidate): candidate.peak_bytes for candidate in priced} if capped else {}
+    levels = [_level("", priced, models, scale, {})]
+    if capped:
+        levels = [
+            _level(f"at most {cap:g} times the FLOPs of the plain step", some, models, scale, plain)
+            for cap, some in sorted(capped.items())
+        ]
+    points = [point for level in levels for point in level["points"]]
+    low = min((point["low"] for point in points), default=0.0)
+    high = max((point["high"] for point in points), default=1.0)
+    margin = 0.04 * max(high - low, 0.01)
+    shown = {point["method"] for point in points}
+    return {
+        "scale": scale,
+        "label": _LABELS[scale],
+        "models": models,
+        "styles": {name: _style(name) for name in METHODS if name in shown},
+        "x": 1.06 * max(candidate.peak_bytes for candidate in priced),
+        "y": [low - margin, high + margin],
+        "levels": levels,
+    }
+
+
+def _key(candidate: Candidate) -> tuple:
+    step = candidate.step
+    return candidate.model, candidate.resolution, step.way, step.batch, step.optimizer, step.precision
+
+
+def _level(
+    cap: str, priced: Sequence[Candidate], models: Sequence[str], scale: str, plain: Mapping[tuple, int]
+) -> dict[str, Any]:
+    """Return the points and picks of candidates. plain: peak bytes by `_key` of those carried out plainly."""
+    points: list[dict[str, Any]] = []
+    for candidate in priced:
+        if (value := _value(candidate, scale)) is not None:
+            low, high = Scale(scale).interval(candidate)
+            points.append({
+                "model": models.index(candidate.model), "method": candidate.way.method,
+                "k": "" if candidate.way.blocks is None else str(candidate.way.blocks), "bytes": candidate.peak_bytes,
+                "plain": plain.get(_key(candidate)), "value": value, "low": low, "high": high,
+                "fill": fill(Scale(scale).kind(candidate)), "frontier": False, "tip": _tip(candidate),
+            })  # fmt: skip
+    for number in range(len(models)):
+        own = [point for point in points if point["model"] == number]
+        costs = np.array([[point["bytes"], -point["value"]] for point in own], float).reshape(-1, 2)
+        for point, on in zip(own, non_dominated(costs).tolist(), strict=True):
+            point["frontier"] = on
+    picks: list[dict[str, Any]] = []
     held = None
     for budget in sorted({candidate.peak_bytes for candidate in priced}):
         chosen = pick(priced, budget).chosen
         if chosen is not held:
             held = chosen
-            picks.append(
-                {
-                    "from": budget,
-                    "text": text(chosen),
-                    "model": models.index(chosen.model),
-                    "bytes": chosen.peak_bytes,
-                    "recovery": chosen.recovery.value,
-                }
-            )
-    return {"picks": picks, "models": models, "nothing": f"nothing fits; the smallest footprint is\n{picks[0]['text']}"}
+            picks.append({
+                "from": budget, "text": text(chosen), "model": models.index(chosen.model), "bytes": chosen.peak_bytes,
+                "value": _value(chosen, scale),
+            })  # fmt: skip
+    nothing = f"nothing fits; the smallest footprint is\n{picks[0]['text']}"
+    return {"cap": cap, "points": points, "picks": picks, "nothing": nothing}
+
+
+def _value(candidate: Candidate, scale: str) -> float | None:
+    guess = candidate.recovery
+    return guess.value if scale == "recovery" else guess.accuracy_percent
 
 
 def text(candidate: Candidate) -> str:
-    """Return what the page says of a candidate that it recommends: four lines."""
-    return (
-        f"{candidate.label} on {candidate.model}\n"
-        f"peak memory {format_bytes(candidate.peak_bytes)}, {format_count(candidate.total_flops)}FLOPs per step\n"
-        f"expected recovery {_recovery(candidate)}\n"
-        f"{settings([candidate])}"
-    )
+    """Return what the page says of a candidate that it recommends, in lines."""
+    lines = [
+        f"{candidate.label} on {candidate.model}",
+        f"peak memory {format_bytes(candidate.peak_bytes)}, {format_count(candidate.total_flops)}FLOPs per step",
+        *_accuracy(candidate),
+        f"expected recovery {_recovery(candidate)}",
+        ", ".join(filter(None, (settings([candidate]), candidate.step.schedule.label(candidate.batch)))),
+    ]
+    return "\n".join(lines)
 
 
 def _recovery(candidate: Candidate) -> str:
@@ -115,82 +174,58 @@ def _accuracy(candidate: Candidate) -> Iterator[str]:
         yield f"expected accuracy {guess.accuracy_percent:.1f} % ({low:.1f} to {high:.1f}), {guess.accuracy_kind}"
 
 
-def _hover(candidate: Candidate) -> str:
-    """Return all of a candidate, in plotly's few HTML tags."""
+def _tip(candidate: Candidate) -> str:
+    """Return all of a candidate, in lines."""
     guess = candidate.recovery
     lines = [
-        *text(candidate).splitlines(),
+        text(candidate),
         f"peak {candidate.where}",
         f"trained: {format_count(candidate.trained_parameters)} parameters",
-        *_accuracy(candidate),
         f"interval: {guess.interval}",
         f"rests on: {guess.rests_on}",
         *([f"source: {guess.source}"] if guess.source else []),
     ]
-    first, *rest = (escape(part, quote=False) for line in lines for part in wrap(line, 80))
-    return "<br>".join([f"<b>{first}</b>", *rest])
+    return "\n".join(lines)
 
 
-def _figure(priced: Sequence[Candidate], models: Sequence[str]) -> Figure:
-    """Return a panel per model: a trace per method, the frontier, a ring for the recommended, a line for the budget."""
-    from plotly.graph_objects import Scatter
-    from plotly.subplots import make_subplots
-
-    height = 420 * len(models)
-    titles = [escape(model, quote=False) for model in models]
-    figure = make_subplots(rows=len(models), cols=1, subplot_titles=titles, vertical_spacing=100 / height)
-    frontier = pareto_data(priced)
-    shown: set[str] = set()
-
-    def add(row: int, name: str, **what) -> None:
-        figure.add_trace(
-            Scatter(name=name, legendgroup=name, showlegend=name not in {"recommended", *shown}, **what), row=row, col=1
-        )
-        shown.add(name)
-
-    for row, model in enumerate(models, 1):
-        line = frontier[frontier["frontier"] & (frontier["model"] == model)]
-        add(
-            row, "frontier", x=line["peak_bytes"] / 1e6, y=line["recovery"], mode="lines", hoverinfo="skip",
-            line={"color": "#888888", "width": 1, "shape": "hv"},
-        )  # fmt: skip
-        for method in METHODS:
-            every = [c for c in priced if (c.model, c.way.method) == (model, method)]
-            own = [(c, known) for c in every if (known := c.recovery.known)]
-            if not own:
-                continue
-            colour, marker = style(method)
-            add(
-                row, method, x=[c.peak_bytes / 1e6 for c, _ in own], y=[known.value for _, known in own],
-                mode="markers", hovertext=[_hover(c) for c, _ in own], hoverinfo="text",
-                marker={"color": colour, "size": 10, "line": {"width": 1.5, "color": colour},
-                        "symbol": [MARKERS[marker] + _SYMBOL[fill(c.recovery.kind)] for c, _ in own]},
-                error_y={"symmetric": False, "array": [known.high - known.value for _, known in own],
-                         "arrayminus": [known.value - known.low for _, known in own],
-                         "color": colour, "thickness": 0.5, "width": 0},
-            )  # fmt: skip
-        add(
-            row, "recommended", x=[], y=[], mode="markers", hoverinfo="skip",
-            marker={"symbol": "circle-open", "size": 24, "color": BLACK, "line": {"width": 2}},
-        )  # fmt: skip
-        dashed = {"dash": "dash", "width": 1.5, "color": "#333333"}
-        figure.add_shape(type="line", y0=0, y1=1, yref="y domain", opacity=1, line=dashed, row=row, col=1)
-        most = max(candidate.peak_bytes for candidate in priced if candidate.model == model)
-        figure.update_xaxes(title="peak memory of a training step, MB", range=[0, 1.06e-6 * most], row=row, col=1)
-    figure.update_yaxes(title="expected recovery", range=[-0.05, 1.06])
-    figure.update_layout(template="simple_white", height=height, margin={"t": 40, "b": 40},
-                         hoverlabel={"align": "left", "bgcolor": "white"})  # fmt: skip
-    return figure
+def _style(method: str) -> dict[str, str]:
+    """Return the colour of a method's marks, and their outline as an SVG path around 0, 0."""
+    colour, marker = style(method)
+    return {"colour": colour, "path": _OUTLINES[marker]}
 
 
-def _notes(priced: Sequence[Candidate], models: Sequence[str]) -> Iterator[str]:
+def _polygon(corners: int, first: float = -90.0, inner: float = 1.0, narrow: float = 1.0) -> str:
+    """Return a regular polygon as an SVG path: its first corner at so many degrees, every other one further inside."""
+    places = []
+    for corner in range(corners):
+        angle, far = pi * (first + 360 * corner / corners) / 180, _SIZE * (inner if corner % 2 else 1.0)
+        places.append(f"{narrow * far * cos(angle):.2f} {far * sin(angle):.2f}")
+    return f"M{'L'.join(places)}Z"
+
+
+# By matplotlib's markers, so that a method looks the same in the pictures and on the page.
+_OUTLINES = {
+    "P": "M-1.8 -5.5H1.8V-1.8H5.5V1.8H1.8V5.5H-1.8V1.8H-5.5V-1.8H-1.8Z",
+    "X": _polygon(8, -45, 0.38), "v": _polygon(3, 90), "D": _polygon(4), "o": _polygon(36), "s": _polygon(4, -45),
+    "<": _polygon(3, 180), ">": _polygon(3, 0), "^": _polygon(3), "p": _polygon(5), "h": _polygon(6),
+    "d": _polygon(4, narrow=0.6), "*": _polygon(10, inner=0.45), "H": _polygon(6, 0),
+}  # fmt: skip
+
+
+def _notes(priced: Sequence[Candidate], data: Mapping[str, Any]) -> Iterator[str]:
     yield f"A training step: {settings(priced)}. Recovery: 0 is training the last layer only, 1 is training everything."
     signs = {"full": "filled", "dot": "with a dot", "hollow": "hollow"}
     marks = "; ".join(f"{signs[kind]}: {meaning}" for kind, meaning in FILLS.items())
-    yield f"Marks: {marks}. Bars: intervals. Ring: recommended. Dashed line: the memory there is."
-    for model in models:
-        unknown = ", ".join(c.label for c in priced if c.model == model and c.recovery.value is None)
+    yield f"Marks: {marks}; the number beside one is k, the trained blocks. Upright lines: intervals."
+    yield "Ring: recommended. Dashed line: the memory there is. Steps: the candidates that no other one beats."
+    if len(data["levels"]) > 1:
+        yield (
+            "Each way is shown in the least memory for the chosen compute; the level line ends at its memory when the "
+            "step is carried out plainly."
+        )
+    for model in data["models"]:
+        unknown = ", ".join(c.label for c in priced if c.model == model and _value(c, data["scale"]) is None)
         if unknown:
-            yield f"Of unknown recovery on {model}, so not drawn, and chosen only where nothing else fits: {unknown}."
-    if len(models) > 1:
+            yield f"Not drawn, and chosen only if nothing else fits, as the accuracy on {model} is unknown: {unknown}."
+    if len(data["models"]) > 1:
         yield f"Note: {RELATIVE}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -43,12 +43,7 @@ Box = tuple[float, float, float, float]
 AGAINST = ("recovery", "flops")
 # By place in METHODS, so that a method looks the same in every plot: blocks and mobiletl are the fifth and sixth.
 _COLOURS = (GREEN, BLACK, PURPLE, ORANGE, BLUE, VERMILLION, SKY, GREY)
-# matplotlib's markers, and plotly's names of the same.
-MARKERS = {
-    "P": "cross", "X": "x", "v": "triangle-down", "D": "diamond", "o": "circle", "s": "square", "<": "triangle-left",
-    ">": "triangle-right", "^": "triangle-up", "p": "pentagon", "h": "hexagon", "d": "diamond-tall", "*": "star",
-    "H": "hexagon2",
-}  # fmt: skip
+MARKERS = ("P", "X", "v", "D", "o", "s", "<", ">", "^", "p", "h", "d", "*", "H")  # matplotlib's
 
 # How a mark is filled by the kind of its accuracy.
 FILLS = {
@@ -64,8 +59,8 @@ _COLUMNS = ["model", "method", "blocks", "peak_bytes", "total_flops", "recovery"
 
 def style(method: str) -> tuple[str, str]:
     """Return a method's colour and matplotlib's marker."""
-    place, markers = list(METHODS).index(method), list(MARKERS)
-    return _COLOURS[place % len(_COLOURS)], markers[place % len(markers)]
+    place = list(METHODS).index(method)
+    return _COLOURS[place % len(_COLOURS)], MARKERS[place % len(MARKERS)]
 
 
 def fill(kind: str) -> str:
@@ -116,11 +111,13 @@ def draw_pareto(
     path: str | Path | None = None,
     ram_bytes: int | None = None,
     against: str = "recovery",
+    plain: Sequence[Candidate] = (),
 ) -> Picture:
     """Draw memory against expected recovery or FLOPs, a panel per model, and write it to a .png, .svg or .pdf file.
 
-    ram_bytes: draws the budget. Errors: those of `costmodel.drawing.plot_path` and `pareto_data`; InputError if no
-    recovery is known.
+    ram_bytes: draws the budget. plain: the same candidates carried out plainly, to which faint lines lead.
+
+    Errors: those of `costmodel.drawing.plot_path` and `pareto_data`; InputError if no recovery is known.
     """
     path = plot_path(path)
     data = pareto_data(priced, against)
@@ -128,8 +125,7 @@ def draw_pareto(
         raise InputError("no candidate has a known accuracy, so there is nothing to plot")
     from matplotlib.figure import Figure
 
-    data["x"] = data["peak_bytes"] / 1e6
-    data["y"] = data["recovery"] if against == "recovery" else data["total_flops"] / 1e9
+    data = _coordinates(data, against)
     data["mark"] = data["fill"] if against == "recovery" else np.where(data["frontier"], "full", "hollow")
     groups = dict(_groups(data, "model"))
     columns = min(len(groups), 3)
@@ -137,13 +133,17 @@ def draw_pareto(
     width, height = (7, 5.6) if len(groups) == 1 else (4.2 * columns, 1.4 + 3.6 * rows)
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=against == "recovery").flat)
-    right = 1.06 * max(data["x"])
     chosen = _chosen(priced, ram_bytes)
-    for axes, (model, table) in zip(panels, groups.items(), strict=False):
+    before = _coordinates(pareto_data(plain, against), against) if plain else data.head(0)
+    without = dict(_groups(before, "model"))
+    right = 1.06 * max([*data["x"], *before["x"]])
+    for number, (axes, (model, table)) in enumerate(zip(panels, groups.items(), strict=False)):
         axes.set_title(literal(model), loc="left", fontsize=10)
-        axes.set_xlabel("peak memory of a training step, MB", fontsize=9)
+        if len(groups) - number <= columns:  # the lowest panel of its column
+            axes.set_xlabel("peak memory of a training step, MB", fontsize=9)
         axes.tick_params(labelbottom=True)
         _draw_model(axes, table, ram_bytes, against, right)
+        _lead_to_plain(axes, table, without.get(model, before.head(0)))
         if chosen is not None and chosen.model == model:
             _ring(axes, chosen, against)
     for unused in panels[len(groups) :]:
@@ -151,10 +151,10 @@ def draw_pareto(
     figure.supylabel(_Y_LABEL[against], fontsize=9)
     figure.suptitle(settings(priced), fontsize=10)
     missing = ", ".join(dict.fromkeys(c.way.method for c in priced if c.way.method not in set(data["method"])))
-    texts, signs = zip(*_legend(data, against, ram_bytes, chosen), strict=True)
+    texts, signs = zip(*_legend(data, against, ram_bytes, chosen, bool(plain)), strict=True)
     figure.legend(
         signs, texts, loc="outside lower center", ncols=min(5, 2 + len(groups)),
-        fontsize=8, frameon=False, title=missing and f"not drawn, their accuracy being unknown: {missing}",
+        fontsize=8, frameon=False, title=missing and f"not drawn, because their accuracy is unknown: {missing}",
         title_fontsize=8,
     )  # fmt: skip
     figure.draw_without_rendering()  # now the panels have their places, which labels look at and must not change
@@ -162,6 +162,27 @@ def draw_pareto(
     for axes, table in zip(panels, groups.values(), strict=False):
         _label_depths(axes, table, ram_bytes)
     return save(figure, path)
+
+
+def _coordinates(data: pandas.DataFrame, against: str) -> pandas.DataFrame:
+    """Return the rows with their places in the plot, x and y."""
+    y = data["recovery"] if against == "recovery" else data["total_flops"] / 1e9
+    return data.assign(x=data["peak_bytes"] / 1e6, y=y)
+
+
+def _lead_to_plain(axes: Axes, data: pandas.DataFrame, plain: pandas.DataFrame) -> None:
+    """Draw a faint line from each way to where it is without a schedule."""
+    places = {(row["method"], row["blocks"]): (row["x"], row["y"]) for row in _records(plain)}
+    for row in _records(data):
+        x, y = places.get((row["method"], row["blocks"]), (row["x"], row["y"]))
+        if x > row["x"]:
+            colour = style(row["method"])[0]
+            axes.plot([row["x"], x], [row["y"], y], color=colour, linewidth=0.8, alpha=0.35, zorder=1)
+
+
+def _records(data: pandas.DataFrame) -> list[dict[str, Any]]:
+    """Return rows as mappings; 0 blocks stand for a method without a depth."""
+    return data.fillna({"blocks": 0}).to_dict("records")
 
 
 def _chosen(priced: Sequence[Candidate], ram_bytes: int | None) -> Candidate | None:
@@ -233,7 +254,7 @@ def _mark(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, marker: str, how:
 
 
 def _legend(
-    data: pandas.DataFrame, against: str, ram_bytes: int | None, chosen: Candidate | None
+    data: pandas.DataFrame, against: str, ram_bytes: int | None, chosen: Candidate | None, with_plain: bool
 ) -> Iterator[tuple[str, Artist | tuple]]:
     """Yield (text, sign): each method, in the order of METHODS, then what fills, numbers and lines mean."""
     from matplotlib.lines import Line2D
@@ -256,6 +277,8 @@ def _legend(
         yield from ((text, signs[how]) for how, text in FILLS.items() if how in set(data["fill"]))
         yield "frontier", line("0.5")
         yield "interval", line("0.75")
+    if with_plain:
+        yield "to the same way without a schedule", line("0.75")
     if any(data["blocks"].notna()):
         letter = mark("$k$", face="0.35")
         letter.set_markeredgewidth(0)

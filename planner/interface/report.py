@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from costmodel.interface.layout import Column, Listing
+from costmodel import PLAIN
+from costmodel.interface.layout import Column, Fields, Listing, wrap
+from costmodel.interface.programs import flat
 from costmodel.interface.running import terminal
 from costmodel.units import format_bytes, format_count
 
-from ..choosing.reasons import namer, short_names
+from ..choosing.naming import namer, short_names
+from ..choosing.objectives import keeps
+from ..choosing.reasons import method_reasons, other_methods, surety
 from ..choosing.recommend import Recommendation
-from ..choosing.scale import TOLERANCE, Scale, scale_of
+from ..choosing.scale import Scale, scale_of
 from ..devices.budget import Held
 from ..devices.device import Device, device, device_names
 from ..estimates.validation import LeftOut, summaries
@@ -72,21 +76,13 @@ def candidate_table(rows: list[tuple[str, Candidate]], several: bool, title: str
     return Listing([columns[place] for place in filled], [[line[place] for place in filled] for line in texts], title)
 
 
-def _bullets(lines: list[str]) -> Table:
-    grid = Table.grid(padding=(0, 1))
-    for line in lines:
-        grid.add_row("-", plain(line))
-    return grid
+def _bullets(lines: list[str], width: int) -> Text:
+    return Text("\n".join(line for text in lines for line in wrap(text, width, "- ", "  ")))
 
 
-def plain(text: str) -> Text:
-    """Return text that rich shows as it is."""
-    return Text(text)
-
-
-def _panel(answer: Recommendation, held: Held) -> Panel:
-    """Return the pick with its costs and what its accuracy rests on."""
-    chosen, guess = answer.chosen, answer.chosen.recovery
+def _panel(answer: Recommendation, held: Held) -> Fields:
+    """Return the pick with its costs and expected accuracy."""
+    chosen, guess, step = answer.chosen, answer.chosen.recovery, answer.chosen.step
     parts = [
         f"{name.replace('_', ' ')} {format_bytes(size)}"
         for name, size in chosen.memory_bytes.items()
@@ -95,32 +91,47 @@ def _panel(answer: Recommendation, held: Held) -> Panel:
     budget = f" of {format_bytes(answer.ram_bytes)}" if answer.ram_bytes else ""
     percent = guess.accuracy_percent
     rows = [
-        ("model", chosen.model),
-        ("method", chosen.way.description),
-        ("step", chosen.step.label),
-        ("held against", held.against),
+        ("network", chosen.model),
+        ("method", f"{chosen.way.description} ({format_count(chosen.trained_parameters)} parameters)"),
+        ("step", replace(step, schedule=PLAIN).label),
+        ("schedule", step.schedule.label(step.batch)),
+        ("budget", held.against if held.is_process else ""),
         ("peak memory", f"{format_bytes(chosen.peak_bytes)}{budget}, {chosen.where}"),
         ("", ", ".join(parts)),
-        ("process", held.process.text if held.process else ""),
+        ("process", _process(held)),
         ("FLOPs per step", f"{format_count(chosen.total_flops)} (forward {format_count(chosen.forward_flops)}, "
                            f"backward {format_count(chosen.backward_flops)})"),
         ("time per step", "" if held.seconds.kind == "unknown" else held.seconds.text),
-        ("trained", f"{format_count(chosen.trained_parameters)} parameters"),
+        *_of_epochs(held),
         ("expected accuracy", "" if percent is None else f"{percent:.1f} % ({guess.accuracy_low_percent:.1f} to "
-                              f"{guess.accuracy_high_percent:.1f}), {guess.accuracy_kind}: {guess.accuracy_rests_on}"),
-        ("expected recovery", f"{_recovery(chosen)} of the way from training the last layer (0) to everything (1)"),
-        ("  kind", guess.kind),
-        ("  rests on", guess.rests_on),
-        ("  source", guess.source),
-        ("  interval", guess.interval),
+                              f"{guess.accuracy_high_percent:.1f}), {guess.accuracy_kind}"),
+        ("expected recovery", f"{_recovery(chosen)}, {guess.kind} (0: only the last layer trained, 1: everything)"),
     ]  # fmt: skip
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, text in rows:
-        if text:
-            grid.add_row(label, plain(text), style="bold" if label in ("model", "method") else "")
-    return Panel(grid, title="recommended", title_align="left")
+    fields = [(name, text) for name, text in rows if text]
+    return Fields("recommended", fields, frozenset({"network", "method"}))
+
+
+def _process(held: Held) -> str:
+    """Return what the whole process takes; empty where there is none."""
+    if held.process is None:
+        return ""
+    floor = held.process.floor
+    whole = format_bytes(held.process.bytes)
+    return f"{whole}, of which interpreter and libraries {format_bytes(floor.bytes)} ({floor.kind})"
+
+
+def _of_epochs(held: Held) -> list[tuple[str, str]]:
+    """Return the time of all epochs, and what a cache takes."""
+    rows = []
+    if held.epochs and held.epoch_seconds and held.training_seconds and held.seconds.value is not None:
+        images, count = held.epochs.images, held.epochs.count
+        rows.append((f"epoch of {images:,}", held.epoch_seconds.text))
+        if count > 1:
+            rows.append((f"{count} epochs", held.training_seconds.text))
+    if held.cache:
+        total = "" if held.cache_bytes is None else f", {format_bytes(held.cache_bytes)} for all"
+        rows.append(("cache on storage", f"{format_bytes(held.cache.bytes_per_image)} per image{total}"))
+    return rows
 
 
 def _alternatives(answer: Recommendation) -> list[tuple[str, Candidate]]:
@@ -130,42 +141,34 @@ def _alternatives(answer: Recommendation) -> list[tuple[str, Candidate]]:
         missing = candidate.peak_bytes - (answer.ram_bytes or math.inf)
         return f"lacks {format_bytes(missing)}" if missing > 0 else "beyond a limit"
 
+    def other(candidate: Candidate) -> str:
+        return "other method" if keeps(candidate, answer.limits) else lack(candidate)
+
     labelled = [(lack(c), c) for c in (answer.next_better, answer.best_unfit) if c]
     labelled += [("cheaper", candidate) for candidate in answer.cheaper]
     labelled += [(label, c) for label, c in (("faster", answer.faster), ("safer", answer.safer)) if c]
     labelled += [("other network", c) for c in answer.best_per_model if c.model != answer.chosen.model]
-    return list({id(candidate): (label, candidate) for label, candidate in labelled}.values())
+    labelled += [(other(candidate), candidate) for candidate in other_methods(answer)]
+    found: dict[int, tuple[str, Candidate]] = {}
+    for label, candidate in labelled:
+        found.setdefault(id(candidate), (label, candidate))
+    return list(found.values())
 
 
-def surety(answer: Recommendation) -> tuple[str, str]:
-    """Return in one sentence how sure the choice is, and the command that would make it surer ('' if nothing can)."""
-    chosen, fitting = answer.chosen, len(answer.fitting)
-    if not answer.scale.knows(chosen):
-        said = "no candidate that fits has a known accuracy; the cheapest is shown"
-    elif not answer.rivals:
-        return (
-            f"no other of the {fitting} candidates that fit is expected to be better by more than {TOLERANCE} points",
-            "",
-        )
-    else:
-        said = (
-            f"{len(answer.rivals)} of the {fitting} candidates that fit could be better on your data by more than "
-            f"{TOLERANCE} points"
-        )
-    if answer.ram_bytes is None:
-        return said, ""
-    megabytes, rest = divmod(answer.ram_bytes, 10**6)
-    others = [("--resolution", chosen.resolution, 224), ("--batch", chosen.batch, 8)]
-    given = "".join(f" {option} {value}" for option, value, usual in others if value != usual)
-    ram = answer.ram_bytes if rest else f"{megabytes}MB"
-    return said, f"planner measure {chosen.model} --data YOUR_IMAGES --ram {ram}{given}"
+def _basis(answer: Recommendation) -> Iterator[str]:
+    """Yield what the expected accuracy of the pick rests on."""
+    guess = answer.chosen.recovery
+    if guess.accuracy_percent is not None:
+        yield f"expected accuracy: {guess.accuracy_kind}: {guess.accuracy_rests_on}"
+    source = f"; source: {guess.source}" if guess.source else ""
+    yield f"expected recovery: {guess.kind}; it rests on {guess.rests_on}{source}; interval: {guess.interval}"
 
 
-def show_recommendation(answer: Recommendation, held: Held) -> None:
-    """Print the pick, what else there is, and why."""
+def show_recommendation(answer: Recommendation, held: Held, budget: str) -> None:
+    """Print the pick, how sure it is, what else there is, and why. budget: as for `surety`."""
     out = console()
     out.print(_panel(answer, held))
-    said, command = surety(answer)
+    said, command = surety(answer, budget)
     out.print(Text.assemble(("how sure: ", "bold"), said))
     if command:
         out.print(Text.assemble(("to be surer: ", "bold"), command), soft_wrap=True)
@@ -174,7 +177,9 @@ def show_recommendation(answer: Recommendation, held: Held) -> None:
     if rows:
         several = len({candidate.model for candidate in answer.candidates}) > 1
         out.print(candidate_table(rows, several, "alternatives"))
-    out.print(Text("why", "bold"), _bullets([*answer.reasons, *(f"note: {note}" for note in answer.notes)]), sep="\n")
+    shown = set(method_reasons(answer))  # which the table has
+    why = [*(reason for reason in answer.reasons if reason not in shown), *_basis(answer)]
+    out.print(Text("why", "bold"), _bullets([*why, *(f"note: {note}" for note in answer.notes)], out.width), sep="\n")
 
 
 def show_left_out(found: list[LeftOut]) -> None:
@@ -201,9 +206,34 @@ def show_left_out(found: list[LeftOut]) -> None:
             f"{one.interval.value:.1f} % ({one.interval.low:.1f} to {one.interval.high:.1f}), observed "
             f"{one.top1_percent:.1f} %"
             for one in worst
-        ]),
+        ], out.width),
         sep="\n",
     )  # fmt: skip
+
+
+def recommendation_rows(answer: Recommendation) -> list[dict[str, Any]]:
+    """Return the pick and its alternatives as rows for programs: `role` is what sets each apart."""
+    chosen = [("recommended", answer.chosen), *_alternatives(answer)]
+    return [{"role": role, **flat(candidate.to_dict())} for role, candidate in chosen]
+
+
+def device_rows() -> list[dict[str, Any]]:
+    """Return what each device has, and what it leaves for training."""
+    return [
+        {
+            "device": name,
+            "ram_bytes": found.ram.bytes,
+            "training_ram_bytes": found.training_ram_bytes,
+            "flops_per_second": found.peak.flops_per_second,
+            "bytes_per_second": found.bandwidth.bytes_per_second,
+        }
+        for name, found in ((name, device(name)) for name in device_names())
+    ]
+
+
+def quantity_rows(found: Device) -> list[dict[str, Any]]:
+    """Return a device's numbers, each with its source."""
+    return [dict(zip(("quantity", "value", "source"), row, strict=True)) for row in found.quantities()]
 
 
 def show_devices() -> None:
@@ -212,14 +242,13 @@ def show_devices() -> None:
         Column("device"), Column("RAM", number=True), Column("for training", number=True),
         Column("peak", number=True, optional=2), Column("bandwidth", number=True, optional=1),
     ]  # fmt: skip
-    rows = []
-    for name in device_names():
-        found = device(name)
-        rows.append((
-            name, format_bytes(found.ram.bytes), format_bytes(found.training_ram_bytes),
-            f"{format_count(found.peak.flops_per_second)}FLOP/s",
-            f"{format_bytes(found.bandwidth.bytes_per_second)}/s",
-        ))  # fmt: skip
+    rows = [
+        (
+            row["device"], format_bytes(row["ram_bytes"]), format_bytes(row["training_ram_bytes"]),
+            f"{format_count(row['flops_per_second'])}FLOP/s", f"{format_bytes(row['bytes_per_second'])}/s",
+        )
+        for row in device_rows()
+    ]  # fmt: skip
     console().print(Listing(columns, rows))
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
 import typer
 
 from costmodel.errors import require_count
+from costmodel.interface import options as given
+from costmodel.interface.programs import for_programs
 from costmodel.interface.running import INTERRUPTED
 
-from .space import Json
+from .space import Images, Weights
 
 
 def train_command(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="What `planner recommend --save` wrote.")],
-    data: Annotated[
-        str, typer.Option(help="A folder of images, one subfolder per class, or train/ and test/ of such.")
-    ],
+    data: Images,
     out: Annotated[str, typer.Option(help="The folder to write the network to; the same goes on.")],
-    weights: Annotated[str | None, typer.Option(help="DEFAULT (the library's own), a file, or random.")] = None,
+    weights: Weights = None,
     epochs: Annotated[int, typer.Option(help="Most epochs.")] = 20,
     lr: Annotated[
         float | None,
@@ -33,7 +32,8 @@ def train_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the new head, the order of images, augmentation and dropout.")] = 0,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better accuracy; 0: never.")] = 10,
-    as_json: Json = False,
+    allocator: given.AllocatorName = "arena",
+    as_json: given.Json = False,
 ) -> None:
     """Train exactly what was planned on your images, and keep the network of the best epoch.
 
@@ -46,7 +46,7 @@ def train_command(
     course = Course(epochs, lr, None if augment is None else read_augment(augment), seed, patience)
     try:
         with TrainingBars() as watch:
-            trained = train(plan, data, out, weights=weights, course=course, watch=watch)
+            trained = train(plan, data, out, weights=weights, course=course, watch=watch, allocator=allocator)
     except KeyboardInterrupt as error:
         where = f"stopped in {error}" if isinstance(error, Stopped) else "stopped"
         print(f"{where}; the same command goes on", file=sys.stderr)
@@ -62,9 +62,10 @@ def predict_command(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="What `planner train --out` wrote.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images of any size.")],
     top: Annotated[int, typer.Option(help="How many classes to name, the likeliest first.")] = 1,
-    as_json: Json = False,
+    as_json: given.Json = False,
+    as_csv: given.Csv = False,
 ) -> None:
-    """What a trained network says of images: the class, and its probability.
+    """Name the class of images, with its probability, by a trained network.
 
     Exit code 2 if an image cannot be read; the others are answered.
     """
@@ -73,9 +74,12 @@ def predict_command(
 
     found = list(predict(folder, images, top))
     good = [one for one in found if one.problem is None]
-    if as_json:
-        print(json.dumps([one.to_dict() for one in found], indent=2))
-    elif good:
+    rows = [
+        {"image": one.image, "class": name, "probability": probability}
+        for one in good
+        for name, probability in one.classes
+    ]
+    if not for_programs([one.to_dict() for one in found], rows, as_json, as_csv) and good:
         from .train_view import show_predictions
 
         show_predictions(good)
@@ -86,7 +90,7 @@ def predict_command(
         raise typer.Exit(2)
 
 
-def add_training(app: typer.Typer) -> None:
-    """Give a command line these commands."""
-    app.command("train")(train_command)
-    app.command("predict")(predict_command)
+def add_training(app: typer.Typer, panel: str) -> None:
+    """Give a command line these commands, under a heading of its help."""
+    app.command("train", rich_help_panel=panel)(train_command)
+    app.command("predict", rich_help_panel=panel)(predict_command)

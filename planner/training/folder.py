@@ -76,7 +76,7 @@ class Folder:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another process trains into {self.path}; wait for it, or give another --out") from None
+            raise InputError(f"another process trains into {self.path}; wait, or give another --out") from None
 
     def check(self, parts: Mapping[str, str]) -> None:
         """Raise InputError, with what differs, if the folder's training depends on something else."""

@@ -55,7 +55,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, Trained]:
         raise InputError(f"{place.path} has no trained network; make one with planner train PLAN --out {place.path}")
     plan = Plan.load(place.path / PLAN)
     if len(trained.classes) != plan.classes or trained.preprocessing.resolution != plan.resolution:
-        raise InputError(f"{place.path} has a plan of another network than the trained one; train anew")
+        raise InputError(f"{place.path} has a plan for another network than the trained one; train again")
     graph = trace(plan.model, plan.resolution, plan.classes)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # that the function changes was said when it was trained

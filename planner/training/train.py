@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from costmodel import LayerGraph, ModelError, cached_prefix, trace
+from costmodel import Arena, LayerGraph, ModelError, arena_of, cached_prefix, trace
 from costmodel.errors import InputError, one_line
 
 from ..campaign import images as reading
@@ -49,14 +49,16 @@ def train(
     course: Course | None = None,
     watch: Watch | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    allocator: str = "arena",
 ) -> Trained:
     """Train the plan's network on a folder of images, as planned; `out` then holds the network of the best epoch.
 
-    weights: DEFAULT, a file or random, as in `planner measure`. A training that was begun in `out` goes on; it ends
-    equal to one that was never stopped, on the same machine with the same number of threads.
+    weights: DEFAULT, a file or random, as in `planner measure`. allocator: how freed memory is dealt with, a name in
+    `costmodel.POLICIES`; it changes what the process takes, and no result. A training that was begun in `out` goes on;
+    it ends equal to one that was never stopped, on the same machine with the same number of threads.
 
-    Errors: InputError for what cannot be used, or does not go together; ModelError if the loss is no finite number any
-    more; Stopped if the watch asks for it.
+    Errors: InputError for what cannot be used, or does not go together; ModelError if the loss is not a finite number
+    any more; Stopped if the watch asks for it.
     """
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     course, watch = (course or Course()).of(plan), watch or Watch()
@@ -93,8 +95,14 @@ def train(
             watch.notes(f"{folder.path} holds this training, ended: {before.ended}; give another --out to train anew")
             folder.finish()
             return before
-        run = _Run(plan, course, folder, watch, graph, images, images_in.classes, start, checkpoint_seconds)
-        return run.work(network)
+        with _as_notes(watch):
+            arena = arena_of(allocator)
+        run = _Run(plan, course, folder, watch, graph, images, images_in.classes, start, checkpoint_seconds, arena)
+        try:
+            return run.work(network)
+        finally:
+            if arena is not None:
+                arena.close()
 
 
 def _check_classes(plan: Plan, images: reading.Folder) -> None:
@@ -103,7 +111,7 @@ def _check_classes(plan: Plan, images: reading.Folder) -> None:
         names = [one_line(name) for name in images.classes]
         shown = ", ".join(names if found <= _SHOWN else [*names[: _SHOWN - 1], "..."])
         raise InputError(
-            f"the plan is for {plan.classes} classes, but {images.root} has {found} ({shown}); plan anew with planner "
+            f"the plan is for {plan.classes} classes, but {images.root} has {found} ({shown}); plan again with planner "
             f"recommend {plan.model} --classes {found} --resolution {plan.resolution} --save, or give the plan's images"
         )
 
@@ -113,11 +121,11 @@ class _Run:
 
     def __init__(
         self, plan: Plan, course: Course, folder: Folder, watch: Watch, graph: LayerGraph, images: DataSet,
-        classes: tuple[str, ...], start: Weights, checkpoint_seconds: float,
+        classes: tuple[str, ...], start: Weights, checkpoint_seconds: float, arena: Arena | None,
     ):  # fmt: skip
         self.plan, self.course, self.folder, self.watch = plan, course, folder, watch
         self.images, self.classes, self.start = images, classes, start
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.arena = checkpoint_seconds, arena
         self.cost = predicted(plan, graph)
         # No more images at a time than a pass of the training takes, so that a test needs no more memory.
         at_once = plan.schedule.images_per_pass(plan.batch)
@@ -136,7 +144,7 @@ class _Run:
         state = self._resumed()
         self.loop = Loop(
             self.network, images, self.course.recipe(self.plan), self.course.seed, self.plan.schedule,
-            self.plan.precision.activations, state,
+            self.plan.precision.activations, state, self.arena,
         )  # fmt: skip
         ended = self._ended()
         while ended is None:
@@ -183,7 +191,7 @@ class _Run:
 
     def _test_epoch(self) -> None:
         place, loss, right, total = self.place, 0.0, 0, len(self.images.test)
-        for logits, labels in answers(self.network, self.images.test, self.test_batch):
+        for logits, labels in answers(self.network, self.images.test, self.test_batch, self.arena):
             self._look()
             loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             right += int((logits.argmax(1) == labels).sum())

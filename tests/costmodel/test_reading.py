@@ -50,7 +50,7 @@ def make(folder, kind):
 
 
 BAD = {
-    "folder": "it is a folder", "fifo": "it is no regular file", "device": "it is no regular file",
+    "folder": "it is a folder", "fifo": "it is not a regular file", "device": "it is not a regular file",
     "broken": "No such file", "loop": "Too many levels", "nul": "null byte", "none": "No such file",
     "socket": "No such device",
 }  # fmt: skip

@@ -47,6 +47,12 @@ _BLOCK = re.compile(
 )
 
 
+# On docs/what_you_can_ask.md: a link to the line that answers a question, and words of that line.
+_ANSWER = re.compile(
+    r"\[(?P<page>[^\]]*), line (?P<line>\d+)\]\((?P<file>[^)#]+)(?P<place>[^)]*)\) <!-- (?P<words>.*?) -->"
+)
+
+
 @dataclass(frozen=True)
 class Said:
     """What a page says that something prints. start, end: where on the page."""
@@ -172,6 +178,18 @@ def same(said: str, printed: str) -> bool:
     return re.fullmatch(pattern, text) is not None
 
 
+def with_lines(text: str) -> tuple[str, int]:
+    """Return a page with each answer's line as it is today, and how many answers there are."""
+
+    def link(match: re.Match) -> str:
+        lines = (ROOT / "docs" / match["file"]).read_text(encoding="utf-8").splitlines()
+        found = [number for number, line in enumerate(lines, 1) if match["words"] in line]
+        assert len(found) == 1, f"{match['file']} has {len(found)} lines with {match['words']!r}"
+        return f"[{match['page']}, line {found[0]}]({match['file']}{match['place']}) <!-- {match['words']} -->"
+
+    return _ANSWER.subn(link, text)
+
+
 def _write(path: Path) -> None:
     """Write a page's outputs anew."""
     text = path.read_text(encoding="utf-8")
@@ -192,3 +210,5 @@ if __name__ == "__main__":
     for page in [path.resolve() for path in map(Path, sys.argv[1:])] or pages():
         with tempfile.TemporaryDirectory() as folder, chdir(folder):
             _write(page)
+    questions = ROOT / "docs" / "what_you_can_ask.md"
+    questions.write_text(with_lines(questions.read_text(encoding="utf-8"))[0], encoding="utf-8")

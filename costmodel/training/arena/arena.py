@@ -24,12 +24,13 @@ import ctypes
 import threading
 import warnings
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ...errors import InputError
+from ...machine.process import POLICIES
 from ...step.placement import Blocks, Placement, place
 from ...units import Counts
 from .compiled import NotBuiltError, library, tighten_malloc
@@ -168,7 +169,7 @@ class Arena:
             yield
             return
         if not self._entered.acquire(blocking=False):
-            raise InputError("a step of this arena runs already; end it before the next, on one thread at a time")
+            raise InputError("a step of this arena is already running; end it before the next, on one thread at a time")
         known = self._kinds.setdefault(kind, _Kind())
         records = known.number is None and known.steps >= _WARM
         if records and not self._marks:
@@ -252,6 +253,22 @@ class Arena:
     def _log_length(self) -> int:
         assert self._library is not None  # asked within a step
         return self._library.arena_read_log(None, 0)
+
+
+def arena_of(policy: str) -> Arena | None:
+    """Deal with freed memory by a policy of `costmodel.POLICIES`; return the arena that steps run in, if it is that.
+
+    Errors: InputError for an unknown policy.
+    """
+    POLICIES.find(policy)
+    if policy == "tight" and not tighten_malloc():
+        warnings.warn("this system's malloc cannot be made tight; it stays as it is", stacklevel=2)
+    return Arena() if policy == "arena" else None
+
+
+def in_arena(arena: Arena | None, *kind: Hashable) -> AbstractContextManager[None]:
+    """Return the context of one step: in an arena, if there is one."""
+    return nullcontext() if arena is None else arena.step(*kind)
 
 
 def _pointer(numbers: Counts) -> ctypes._Pointer[ctypes.c_int64]:

@@ -371,7 +371,7 @@ def test_methods_without_layers_are_refused_by_apply():
     model = Tiny()
     for name, method in METHODS.items():
         if not method.has_layers:
-            with pytest.raises(InputError, match="priced only"):
+            with pytest.raises(InputError, match="can only be priced"):
                 costmodel.apply(model, name, resolution=4)
 
 

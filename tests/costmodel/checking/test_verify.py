@@ -87,7 +87,7 @@ def test_all_that_apply_takes_is_verified(what, accounting):
 
 
 def test_stock_pytorch_computes_with_no_frozen_halves():
-    with pytest.raises(InputError, match="use --accounting lean"):
+    with pytest.raises(InputError, match="use the accounting lean"):
         verify(SMALL, "bias", frozen_dtype="float16")
 
 

@@ -169,7 +169,7 @@ def test_a_delegate_that_holds_what_trains_is_refused():
 
     network = small("last")
     recording = record(network, "sgd", BATCH, SIDE, BATCH)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match="would compute with them for ever"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match="these values for ever"):
         patch.setattr(lowering, "partitioner", lambda changed: XnnpackPartitioner())
         lower(recording, "xnnpack")
     assert check_delegates  # what refuses

@@ -17,7 +17,7 @@ from networks import settings as every_setting
 from random_networks import random_networks
 from torch import nn
 
-from costmodel import ACCOUNTINGS, InputError, LayerGraph, footprint, trace
+from costmodel import ACCOUNTINGS, InputError, LayerGraph, ModelError, footprint, trace
 from costmodel.graph.store import FORMAT, encode, pack, unpack
 from costmodel.graph.store import decode as decode_fields
 
@@ -258,3 +258,10 @@ def test_writers_at_the_same_time_never_tear_a_file(tmp_path):
     names = {graph.model for graph in graphs}
     assert LayerGraph.load(shared).model in names and found <= names | {TINY.model}
     assert [path.name for path in shared.parent.iterdir()] == ["graph.trace"]
+
+
+def test_a_layer_that_lacks_an_argument_is_named(tmp_path):
+    text = encode(traced("torchvision:mobilenet_v3_small", 64)).replace('[["input",', '[["inptu",', 30)
+    (tmp_path / "odd.trace").write_bytes(pack(text))
+    with pytest.raises(ModelError, match=r"\(conv2d\) lacks the argument 'input': its trace is damaged"):
+        footprint(LayerGraph.load(tmp_path / "odd.trace"), "last")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -124,6 +125,30 @@ def test_version(command, main):
     """Both command lines, and both packages, name the version of what is installed."""
     assert command("--version", main=main) == (0, f"finetune-planner {version('finetune-planner')}\n", "")
     assert costmodel.__version__ == planner.__version__ == version("finetune-planner")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("planner rec", {"recommend"}),
+        ("planner recommend --dev", {"--device"}),
+        ("planner recommend --device jetson", {"jetson-nano", "jetson-orin-nano"}),
+        ("costmodel footprint mcunet --method mob", {"mobiletl"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(words, found):
+    program, *rest = words.split()
+    line = f"import sys; sys.argv = ['{program}']; from {program}.interface.cli import main; main()"
+    asked = {f"_{program.upper()}_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(rest))}
+    done = subprocess.run(
+        [sys.executable, "-c", line],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **asked},
+    )
+    assert set(done.stdout.split()) == found, done.stderr
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

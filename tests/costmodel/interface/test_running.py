@@ -51,11 +51,11 @@ def leave(monkeypatch, capsys, error, *arguments):
         (
             ZeroDivisionError("division by zero"),
             1,
-            "error: ZeroDivisionError, which was not foreseen: division by zero",
+            "error: ZeroDivisionError, an unexpected error: division by zero",
         ),
-        (RecursionError("deep"), 2, "error: what was given is nested too deeply"),
-        (MemoryError("16 GiB"), 2, "error: there is not enough memory here"),
-        (OSError(28, "No space left on device"), 2, "error: the system refuses to write the output: No space left"),
+        (RecursionError("deep"), 2, "error: the input is nested too deeply"),
+        (MemoryError("16 GiB"), 2, "error: not enough memory on this machine"),
+        (OSError(28, "No space left on device"), 2, "error: cannot use the output: No space left"),
         (ModuleNotFoundError("no optuna", name="optuna"), 2, "error: this command needs optuna: pip install"),
         (InputError("two\nlines and \x1b[31mred\ud800"), 2, "error: two lines and \\x1b[31mred\\ud800"),
     ],
@@ -71,7 +71,7 @@ def test_what_was_not_foreseen_says_how_to_report_it(monkeypatch, capsys):
     assert "please report it" in err and "--debug" in err and "Traceback" not in err
     code, err = leave(monkeypatch, capsys, ValueError("odd"), "--debug")
     assert code == 1 and "Traceback" in err and err.endswith("ValueError: odd\n")
-    assert told(ValueError())[0].startswith("ValueError, which was not foreseen: no more is known")
+    assert told(ValueError())[0].startswith("ValueError, an unexpected error: without a message")
 
 
 def test_a_long_message_is_cut(monkeypatch, capsys):
@@ -100,7 +100,7 @@ def test_a_full_disk_is_one_line():
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: the system refuses to write the output: No space left on device\n"
+    assert done.stderr == "error: cannot use the output: No space left on device\n"
 
 
 @pytest.mark.parametrize("name", ["a[/red].py", "a[bold].py", "a:smile:.py", "a$b_{$.py"])
@@ -128,7 +128,7 @@ def test_a_file_whose_name_is_no_text_is_refused(tmp_path, monkeypatch, command,
     with open(os.fsencode(name), "w") as file:
         file.write(NETWORK)
     code, out, err = command("footprint", f"{name}:make")
-    assert (code, out) == (2, "") and "has signs that are no text" in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and "has characters that cannot be shown" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

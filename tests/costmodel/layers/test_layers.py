@@ -273,7 +273,7 @@ def _simple():
 
 CASES = [*_activations(), *_convolutions(), *_other_dimensions(), *_norms(), *_pools(), *_simple()]
 
-# Each gives a tensor that is no leaf (so that it may be written in place) of the shape of IMAGES.
+# Each gives a tensor that is not a leaf (so that it may be written in place) of the shape of IMAGES.
 LAYOUTS = {
     "contiguous": lambda leaf: leaf * 1,
     "channels_last": lambda leaf: (leaf * 1).contiguous(memory_format=torch.channels_last),

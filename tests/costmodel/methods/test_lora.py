@@ -49,7 +49,7 @@ def test_what_trains(network):
     assert attention.trained_parameters == 3 * (64 + 32) + 85
     one = footprint(graph, "lora", options={"projections": "mlp.1, point"})
     assert one.trained_parameters == 4 * (48 + 24) + 85
-    with pytest.raises(InputError, match=r"none of Hybrid.*It has 1, 3, attention, point"):
+    with pytest.raises(InputError, match=r"not in Hybrid.*It has 1, 3, attention, point"):
         footprint(graph, "lora", options={"projections": "qkv"})
 
 

@@ -375,12 +375,12 @@ def test_errors_say_what_to_do():
         apply(build("timm:tinynet_e"), "mobile-tl", resolution=RESOLUTION)
     with pytest.raises(InputError, match="has 10 blocks"):
         apply(build("timm:tinynet_e"), "mobiletl", 11, RESOLUTION)
-    with pytest.raises(InputError, match="'int8' is priced only"):
+    with pytest.raises(InputError, match="'int8' can only be priced"):
         apply(build("timm:tinynet_e"), "bias", resolution=RESOLUTION, frozen_dtype="int8")
-    with pytest.raises(InputError, match="'back-razor' can be priced only"):
+    with pytest.raises(InputError, match="'back-razor' can only be priced"):
         apply(build("timm:tinynet_e"), "back-razor", resolution=RESOLUTION)
     model = apply(build("timm:tinynet_e"), "bias", resolution=RESOLUTION)
-    with pytest.raises(InputError, match="applied already"):
+    with pytest.raises(InputError, match="already been applied"):
         apply(model, "bias", resolution=RESOLUTION)
     with pytest.raises(InputError, match="not applied"):
         restore(build("timm:tinynet_e"))

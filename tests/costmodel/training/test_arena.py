@@ -157,7 +157,7 @@ def test_other_steps_under_the_same_kind_are_rehearsed_anew(arena):
 
 
 def test_a_step_in_a_step_is_refused(arena):
-    with pytest.raises(InputError, match="a step of this arena runs already"), arena.step(), arena.step():
+    with pytest.raises(InputError, match="a step of this arena is already running"), arena.step(), arena.step():
         pass
     with arena.step():  # and the arena goes on
         pass

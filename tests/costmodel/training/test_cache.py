@@ -60,7 +60,10 @@ def trained(model: nn.Module, data, order: torch.Tensor) -> dict[str, torch.Tens
     return found | {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize(("name", "method", "blocks"), [(SMALL, "blocks", 3), (V2, "mobiletl", 5), (V2, "last", None)])
+@pytest.mark.parametrize(
+    ("name", "method", "blocks"),
+    [(SMALL, "blocks", 3), (V2, "mobiletl", 5), (V2, "last", None), (SMALL, "norm", None)],
+)
 def test_training_from_the_cache_is_training_with_the_prefix_image_by_image(name, method, blocks, tmp_path):
     data, order = images(), torch.randperm(2 * IMAGES, generator=torch.Generator().manual_seed(5)) % IMAGES
     plain = network(name, Schedule(prefix_batch=1), method, blocks)

@@ -107,6 +107,24 @@ def test_the_best_schedules_train_the_same_in_the_memory_that_is_predicted(name,
         assert footprint(step).peak_bytes <= footprint(Step(graph, one, BATCH)).peak_bytes
 
 
+@pytest.mark.parametrize("one", [way("blocks", 3), way("full"), way("bias")], ids=str)
+@pytest.mark.parametrize("name", NETWORKS[1:], ids=short)
+def test_stock_layers_follow_schedules_too(name, one):
+    graph, network = traced(name, RESOLUTION), build(name)
+    images = torch.randn(BATCH, 3, RESOLUTION, RESOLUTION)
+    plain = after_three_steps(apply(copy.deepcopy(network), one, resolution=RESOLUTION, accounting="eager"), images)
+    for allow in (("prefix", "inplace", "cheap"), ("prefix", "inplace", "recompute")):
+        schedule = best_schedule(graph, one, batch=BATCH, most_flops=1.33, allow=allow, accounting="eager")
+        assert schedule.is_cut
+        own = copy.deepcopy(network)
+        applied = apply(own, one, resolution=RESOLUTION, schedule=schedule, accounting="eager")
+        found = after_three_steps(applied, images, schedule.inplace_update)
+        for key, value in plain.items():
+            assert torch.allclose(found[key].float(), value.float(), rtol=1e-4, atol=1e-5), (key, schedule)
+        answer = verify(network, one, batch=BATCH, resolution=RESOLUTION, accounting="eager", schedule=schedule)
+        assert answer.agrees, [check for check in answer.checks if not check.agrees]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_each_mode_gives_the_same_bits(mode):
     """On the whole batch nothing is summed in another order: losses, weights and statistics are the same to the bit."""

@@ -340,7 +340,7 @@ def test_trials_of_plain_optuna_are_none_of_the_campaign(tmp_path, state):
         ("UPDATE trial_user_attributes SET value_json = '\"ff\"' WHERE key = 'test_images'", "test_images is 'ff'"),
         ("UPDATE trial_user_attributes SET value_json = '[' WHERE key = 'campaign'", "is damaged: Expecting value"),
         ("UPDATE trials SET datetime_complete = '2026-11-21 -1:30:31.5'", "is damaged: Invalid isoformat"),
-        ("DELETE FROM trial_params WHERE param_name = 'seed'", "trial 0 is none of planner measure: 'seed'"),
+        ("DELETE FROM trial_params WHERE param_name = 'seed'", "trial 0 was not written by planner measure: 'seed'"),
     ],
 )
 def test_a_database_that_was_changed_is_one_line(tmp_path, change, said):
@@ -471,7 +471,7 @@ def test_folder_that_is_none(tmp_path, make):
         folder.mkdir()
         if make == "one":
             (folder / "only").mkdir()
-    with pytest.raises(InputError, match=r"is no folder|has no subfolder|has 1 class"):
+    with pytest.raises(InputError, match=r"is not a folder|has no subfolder|has 1 class"):
         list_folder(folder)
 
 
@@ -481,7 +481,7 @@ def test_head_of_other_classes_is_left_out_and_said(graph, tmp_path):
     other = make(7)
     torch.save({"state_dict": other.state_dict()}, tmp_path / "weights.pth")
     network, note = make_network(graph, load_weights(graph.model, str(tmp_path / "weights.pth")), 0)
-    assert note == "the weights' head has 7 classes, the data 3: it starts anew"
+    assert note == "the weights' head has 7 classes, the data 3: the head starts from random weights"
     assert torch.equal(network.stem[0].weight, other.stem[0].weight) and network.head.out_features == 3
     torch.save(make(3).state_dict(), tmp_path / "same.pth")
     network, note = make_network(graph, load_weights(graph.model, str(tmp_path / "same.pth")), 0)
@@ -494,7 +494,7 @@ def test_weights_of_another_network_are_refused_by_name(graph, tmp_path):
     path = tmp_path / "weights.pth"
     for state, said in (
         (wider(3).state_dict(), r"has 'stem.0.weight' as \(8, 3, 5, 5\), the network as \(8, 3, 3, 3\)"),
-        ({"more": torch.zeros(1)}, "has 'more', which the network has not .and"),
+        ({"more": torch.zeros(1)}, "has 'more', which the network does not have .and"),
         ({}, "lacks"),
     ):
         torch.save(state, path)
@@ -502,10 +502,10 @@ def test_weights_of_another_network_are_refused_by_name(graph, tmp_path):
             make_network(graph, load_weights(graph.model, str(path)), 0)
     for content in (b"", b"text", json.dumps({}).encode()):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="no file of weights alone"):
+        with pytest.raises(InputError, match="not a file of weights only"):
             load_weights(graph.model, str(path))
     torch.save(wider(3), path)  # a pickled module could run code
-    with pytest.raises(InputError, match="no file of weights alone"):
+    with pytest.raises(InputError, match="not a file of weights only"):
         load_weights(graph.model, str(path))
     with pytest.raises(InputError, match="cannot read the weights"):
         load_weights(graph.model, str(tmp_path / "none.pth"))
@@ -710,7 +710,7 @@ def test_a_builder_without_a_seed_is_refused(pictures, tmp_path):
     more = "import numpy as np\ndef other(num_classes=3):\n    network = make(num_classes)\n    with torch.no_grad():\n"
     more += "        network[0].weight += float(np.random.default_rng().normal())\n    return network\n"
     path.write_text(OWN_NETWORK.format(seed=0, stride=1) + more)
-    with pytest.raises(InputError, match="has other weights each time it is built"):
+    with pytest.raises(InputError, match="gets other weights each time it is built"):
         measure(f"{path}:other", pictures, ROOMY, recipe=RECIPE, trials=1, storage=str(tmp_path / "runs.db"))
 
 
@@ -834,15 +834,23 @@ def test_a_campaign_that_is_asked_to_stop_gives_its_run_back(pictures, tmp_path,
     program += ["--data", str(pictures), "--resolution", "16", "--lr", "0.1", "--epochs", "100000"]
     program += ["--storage", str(place), "--trials", "2"]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
-    worker = subprocess.Popen(program, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        with contextlib.suppress(Exception):
-            if counted(place)[1][0].intermediate_values:
-                break
-        time.sleep(0.2)
-    worker.send_signal(getattr(signal, which))
-    _, said = worker.communicate(timeout=60)
+    number = getattr(signal, which)
+    with subprocess.Popen(
+        program, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True,
+        # The tests may run in the background, where a shell lets signals be ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    ) as worker:  # fmt: skip
+        try:
+            until = time.monotonic() + 60
+            while time.monotonic() < until:
+                with contextlib.suppress(Exception):
+                    if counted(place)[1][0].intermediate_values:
+                        break
+                time.sleep(0.2)
+            worker.send_signal(number)
+            _, said = worker.communicate(timeout=60)
+        finally:
+            worker.kill()
     assert worker.returncode == 130
     assert "finished runs are kept in" in said and "Traceback" not in said
     (trial,) = counted(place)[1]

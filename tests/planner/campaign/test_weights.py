@@ -40,7 +40,7 @@ def test_safetensors_are_the_same_as_a_pickle(tmp_path, graph, state):
     network, note = make_network(graph, load_weights(graph.model, str(tmp_path / "weights.safetensors")), 0)
     assert note is None and digest(network) == digest(load(tmp_path, graph, state)[0])
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "weights.safetensors").read_bytes()[:-9])
-    with pytest.raises(InputError, match="no file of weights alone"):
+    with pytest.raises(InputError, match="not a file of weights only"):
         load_weights(graph.model, str(tmp_path / "cut.safetensors"))
 
 
@@ -77,7 +77,7 @@ WRONG = {
         "head.weight", torch.quantize_per_tensor(torch.zeros(3, 12), 0.1, 0, torch.qint8), "is sparse, quantized",
     ),
     "complex": ("head.weight", torch.zeros(3, 12, dtype=torch.complex64), "is of torch.complex64"),
-    "number as key": (7, torch.zeros(1), "7 is no name of a parameter"),
+    "number as key": (7, torch.zeros(1), "7 is not a name of a parameter"),
     "larger than it is": ("head.weight", torch.zeros(1).expand(10**12), "has more elements than are stored"),
 }  # fmt: skip
 

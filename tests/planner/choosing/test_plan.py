@@ -58,7 +58,7 @@ def test_a_plan_for_another_network_is_refused_with_the_reason(plan):
 
 
 def test_a_method_that_only_has_a_price_is_refused(plan):
-    with warnings.catch_warnings(), pytest.raises(InputError, match="priced only"):
+    with warnings.catch_warnings(), pytest.raises(InputError, match="can only be priced"):
         plan.model_copy(update={"way": way("back-razor")}).apply(build(MODEL))
 
 
@@ -147,7 +147,7 @@ def test_expectations_that_cannot_be_are_refused(plan, tmp_path, name, value):
 
 def test_a_plan_that_cannot_be_applied_is_not_saved(tmp_path):
     only_priced = recommend(MODEL, 64_000_000, resolution=64, methods="sparse-update").plan
-    with pytest.raises(InputError, match="'sparse-update' is priced only, so that its plan could not be applied"):
+    with pytest.raises(InputError, match="'sparse-update' can only be priced, so its plan could not be applied"):
         only_priced.save(tmp_path / "plan.json")
     assert not (tmp_path / "plan.json").exists()
 

@@ -1,4 +1,4 @@
-"""Devices: every number has a source, the arithmetic, the roofline, and one clear line for what is no device."""
+"""Devices: every number has a source, the arithmetic, the roofline, and one clear line for what is not a device."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from planner.choosing.recommend import choose
 from planner.choosing.scale import TIE
 from planner.estimates.accuracy import Estimate
 from planner.interface.page import page, page_data, text, write_page
+from planner.interface.plots import pareto_data
 
 MODEL, OTHER = "torchvision:mobilenet_v3_small", "timm:mobilenetv3_small_050"
 BUDGET = 20_000_000
@@ -91,7 +92,7 @@ def expected(priced, ram_bytes: int) -> str:
     try:
         return text(choose(priced, ram_bytes).chosen)
     except InfeasibleError:
-        return page_data(priced)["nothing"]
+        return page_data(priced)["levels"][0]["nothing"]
 
 
 @in_browser
@@ -125,14 +126,67 @@ def test_the_arrow_keys_move_the_slider(priced, opened):
 def test_the_budget_line_and_the_ring_follow(priced, opened):
     for ram_bytes in (BUDGET, 3 * BUDGET // 4):
         move_slider(opened, ram_bytes)
-        shapes, rings = opened.execute_script(
-            "return [plot.layout.shapes, plot.data.filter(trace => trace.name === 'recommended')]"
+        lines, rings = opened.execute_script(
+            "const values = (name, key) => [...document.querySelectorAll('.plot')].map("
+            "  plot => [...plot.querySelectorAll(name)].map(element => Number(element.dataset[key])));"
+            "return [values('.budget', 'bytes'), values('.ring', 'bytes').concat(values('.ring', 'value'))];"
         )
-        assert [(shape["x0"], shape["x1"]) for shape in shapes] == [(ram_bytes / 1e6,) * 2] * 2
+        assert lines == [[ram_bytes]] * 2
         chosen = choose(priced, ram_bytes).chosen
-        at = [[chosen.peak_bytes / 1e6] if model == chosen.model else [] for model in (MODEL, OTHER)]
-        assert [list(ring["x"]) for ring in rings] == at
-        assert [list(ring["y"]) for ring in rings] == [[chosen.recovery.value] if x else [] for x in at]
+        where = [model == chosen.model for model in (MODEL, OTHER)]
+        assert rings == [[value] if here else [] for value in (chosen.peak_bytes, chosen.recovery.value)
+                         for here in where]  # fmt: skip
+
+
+@in_browser
+def test_marks_stand_where_their_numbers_say(priced, opened):
+    """x is linear in bytes: two marks and the budget's line, at two widths of the window."""
+    own = {c.label: c for c in priced if c.model == MODEL and c.recovery.value is not None}
+    for width in (500, 1200):
+        opened.set_window_size(width, 900)
+        marks = opened.execute_script(
+            "return [...document.querySelector('.plot').querySelectorAll('.mark')].map(mark =>"
+            "  [mark.getAttribute('aria-label').split(' on ')[0],"
+            "   ...mark.getAttribute('transform').match(/[0-9.]+/g).map(Number)])"
+        )
+        places = {label: (x, y) for label, x, y in marks}
+        assert places.keys() == own.keys()
+        (left, bottom), (right, top) = places["last"], places["full"]
+        assert left < right < width and top < bottom
+        per_byte = (right - left) / (own["full"].peak_bytes - own["last"].peak_bytes)
+        for label, (x, y) in places.items():
+            assert x == pytest.approx(left + per_byte * (own[label].peak_bytes - own["last"].peak_bytes), abs=0.01)
+            assert y == pytest.approx(bottom + (top - bottom) * own[label].recovery.value, abs=0.01)
+        wide = opened.execute_script("return document.documentElement.scrollWidth")
+        assert wide <= opened.execute_script("return innerWidth")  # nothing to scroll sideways
+    assert {"1", "5", "11"} <= set(
+        opened.execute_script("return [...document.querySelectorAll('.k')].map(text => text.textContent)")
+    )
+
+
+@in_browser
+def test_the_second_slider_limits_compute(browser, tmp_path):
+    space = {"resolution": 96, "methods": ["last", "full", "mobiletl"], "blocks": [3, 8]}
+    plain = candidates([MODEL], **space)
+    levers = ("cheap", "recompute")
+    capped = {cap: candidates([MODEL], **space, schedules=levers, most_flops=cap) for cap in (1.0, 1.33)}
+    write_page(plain, tmp_path / "capped.html", BUDGET, capped)
+    browser.get((tmp_path / "capped.html").as_uri())
+    for place, some in enumerate(capped.values()):
+        browser.execute_script(
+            "const slider = document.getElementById('flops'); slider.value = arguments[0];"
+            "slider.dispatchEvent(new Event('input'));",
+            place,
+        )
+        for ram_bytes in (BUDGET, BUDGET // 2):
+            assert move_slider(browser, ram_bytes) == expected(some, ram_bytes)
+    assert browser.execute_script("return document.getElementById('times').textContent").startswith(
+        "at most 1.33 times"
+    )
+    lines = browser.execute_script(
+        "return [...document.querySelectorAll('.plain')].map(line => line.x2.baseVal.value - line.x1.baseVal.value)"
+    )
+    assert len(lines) == 4 and min(lines) >= 0 and max(lines) > 20  # from the least memory to that of the plain step
 
 
 def test_accuracy_on_own_data_is_told(priced):
@@ -145,13 +199,16 @@ def test_accuracy_on_own_data_is_told(priced):
 
 @in_browser
 def test_hovering_shows_all_of_a_candidate(priced, opened):
-    shown = opened.execute_script(
-        "Plotly.Fx.hover(plot, [{curveNumber: plot.data.findIndex(t => t.name === 'mobiletl'), pointNumber: 4}]);"
-        "return document.querySelector('.hoverlayer').textContent"
-    )
     candidate = next(c for c in priced if (c.model, c.label) == (MODEL, "mobiletl, k = 5"))
-    for part in (*text(candidate).splitlines(), candidate.peak_layer, "prior", candidate.recovery.source):
-        assert "".join(part.split()) in "".join(shown.split())  # whichever way the lines break
+    shown = opened.execute_script(
+        "const mark = [...document.querySelectorAll('.plot .mark')].find("
+        "  mark => mark.getAttribute('aria-label').startsWith(arguments[0]));"
+        "mark.dispatchEvent(new MouseEvent('mouseenter'));"
+        "const tip = document.getElementById('tip'); return tip.hidden ? '' : tip.textContent",
+        text(candidate).splitlines()[0],
+    )
+    for part in (text(candidate), candidate.peak_layer, "prior", candidate.recovery.source):
+        assert part in shown
 
 
 @in_browser
@@ -182,22 +239,39 @@ def test_a_name_cannot_break_the_page(priced, browser, tmp_path):
     name = """file:</script><script>alert("1")</script>&'$title.py:net"""
     open_page(browser, tmp_path / "named.html", [renamed(candidate, name) for candidate in priced])
     assert name in recommendation(browser)
-    titles = browser.execute_script("return document.querySelector('.infolayer .annotation-text').textContent")
-    assert titles == name
+    assert browser.execute_script("return document.querySelector('h2').textContent") == name
 
 
 def test_the_page_holds_every_pick(priced, standard):
     html = standard.read_text(encoding="utf-8")
     (found,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', html, re.DOTALL)
     data = json.loads(found)
-    assert data["models"] == [MODEL, OTHER]
-    starts = [row["from"] for row in data["picks"]]
+    assert data["models"] == [MODEL, OTHER] and data["scale"] == "recovery"
+    (level,) = data["levels"]
+    starts = [row["from"] for row in level["picks"]]
     assert starts == sorted(set(starts)) and starts[0] == min(candidate.peak_bytes for candidate in priced)
     for budget in sorted({candidate.peak_bytes for candidate in priced}):
-        row = [row for row in data["picks"] if row["from"] <= budget][-1]
+        row = [row for row in level["picks"] if row["from"] <= budget][-1]
         chosen = choose(priced, budget).chosen
-        assert (row["text"], row["bytes"], row["recovery"]) == (text(chosen), chosen.peak_bytes, chosen.recovery.value)
+        assert (row["text"], row["bytes"], row["value"]) == (text(chosen), chosen.peak_bytes, chosen.recovery.value)
         assert data["models"][row["model"]] == chosen.model
+    frontier = pareto_data(priced)
+    for point, candidate in zip(level["points"], [c for c in priced if c.recovery.value is not None], strict=True):
+        assert (point["bytes"], point["value"]) == (candidate.peak_bytes, candidate.recovery.value)
+        rows = frontier[(frontier["model"] == candidate.model) & (frontier["method"] == candidate.way.method)]
+        rows = rows[rows["blocks"].fillna(0) == (candidate.way.blocks or 0)]
+        assert point["frontier"] == rows["frontier"].item()
+
+
+def test_the_page_is_small_and_named_after_what_it_shows(priced, standard):
+    """Under 1 MB; with measurements on the user's images its axis is accuracy, and its title says so."""
+    html = standard.read_text(encoding="utf-8")
+    assert len(html) < 500_000 and "<title>Memory of fine-tuning against expected recovery</title>" in html
+    own = {"accuracy_percent": 88.0, "accuracy_low_percent": 85.0, "accuracy_high_percent": 90.0}
+    measured = [replace(c, recovery=replace(c.recovery, **own, accuracy_kind="measured")) for c in priced[:3]]
+    assert "<title>Memory of fine-tuning against expected accuracy</title>" in page(measured)
+    data = page_data(measured)
+    assert data["label"] == "expected accuracy, %" and {p["value"] for p in data["levels"][0]["points"]} == {88.0}
 
 
 def test_the_command_writes_both(monkeypatch, capsys, tmp_path):
@@ -210,7 +284,7 @@ def test_the_command_writes_both(monkeypatch, capsys, tmp_path):
     assert 'value="9000000"' in html.read_text(encoding="utf-8") and image.read_bytes().startswith(b"<?xml")
 
 
-def test_FigureBooksout_a_peak_have_no_page(priced):
+def test_an_accounting_without_a_peak_has_no_page(priced):
     with pytest.raises(
         InputError, match=r"'tinytl' leaves .* has no peak to hold against a budget; allowed: lean, eager"
     ):

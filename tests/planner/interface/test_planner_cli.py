@@ -36,7 +36,7 @@ def test_numbers_are_single_lists_or_ranges(parts):
 
 @pytest.mark.parametrize("text", ["", "x", "1-", "-", "5-1", "1-5:0", "1,,2", "1.5", "1e3", "9" * 12])
 def test_what_is_no_number_is_refused(text):
-    with pytest.raises(InputError, match="is no number, list"):
+    with pytest.raises(InputError, match="is not a number, list"):
         numbers(text, "--batch")
 
 
@@ -92,6 +92,20 @@ def test_a_device_leaves_less_than_its_ram_and_says_so(planner, tmp_path):
     assert 0 < Plan.load(path).peak_bytes <= pi.training_ram_bytes < pi.ram.bytes
 
 
+def test_the_time_of_epochs_and_the_room_for_a_cache_are_said(planner):
+    asked = [
+        "recommend", MODEL, "--device", "raspberry-pi-4-1gb", "--ram", "12MB", "--resolution", "96", "--images", "2000",
+        "--epochs", "3", "--schedules", "cache,inplace", "--method", "last,blocks",
+    ]  # fmt: skip
+    found = json.loads(planner(*asked, "--json")[1])
+    step, epoch, training = (found[name] for name in ("step_seconds", "epoch_seconds", "training_seconds"))
+    assert epoch["value"] == 250 * step["value"] and training["value"] == 3 * epoch["value"]  # 2,000 / 8 steps
+    assert step["kind"] == epoch["kind"] == "lower bound" and step["basis"] == "roofline"
+    assert found["plan"]["schedule"]["cache"] == "float32" and found["cache_bytes"] % 2000 == 0
+    text = " ".join(planner(*asked)[1].split())
+    assert "epoch of 2,000" in text and "3 epochs" in text and "per image," in text and "for all" in text
+
+
 def test_limits_are_kept(planner):
     code, text, _ = planner(
         "recommend", MODEL, "--resolution", "96", "--device", "raspberry-pi-4-1gb", "--min-recovery", "0.5",
@@ -110,7 +124,11 @@ def test_limits_are_kept(planner):
         ([], 2, "no limit was given"),
         (["--device", "raspberry-pi-9"], 2, "unknown device 'raspberry-pi-9'"),
         (["--device", "raspberry-pi-zero-2w", "--ram", "1GB"], 2, "is more than the device leaves"),
-        (["--ram", "1GB", "--max-epoch-seconds", "5"], 2, "needs --device, and --images"),
+        (["--ram", "1GB", "--max-epoch-seconds", "5"], 2, "need --images, the number of images of an epoch"),
+        (["--ram", "1GB", "--images", "9", "--max-epoch-seconds", "5"], 2, "--max-epoch-seconds needs --device"),
+        (["--ram", "1GB", "--storage", "1GB"], 2, "need --images"),
+        (["--ram", "1GB", "--images", "0"], 2, "images must be a whole number of 1 or more, not 0"),
+        (["--ram", "1GB", "--images", "9", "--epochs", "0"], 2, "epochs must be a whole number of 1 or more, not 0"),
         (["--ram", "1GB", "--max-flops", "-5"], 2, "must be a positive number, not -5"),
         (["--ram", "1GB", "--objective", "beauty"], 2, "unknown objective 'beauty'"),
         (["--ram", "1GB", "--batch", "8", "--micro-batch", "3"], 2, "no micro-batch of 3 divides a batch of 8"),
@@ -152,7 +170,7 @@ def test_own_evidence_is_used_and_said(planner, tmp_path):
         "88.0 % (" in out
         and "prior: your runs on mine of last (70 %), full (90 %), mobiletl, k = 3"
         in " ".join(out.replace("│", " ").split())
-        and "is the cheapest of those that promise within" in out
+        and "is the cheapest within 0.25 points of the best that fits" in " ".join(out.split())
     )
     path.write_text(path.read_text() + f"{MODEL},norm,,mine,190,2000\n")
     code, out, err = planner("recommend", MODEL, "--ram", "20MB", "--evidence", str(path))

@@ -198,6 +198,17 @@ def test_every_lever_trains_the_same_network_in_the_memory_that_was_planned(leve
     assert found.memory.measured_bytes <= plain[1].memory.measured_bytes
 
 
+def test_the_allocator_changes_no_result(digits, plain, tmp_path):
+    course = Course(epochs=2, learning_rate=0.01, augment=())
+    train(planned(), digits, tmp_path / "out", course=course, allocator="default")
+    assert same(weights(tmp_path / "out"), plain[0])
+
+
+def test_an_unknown_allocator_is_refused(digits, tmp_path):
+    with pytest.raises(InputError, match="unknown allocator 'aerna'; did you mean 'arena'"):
+        train(planned(), digits, tmp_path / "out", course=SHORT, allocator="aerna")
+
+
 def test_micro_batches_give_the_same_network_but_for_rounding(digits, tmp_path):
     course = Course(epochs=2, learning_rate=0.01, augment=())
     found = {}
@@ -295,11 +306,11 @@ def refused(said: str, plan, data, out, kind=InputError, **options) -> None:
 
 def test_plan_and_images_must_go_together(digits, tmp_path):
     four = draw(tmp_path / "four", 4, 3)
-    refused(r"is for 3 classes, but .*four has 4 \(0, 1, 2, 3\); plan anew with planner recommend .*--classes 4",
+    refused(r"is for 3 classes, but .*four has 4 \(0, 1, 2, 3\); plan again with planner recommend .*--classes 4",
             planned(), four, tmp_path / "out")  # fmt: skip
     few = draw(tmp_path / "few", 3, 2)
     refused("3 training images are less than the plan's batch of 8", planned(), few, tmp_path / "out")
-    refused("no folder that can be read", planned(), tmp_path / "nowhere", tmp_path / "out")
+    refused("not a readable folder", planned(), tmp_path / "nowhere", tmp_path / "out")
     refused("cannot read the plan", tmp_path / "none.json", digits, tmp_path / "out")
 
 
