@@ -32,8 +32,12 @@ def allocations(run: Callable[[], object]) -> list[int]:
         run()
     recorded = profiler.profiler
     assert recorded is not None and recorded.kineto_results is not None  # there once it has run
-    events = recorded.kineto_results.events()
-    return [e.nbytes() for e in events if e.name() == "[memory]" and e.device_type() == DeviceType.CPU]
+    return _sizes(recorded.kineto_results.events())
+
+
+def _sizes(events) -> list[int]:
+    is_memory = (each for each in events if each.name() == "[memory]")
+    return [each.nbytes() for each in is_memory if each.device_type() == DeviceType.CPU]
 
 
 def peak_of(sizes: list[int]) -> int:
