@@ -14,6 +14,8 @@ from ..units import BYTES_PER_ELEMENT, FLOAT_BYTES, Count, bytes_of_bits, over_b
 from .gradients import Wanted
 from .kernels import NO_KERNELS, Kernels
 
+CAST_WEIGHT = "weight, cast"
+
 
 class Key(NamedTuple):
     """What is kept: the graph's storage or tensor of this id, or something that the layer of this index alone keeps.
@@ -33,7 +35,8 @@ class Saved:
     what: 'input', 'output', 'mask', ... as the layer that keeps it first sees it. follows_precision: a floating-point
     activation, whose bits are those of the activations' precision. storage: the graph's storage if an activation
     itself is kept, else None (a mask, statistics, a clone). uses: by layer index, the roles whose gradient needs it.
-    extra_bits: beside the elements (which of them they are), with the same batch.
+    extra_bits: beside the elements (which of them they are), with the same batch. cast: a copy in the activations'
+    precision, which is made and kept only where that is not float32.
     """
 
     key: Key
@@ -46,10 +49,13 @@ class Saved:
     storage: Storage | None
     uses: dict[int, tuple[str, ...]]
     extra_bits: int = 0
+    cast: bool = False
 
     def total_bits(self, batch: Count, float_bytes: int = FLOAT_BYTES) -> Count:
         """Return its bits over the whole batch, whose size may be an array."""
         bits = 8 * float_bytes if self.follows_precision else self.bits
+        if self.cast:
+            bits = 0 if float_bytes == FLOAT_BYTES else 8 * float_bytes
         return over_batch(self.elements * bits + self.extra_bits, self.batched, batch)
 
     def bytes(self, batch: Count, float_bytes: int = FLOAT_BYTES) -> Count:
@@ -149,6 +155,15 @@ class Ledger:
         keys = self.by_layer.setdefault(layer.index, [])
         if key not in keys:
             keys.append(key)
+
+    def keep_cast(self, layer: Layer, role: str, weight: Tensor) -> None:
+        """Enter that a layer keeps its weight in the activations' precision, where autocast computes in fewer bits."""
+        key = Key("layer", layer.index, CAST_WEIGHT)
+        shape = " x ".join(map(str, weight.shape))
+        self.saved[key] = Saved(
+            key, CAST_WEIGHT, shape, weight.elements, 0, False, False, None, {layer.index: (role,)}, cast=True
+        )
+        self.by_layer.setdefault(layer.index, []).append(key)
 
     def close(self, recomputed: tuple[int, ...] = ()) -> Books:
         """Return the finished books."""

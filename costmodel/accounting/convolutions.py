@@ -37,7 +37,7 @@ def unfolds(layer: Layer, start: Tensor, batch: int, threads: int) -> bool:
     start: the input, or the output, which a transposed convolution (the input's gradient) starts from. Source:
     ConvParams::use_mkldnn in aten/src/ATen/native/Convolution.cpp of PyTorch 2.15.
     """
-    shape, kernel = start.shape[1:], layer.inputs["weight"].shape[2:]
+    shape, kernel = start.shape[1:], (1, *layer.inputs["weight"].shape[2:])  # one dimension counts as rows of one
     if threads == 1 and batch < _MANY_IMAGES and are(1, layer, "stride", "dilation") and kernel[-2:] == (1, 1):
         return True
     is_small = batch == 1 and math.prod(shape[:3]) <= _SMALL_IMAGE

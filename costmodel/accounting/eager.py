@@ -33,6 +33,11 @@ Keeps = Callable[[Layer, tuple[str, ...]], Iterable[Item]]
 
 _INDEX_BITS = 64
 
+# What autocast computes in fewer bits, weights cast. Source: lower_precision_fp in aten/src/ATen/autocast_mode.h.
+CASTS = frozenset((
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul", "bmm",
+))  # fmt: skip
+
 
 def _nothing(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     return iter(())
@@ -276,8 +281,10 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
                 f"it is not known what stock PyTorch keeps for the operation {layer.op!r} ({layer.location} of "
                 f"{graph.model}); give it with costmodel.register_rule(..., eager=...)"
             )
-        for item in KEEPS[name](layer, roles) if name in KEEPS else facts[index].kept_together(roles):
+        for item in KEEPS[name](layer, roles) if name in KEEPS else facts[index].kept_together(layer, roles):
             ledger.keep(layer, " ".join(roles), item)
+            if layer.op in CASTS and isinstance(item, Dense) and item.tensor.kind == "parameter":
+                ledger.keep_cast(layer, " ".join(roles), item.tensor)
     return ledger.close()
 
 

@@ -28,6 +28,7 @@ from .convolutions import given, is_matrix_product, unfolding, unfolds, uses_cha
 from .onednn import OneDnn, copying
 from .orders import order_copies
 
+_INDEX_BYTES = 8
 _CONVOLUTIONS = CONVOLUTIONS | {"conv1d", "conv3d"}
 
 # Elements whose mask is packed at a time, and the most pieces that a tensor is cut into on a CPU: every piece waits for
@@ -111,8 +112,32 @@ _PER_ELEMENT = {
 }
 
 
+def _dropped(call: Call) -> int:
+    """Return the bytes of a mask or of indices that PyTorch makes in forward and, where nothing trains, drops again.
+
+    Source: aten/src/ATen/native/Dropout.cpp, Pooling.cpp.
+    """
+    if call.wanted or call.layer.op not in ("dropout", "max_pool2d"):
+        return 0
+    if call.layer.op == "dropout":
+        return call.layer.input.bytes(call.batch, call.float_bytes)
+    return call.batch * _INDEX_BYTES * call.layer.output.elements
+
+
+def _seen(call: Call, working: tuple[int, ...]) -> Working:
+    """Return what was seen of a learned call where it ran, as if its gradients were all wanted, or none."""
+    plain, forward, backward = (
+        call.batch * each + once for each, once in zip(working[::2], working[1::2], strict=True)
+    )
+    return (forward, backward) if call.wanted else (plain, 0)
+
+
 def _onednn(call: Call) -> Working:
     layer = call.layer
+    if dropped := _dropped(call):
+        return dropped, 0
+    if layer.learned is not None and layer.learned.working:
+        return _seen(call, layer.learned.working)
     copied = order_copies(layer, call.wanted, call.batch, call.float_bytes, call.gradient)
     if layer.op in _PER_ELEMENT:
         return copied[0], copied[1] + _PER_ELEMENT[layer.op](call)

@@ -33,6 +33,7 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
     open_choices: list[Choice] = []
     for index, roles in wanted.items():
         if index in recomputed:
+            _keep_ingredients(ledger, graph.layers[index])
             continue
         for role, alternatives in _options(graph.layers[index], roles, facts[index], assignment.kept_inputs.get(index)):
             if len(alternatives) != 1:
@@ -48,12 +49,19 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
     return ledger.close(tuple(recomputed))
 
 
+def _keep_ingredients(ledger: Ledger, layer: Layer) -> None:
+    """Enter what a layer of a weight is computed again from, but for parameters and buffers."""
+    for role, tensor in layer.inputs.items():
+        if tensor.kind == "constant":
+            ledger.keep(layer, role, Dense(tensor))
+
+
 def _options(
     layer: Layer, roles: tuple[str, ...], facts: Facts, instead: KeptInput | None
 ) -> list[tuple[str, tuple[Alternative, ...]]]:
     """Return what could be kept, by role; for all roles at once where no more is known."""
     if facts.together:
-        return [(" ".join(roles), (facts.kept_together(roles),))]
+        return [(" ".join(roles), (facts.kept_together(layer, roles),))]
     return [(role, _alternatives(layer, role, facts, instead)) for role in roles]
 
 

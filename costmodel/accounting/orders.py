@@ -58,6 +58,10 @@ def _permuted(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
     order: list[int] = list(range(count))
     if layer.op == "permute":
         order = [number % count for number in _numbers(layer)]
+    elif layer.op == "movedim":
+        if len(_numbers(layer)) != 2:  # several dimensions at once
+            return ()
+        order.insert(_numbers(layer)[1] % count, order.pop(_numbers(layer)[0] % count))
     else:
         first, second = (-2, -1) if layer.op in ("T", "mT") else _numbers(layer)[:2]
         order[first], order[second] = order[second], order[first]
@@ -67,7 +71,7 @@ def _permuted(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
 ORDERS: dict[str, Order] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "standardized_conv2d", "conv_transpose2d"), _convolution),
     **dict.fromkeys(("layer_norm", "linear", "softmax", "matmul", "bmm", "scaled_dot_product_attention"), _plain),
-    **dict.fromkeys(("permute", "transpose", "swapaxes", "T", "mT"), _permuted),
+    **dict.fromkeys(("permute", "transpose", "swapaxes", "T", "mT", "movedim"), _permuted),
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"), _reshaped),
     **dict.fromkeys(
         ("batch_norm", "group_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate"), _as_input

@@ -20,6 +20,7 @@ from ..rules.facts import Facts
 from ..rules.table import RULES
 from ..step.cache import CacheCost
 from ..step.optimizers import OPTIMIZERS
+from ..step.precision import float32_under_autocast
 from ..step.regions import again, recomputed_flops, saved_bytes, skipped, skipped_flops
 from ..step.schedule import Schedule
 from ..step.simulation import CATEGORIES, Moment
@@ -306,7 +307,7 @@ class Footprint:
                 "tensor": f"{layers[min(saved.uses)].name}: {saved.what}",
                 "part": cut.where(layers[min(saved.uses)]),
                 "shape": saved.shape,
-                "bits": 8 * each if saved.follows_precision else saved.bits,
+                "bits": 8 * each if saved.follows_precision or saved.cast else saved.bits,
                 "bytes": saved.bytes(self.micro_batch, each),
                 "needed_for": ", ".join(
                     f"{layers[index].name}: {' '.join(roles)}" for index, roles in sorted(saved.uses.items())
@@ -314,6 +315,7 @@ class Footprint:
                 "layers": len(saved.uses),
             }
             for saved in self.books.saved.values()
+            if saved.bytes(self.micro_batch, each)
         ]
 
     def summary(self) -> list[tuple[str, str]]:
@@ -339,6 +341,9 @@ class Footprint:
         if self.learned:
             names = (name if counted else f"{name}, its FLOPs not counted" for name, counted in self.learned.items())
             rows.append(("learned", "; ".join(names)))
+        if self.step.precision.activations != "float32" and (first := float32_under_autocast(self.graph)) is not None:
+            rows.append(("left out", f"{first.location} computes in float32 under autocast: with a parameter"))
+        rows += [("note", note) for note in self.graph.notes]
         if (cache := CacheCost.of(self.step)) is not None:
             rows += [
                 ("cache", f"{format_bytes(cache.bytes_per_image)} of storage per image ({cache.rounding}), filled once "

@@ -7,20 +7,16 @@ the backward of a convolution replaced.
 
 from __future__ import annotations
 
-import os
-import sys
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]  # it has no other name
-from torch.profiler import ProfilerActivity, profile
 
 from ..graph.layer_graph import LayerGraph
 from ..methods.assignment import Assignment
+from ..tracing.allocations import allocations, peak_of
 from ..tracing.calls import ModulePath, tensors_in
 from ..tracing.detectors import run
 from ..tracing.flops import corrected_flop_counter
@@ -110,19 +106,9 @@ def kept_bytes(model: nn.Module, images: torch.Tensor | Inputs) -> int:
 
     Seen by the profiler, whoever keeps them; what was there before, such as the input, does not count. On the CPU.
     """
-    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        outputs = result_of(model, images)
-    recorded = profiler.profiler
-    assert recorded is not None and recorded.kineto_results is not None  # there once it has run
-    left = sum(_allocations(recorded.kineto_results.events()))
+    outputs: list[Any] = []
+    left = sum(allocations(lambda: outputs.append(result_of(model, images))))
     return left - sum(tensor.untyped_storage().nbytes() for tensor in tensors_in(outputs))
-
-
-def _allocations(events) -> Iterator[int]:
-    """Yield the bytes of each allocation on the CPU, and of each free as a negative number."""
-    for event in events:
-        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
-            yield event.nbytes()
 
 
 def step_flops(model: nn.Module, images: torch.Tensor | Inputs, loss: Loss = loss_of) -> tuple[int, int]:
@@ -143,20 +129,6 @@ def counted_step(model: nn.Module, images: torch.Tensor) -> tuple[int, int, int]
         return sum(by_module.values()), forward, counter.get_total_flops() - forward
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the profiler's C++ code writes to standard error; Python's errors are raised as ever."""
-    sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
-
-
 def peak_bytes(step: Callable[[], None], device: str = "cpu") -> int:
     """Return the most memory that `step` takes above what is allocated when it starts."""
     if device != "cpu":
@@ -166,12 +138,4 @@ def peak_bytes(step: Callable[[], None], device: str = "cpu") -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    recorded = profiler.profiler
-    assert recorded is not None and recorded.kineto_results is not None  # there once the step has run
-    now = peak = 0
-    for size in _allocations(recorded.kineto_results.events()):
-        now += size
-        peak = max(peak, now)
-    return peak
+    return max(0, peak_of(allocations(step)))

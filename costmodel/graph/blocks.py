@@ -105,6 +105,27 @@ def parts(graph: LayerGraph) -> Parts:
 
 
 @kept
+def head_layers(graph: LayerGraph) -> tuple[int, ...]:
+    """Return the indices of the layers with parameters from which results come without another: the heads.
+
+    A classifier has one (`Parts.head`), or one for each of its results; a segmenter may add two, and a detector has one
+    for each kind of result and size of map.
+    """
+    found: set[int] = set()
+    open_tensors, seen = list(graph.outputs), set()
+    while open_tensors:
+        layer = graph.producer.get(open_tensors.pop().id)
+        if layer is None or layer.index in seen:
+            continue
+        seen.add(layer.index)
+        if any(tensor.kind in ("parameter", "derived") for tensor in layer.inputs.values()):
+            found.add(layer.index)
+        else:
+            open_tensors += [tensor for tensor in layer.inputs.values() if tensor.kind == "activation"]
+    return tuple(sorted(found)) or (parts(graph).head,)
+
+
+@kept
 def body_digest(graph: LayerGraph) -> str:
     """Return what tells networks apart by their layers before the head: operations, arguments and shapes.
 

@@ -44,11 +44,14 @@ class Learned:
     """What a call does. patterns: by wanted gradients; one for each set of roles that can be wanted together.
 
     counts_flops: whether PyTorch's counter has a formula for anything in it; else its FLOPs are not counted.
+    working: bytes beside arguments, results and what is kept: in forward where no gradient is wanted, in forward and in
+    backward where all are; of each the bytes per image, and those beside. Empty where it was not seen.
     """
 
     patterns: tuple[Pattern, ...]
     forward_flops: int
     counts_flops: bool
+    working: tuple[int, ...] = ()
 
     def to_rows(self) -> list[Any]:
         """Return it as lists, texts and numbers."""
@@ -61,7 +64,7 @@ class Learned:
             ]
             for each in self.patterns
         ]
-        return [patterns, self.forward_flops, self.counts_flops]
+        return [patterns, self.forward_flops, self.counts_flops, *([list(self.working)] if self.working else [])]
 
     @staticmethod
     def from_rows(rows: Any, roles: Iterable[str], outputs: int) -> Learned:
@@ -75,9 +78,11 @@ class Learned:
             held = tuple(Held(*_checked(row, roles, numbers)) for row in kept)
             _require(set(wanted) <= roles and set(passes) <= set(wanted) and _is_count(flops))
             patterns.append(Pattern(tuple(wanted), held, flops, tuple(passes)))
-        _, flops, counts = rows
-        _require(_is_count(flops) and type(counts) is bool)
-        return Learned(tuple(patterns), flops, counts)
+        _, flops, counts = rows[:3]
+        working = rows[3] if len(rows) > 3 else []
+        _require(_is_count(flops) and type(counts) is bool and type(working) is list and len(working) in (0, 6))
+        _require(all(map(_is_count, working)))
+        return Learned(tuple(patterns), flops, counts, tuple(working))
 
 
 def _checked(row: list, roles: set[str], numbers: set[str]) -> list:

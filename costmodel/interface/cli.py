@@ -112,8 +112,6 @@ def footprint(
     if for_programs(result, rows, as_json, as_csv):
         return
     _print_caveat(accounting)
-    for note in graph.notes:
-        typer.echo(f"note: {note}", err=True)
     out = terminal()
     out.print(answer)
     known = {"process": process.text if process else "", "time of a step": seconds.text}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .activations import wants_gradient
-from .functions import first_order, overridable
+from .functions import first_order, in_autocast, overridable
 
 Size = int | Sequence[int]  # one number, or one for each dimension
 
@@ -81,9 +81,7 @@ def standardize(weight: Tensor, eps: float = 1e-5) -> Tensor:
 def _convolution(
     dims: int, x, weight, bias, stride, padding, dilation, groups, compute: Callable | None, made: Tensor | None = None
 ) -> Tensor:
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
+    x = in_autocast(x)
     bias = None if bias is None else bias.to(x.dtype)
     if x.dim() == dims + 1:  # one image without a batch
         return _convolution(dims, x[None], weight, bias, stride, padding, dilation, groups, compute, made)[0]

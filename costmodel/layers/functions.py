@@ -14,6 +14,18 @@ from ..errors import ModelError
 Layer = TypeVar("Layer", bound=Callable[..., Any])
 
 
+def autocast_is_on(device: torch.device) -> bool:
+    """Whether autocast is on for a device, some of which (meta) have none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def in_autocast(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in the precision that autocast computes products in, if it is on where the tensor is."""
+    if autocast_is_on(x.device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
+
+
 def first_order(backward: Callable[..., Any]) -> Any:
     """Return a `backward` that is not differentiated again: what that would need was not kept.
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import wants_gradient
-from .functions import first_order
+from .functions import first_order, in_autocast
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, copies_input: bool = False) -> Tensor:
@@ -21,6 +21,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, copies_inp
 
     copies_input: whether stock PyTorch would copy the input for its order in memory, and keep the copy.
     """
+    input = in_autocast(input)
     if weight.dtype == input.dtype and not copies_input:
         return F.linear(input, weight, bias)
     if not wants_gradient(input, weight, bias):

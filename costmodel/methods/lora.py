@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import InputError
-from ..graph.blocks import CONVOLUTIONS, parts
+from ..graph.blocks import CONVOLUTIONS, head_layers, parts
 from ..graph.layer_graph import LayerGraph
 from ..graph.rewrite import Draft, moved_parts
 from ..graph.values import Layer, Tensor
@@ -33,8 +33,8 @@ def projections(graph: LayerGraph) -> list[Layer]:
 
     Those whose weight is the network's own parameter, which no other layer uses.
     """
-    head = parts(graph).head
-    return [layer for layer in graph.layers if layer.index != head and _is_projection(graph, layer)]
+    heads = {parts(graph).head, *head_layers(graph)}
+    return [layer for layer in graph.layers if layer.index not in heads and _is_projection(graph, layer)]
 
 
 def _is_projection(graph: LayerGraph, layer: Layer) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..graph.blocks import NORMS, Parts, parts
+from ..graph.blocks import NORMS, Parts, head_layers, parts
 from ..graph.layer_graph import LayerGraph
 from ..graph.values import Layer, Tensor
 from ..table import Table
@@ -133,8 +133,8 @@ def parameters_of(graph: LayerGraph, layers: list[Layer], roles: tuple[str, ...]
 
 
 def head_parameters(graph: LayerGraph, cut: Parts) -> set[str]:
-    """Return the names of the head's parameters."""
-    return parameters_of(graph, [graph.layers[cut.head]])
+    """Return the names of the parameters of the heads: one, or several where a network has several results."""
+    return parameters_of(graph, [graph.layers[index] for index in {cut.head, *head_layers(graph)}])
 
 
 def batch_norms(graph: LayerGraph) -> set[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..errors import UnknownOperationError
 from ..graph.values import Layer, Tensor
 
 
@@ -55,11 +56,24 @@ class Facts:
     together: dict[tuple[str, ...], Alternative] = field(default_factory=dict)
     together_flops: dict[tuple[str, ...], int] = field(default_factory=dict)
 
-    def kept_together(self, wanted: tuple[str, ...]) -> Alternative:
-        """Return what backward must have kept for these roles; of a set that is not known, what each alone needs."""
+    def kept_together(self, layer: Layer, wanted: tuple[str, ...]) -> Alternative:
+        """Return what backward must have kept for these roles; of a set that is not known, what each alone needs.
+
+        Errors: UnknownOperationError where these keep memory of their own, which may be the same or not.
+        """
         if wanted in self.together:
             return self.together[wanted]
-        return tuple(dict.fromkeys(item for role in wanted for item in self.together[role,]))
+        kept = tuple(dict.fromkeys(item for role in wanted for item in self.together[role,]))
+        own, most = (
+            {item for item in items if isinstance(item, Private)}
+            for items in (kept, self.together[max(self.together, key=len)])
+        )
+        if own and own != most:
+            raise UnknownOperationError(
+                f"what {layer.location} keeps was not seen for the gradients of {', '.join(wanted)} without those of "
+                "its other arguments; train all of these, or something before it, too"
+            )
+        return kept
 
     def backward_flops_of(self, wanted: tuple[str, ...]) -> dict[str, int]:
         """Return the backward FLOPs by role; what is computed together stands with the first of them."""

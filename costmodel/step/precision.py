@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import unknown
-from ..graph.values import Tensor
+from ..graph.layer_graph import LayerGraph
+from ..graph.values import Layer, Tensor
 from ..units import BYTES_PER_ELEMENT
 
 WEIGHTS = GRADIENTS = ("float32",)
@@ -74,6 +75,22 @@ class Precision:
     def to_dict(self) -> dict[str, str]:
         """Return the precision as plain values for JSON."""
         return {"activation_dtype": self.activations, "frozen_dtype": self.frozen}
+
+
+# What gives the wider type of its arguments. Source: torch.result_type; promote in aten/src/ATen/autocast_mode.h.
+_PROMOTES = frozenset(("add", "sub", "mul", "div", "addcmul", "cat", "stack", "where"))
+
+
+def float32_under_autocast(graph: LayerGraph) -> Layer | None:
+    """Return the first layer whose result is float32 under autocast, as it joins an activation with a parameter.
+
+    What follows in float32 is not followed: activations count in the precision that was asked for.
+    """
+    for layer in graph.layers:
+        kinds = {tensor.kind for tensor in layer.inputs.values() if tensor.dtype == "float32" and tensor.shape}
+        if layer.op in _PROMOTES and "activation" in kinds and kinds & {"parameter", "derived", "constant"}:
+            return layer
+    return None
 
 
 def precision_from(saved: Mapping[str, Any]) -> Precision:

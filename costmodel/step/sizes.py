@@ -7,6 +7,7 @@ from typing import Generic
 
 import numpy as np
 
+from ..accounting.books import CAST_WEIGHT
 from ..accounting.kernels import Call, Kernels
 from ..accounting.orders import gradient_orders
 from ..accounting.requirements import Requirements
@@ -100,7 +101,10 @@ def _copied(required: Requirements, precision: Precision) -> dict[int, int]:
         converts = precision.reduces(weight, weight.name in trained) and precision.frozen != precision.activations
         return layer.op == "standardized_conv2d" or converts or precision.activation_bytes != FLOAT_BYTES
 
+    is_reduced, by_layer = precision.activation_bytes != FLOAT_BYTES, required.books.by_layer
     for layer in filter(is_copied, required.graph.layers):
+        if is_reduced and any(key.label == CAST_WEIGHT for key in by_layer.get(layer.index, ())):
+            continue  # it is kept
         copied[layer.index] = layer.inputs["weight"].elements * precision.activation_bytes
     return copied
 

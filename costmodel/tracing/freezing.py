@@ -67,7 +67,11 @@ class Freeze:
                     f"{self.label}: a tensor of {name or 'the network'} grows with the square of the batch, so no cost "
                     "per image exists; leave out what compares the images of a batch with each other"
                 )
-            storage = self.storage(value.store, batched)
+            # An expanded tensor repeats its memory for every image.
+            repeats = bool(value.strides) and all(
+                not step for size, step in zip(value.shape, value.strides, strict=True) if grows((size,), TRACE_BATCH)
+            )
+            storage = self.storage(value.store, batched and not repeats)
             value.result = Tensor(
                 self.count, value.shape, self.per_image(elements, batched, name), _dtype(value.dtype), value.kind,
                 batched, storage, value.version, value.name or name, value.strides,

@@ -2,7 +2,8 @@
 
 The call runs on tensors of its own, laid out as the traced ones, at two batches: on a CPU, or on the meta device where
 they would be large. Saved-tensor hooks tell what autograd keeps, the FLOP counter what it computes. A size that is the
-same at both batches is absolute, one in proportion to them is per image; any other is refused.
+same at both batches is absolute, one in proportion to them is per image, one that grows in steps both (a third batch
+must agree); any other is refused.
 
 Source of the second opinion: `derivatives.yaml`, which comes with PyTorch (tests/costmodel/tracing/test_learning.py).
 """
@@ -11,24 +12,26 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ..graph.learned import Held, Learned, Pattern
+from .allocations import allocations, peak_of
 from .calls import named_tensors, operation_name, tensors_in
 from .flops import corrected_flop_counter
 
-BATCHES = (2, 3)
+BATCHES, THIRD_BATCH = (2, 3), 5
 # Assumption: arguments of more bytes per image take too long to compute with; their call runs on the meta device,
 # where PyTorch takes the same path but for attention.
 MOST_BYTES = 2**24
 _FEW = 2**16  # elements that are drawn at random; more are all the same number
 ON_META = frozenset({"scaled_dot_product_attention"})  # there it is not computed by the flash kernel
-MOST_ROLES = 4  # whose gradients are wanted in every combination; of more, each alone and all together
+MOST_ROLES = 6  # whose gradients are wanted in every combination; of more, each alone and all together
 
 
 class Unlearnable(Exception):
@@ -138,9 +141,12 @@ class _Run:
 
 def _device(call: TracedCall) -> str:
     """Return where a call is observed."""
+    return "meta" if operation_name(call.function)[0] in ON_META or _bytes_per_image(call) > MOST_BYTES else "cpu"
+
+
+def _bytes_per_image(call: TracedCall) -> int:
     tensors = [value for value in tree_leaves((call.args, call.kwargs)) if isinstance(value, torch.Tensor)]
-    each = sum(tensor.numel() * tensor.element_size() // call.batch for tensor in tensors)
-    return "meta" if operation_name(call.function)[0] in ON_META or each > MOST_BYTES else "cpu"
+    return sum(tensor.numel() * tensor.element_size() // call.batch for tensor in tensors)
 
 
 def _key(call: TracedCall, roles: list[str]) -> Any:
@@ -164,13 +170,54 @@ def _learn(call: TracedCall, roles: list[str]) -> Learned:
         few, more = seen[wanted] = [_observe(call, wanted, batch) for batch in BATCHES]
         if few.kept.keys() != more.kept.keys() or few.passes != more.passes:
             raise Unlearnable("what it keeps depends on the batch")
-        patterns.append(Pattern(wanted, tuple(_held(few, more)), _per_image(few, more, "backward_flops"), few.passes))
+        kept = tuple(_held(few, more, partial(_observe, call, wanted, THIRD_BATCH)))
+        patterns.append(Pattern(wanted, kept, _per_image(few, more, "backward_flops"), few.passes))
     if len(roles) > MOST_ROLES and not _adds_up(patterns):
         raise Unlearnable(f"it has {len(roles)} arguments, of which what it keeps cannot be told one by one")
     few, more = seen[()]
     _over_batch(few.elements, more.elements)
     counts = any(run.counts_flops for pair in seen.values() for run in pair)
-    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts)
+    working = _working(call, tuple(roles))
+    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts, working)
+
+
+def _working(call: TracedCall, wanted: tuple[str, ...]) -> tuple[int, ...]:
+    """Return a call's working memory as of `Learned`; () where it cannot be seen or does not grow in steps."""
+    if operation_name(call.function)[1] or call.kwargs.get("inplace") or _bytes_per_image(call) > MOST_BYTES:
+        return ()
+    few, more = (_working_at(call, wanted, batch) for batch in BATCHES)
+    try:
+        return tuple(part for pair in zip(few, more, strict=True) for part in _affine(*pair))
+    except Unlearnable:
+        return ()
+
+
+def _working_at(call: TracedCall, wanted: tuple[str, ...], batch: int) -> tuple[int, int, int]:
+    """Return the working memory at a batch: in forward without a gradient, in forward, and in backward."""
+    run = _Run(call, batch, "cpu")
+    traced = named_tensors(call.function, call.args, call.kwargs)
+    made: list[Any] = []
+
+    def forward() -> None:
+        made.append(call.function(*run.args, **run.kwargs))
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        plain = allocations(forward)
+    leaves = [run.made[id(traced[role])].requires_grad_() for role in wanted]
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        differentiable = allocations(forward)
+    results = [result for result in tensors_in(made[-1]) if result.requires_grad]
+    if not results or not leaves:
+        return peak_of(plain) - sum(plain), 0, 0
+    given = [torch.ones_like(result) for result in results]
+    gradients: list[torch.Tensor | None] = []
+    backward = allocations(lambda: gradients.extend(torch.autograd.grad(results, leaves, given, allow_unused=True)))
+    there = {_address(tensor) for tensor in given}
+    own = {_address(each): each.untyped_storage().nbytes() for each in gradients if each is not None}
+    new = sum(size for address, size in own.items() if address not in there)
+    return (
+        peak_of(plain) - sum(plain), peak_of(differentiable) - sum(differentiable), max(0, peak_of(backward) - new)
+    )  # fmt: skip
 
 
 def _adds_up(patterns: list[Pattern]) -> bool:
@@ -180,13 +227,19 @@ def _adds_up(patterns: list[Pattern]) -> bool:
     return kept == {*together.kept} and sum(each.backward_flops for each in alone) == together.backward_flops
 
 
-def _held(few: _Seen, more: _Seen):
+def _held(few: _Seen, more: _Seen, third: Callable[[], _Seen]) -> Iterator[Held]:
+    """Yield what is kept. third: the same call at `THIRD_BATCH`, which a size in two parts must fit too."""
     for (of, name), (elements, bits) in few.kept.items():
         if of != "own":
             yield Held(of, name)  # pyright: ignore[reportArgumentType]  # as `_observe` names them
             continue
-        each, batched = _over_batch(elements, more.kept[of, name][0])
-        yield Held("own", name, each, bits, batched)
+        each, once = _affine(elements, more.kept[of, name][0])
+        if each and once and third().kept[of, name][0] != each * THIRD_BATCH + once:
+            raise Unlearnable("a size does not grow with the batch in steps")
+        if each:
+            yield Held("own", name, each, bits, True)
+        if once:
+            yield Held("own", f"{name} for all" if each else name, once, bits, False)
 
 
 def _over_batch(few: int, more: int) -> tuple[int, bool]:
@@ -196,6 +249,15 @@ def _over_batch(few: int, more: int) -> tuple[int, bool]:
     if few * BATCHES[1] == more * BATCHES[0]:
         return few // BATCHES[0], True
     raise Unlearnable("a size is neither the same at every batch nor in proportion to it")
+
+
+def _affine(few: int, more: int) -> tuple[int, int]:
+    """Return a count per image and an absolute one that together give what was seen at both batches."""
+    each, rest = divmod(more - few, BATCHES[1] - BATCHES[0])
+    once = few - each * BATCHES[0]
+    if rest or each < 0 or once < 0:
+        raise Unlearnable("a size is neither the same at every batch nor grows with it in steps")
+    return each, once
 
 
 def _per_image(few: _Seen, more: _Seen, count: str) -> int:

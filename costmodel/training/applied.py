@@ -22,6 +22,7 @@ from ..accounting.requirements import Requirements, requirements
 from ..errors import InputError, ModelError
 from ..graph.values import ADDED as ADDED_CALL
 from ..layers.added import ADDED
+from ..layers.functions import autocast_is_on
 from ..methods.table import METHODS, Trained, way_of
 from ..methods.way import Options, Way
 from ..step.precision import FROZEN
@@ -57,7 +58,10 @@ class Applied(nn.Module):
                 "or costmodel.restore(model)"
             )
         plan = self.training_plan
-        replacements = plan.replacements if self.training else plan.in_eval
+        replacements = plan.in_eval
+        if self.training:
+            casts = autocast_is_on(next(self.parameters()).device)
+            replacements = plan.in_autocast if casts else plan.replacements
         if plan.schedule.is_cut and self.training and torch.is_grad_enabled():
             with ScheduledPass(self, plan, replacements, (args, kwargs)) as scheduled:
                 args, kwargs = scheduled.inputs

@@ -70,6 +70,17 @@ class TrainingPlan:
         return {} if self.required.accounting == EAGER.name else _replacements(self.required, self.frozen_dtype)
 
     @cached_property
+    def in_autocast(self) -> dict[Call, Replacement]:
+        """The replacements under autocast: of a weight that stock PyTorch casts, the cast would be kept too."""
+        graph, wanted = self.required.graph, self.required.wanted
+        casting = {
+            graph.layers[index].call: _call(_WEIGHTED[graph.layers[index].op])
+            for index in wanted
+            if graph.layers[index].op in _WEIGHTED and graph.layers[index].ordinal != ADDED
+        }
+        return casting | self.replacements
+
+    @cached_property
     def regions(self) -> Regions:
         """The network cut up by the schedule. Errors: InputError if it does not fit."""
         return regions(self.required, self.schedule)

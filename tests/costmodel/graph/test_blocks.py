@@ -21,6 +21,7 @@ from networks import settings as every_setting
 from torch import nn
 
 from costmodel import METHODS, InputError, block_count, footprint, parts
+from costmodel.graph.blocks import head_layers
 from costmodel.tracing.tracer import trace
 
 
@@ -195,3 +196,21 @@ def test_depthwise_separable_units_are_blocks(name, pixels):
         assert block.closing_norms == {max(i for i in own if graph.layers[i].op == "batch_norm")}
     costs = [footprint(graph, "mobiletl", depth).saved_bytes for depth in (1, 5, 13)]
     assert costs == sorted(costs) and footprint(graph, "blocks", 5).saved_bytes > costs[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "resolution", "heads"),
+    [
+        ("torchvision:lraspp_mobilenet_v3_large", 64, {"classifier.low_classifier", "classifier.high_classifier"}),
+        ("torchvision:fcos_resnet50_fpn", 64,
+         {f"head.{name}" for name in ("classification_head.cls_logits", "regression_head.bbox_reg",
+                                      "regression_head.bbox_ctrness")}),
+        ("timm:deit_tiny_distilled_patch16_224", 224, {"head", "head_dist"}), ("timm:lcnet_050", 64, {"classifier"}),
+    ],
+)  # fmt: skip
+def test_the_heads_of_a_network_with_several_results(model, resolution, heads):
+    graph = trace(model, resolution)
+    found = head_layers(graph)
+    assert {graph.layers[index].module for index in found} == heads
+    trained = {name.rpartition(".")[0] for name in footprint(graph, "last").assignment.trained}
+    assert trained == heads

@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from costmodel import ModelError, apply, footprint, trace
-from costmodel.checking.measuring import saved_bytes
+from costmodel.checking.measuring import prepare, saved_bytes
 from costmodel.layers.activations import sigmoid
 
 RESOLUTION = 8
@@ -109,3 +109,40 @@ def test_threads_share_an_applied_network():
     for thread in threads:
         thread.join()
     assert not errors and found == [expected] * 3
+
+
+@pytest.mark.parametrize("method", ["full", "last", "bias", "norm"])
+@pytest.mark.parametrize("accounting", ["eager", "lean"])
+def test_casts_of_weights_under_autocast(method, accounting):
+    """Stock PyTorch keeps a copy of every weight that it casts for a gradient; this package's layers keep none."""
+    graph = trace(small(), RESOLUTION)
+    predicted = footprint(graph, method, batch=4, accounting=accounting, activation_dtype="bfloat16")
+    stock = prepare(small(), predicted.graph, predicted.assignment)
+    model = stock if accounting == "eager" else apply(small(), method, resolution=RESOLUTION).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert saved_bytes(model, images()) == predicted.saved_bytes
+        model(images()).float().logsumexp(1).sum().backward()
+        stock(images()).float().logsumexp(1).sum().backward()
+    trained = {name: each.grad for name, each in stock.named_parameters() if each.requires_grad}
+    assert trained
+    for name, gradient in model.named_parameters():
+        if name in trained:
+            scale = trained[name].abs().max() * (2 if accounting == "eager" else 1)  # it went through twice
+            assert gradient.grad.dtype == torch.float32
+            torch.testing.assert_close(gradient.grad, trained[name], rtol=0.05, atol=0.02 * scale.item())
+
+
+def test_what_becomes_float32_under_autocast_is_said():
+    class Scaled(nn.Sequential):
+        def __init__(self):
+            super().__init__(*small())
+            self.scale = nn.Parameter(torch.ones(5))
+
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+    graph = trace(Scaled(), RESOLUTION)
+    assert ("left out", "mul in the network itself computes in float32 under autocast: with a parameter") in footprint(
+        graph, "full", activation_dtype="bfloat16"
+    ).summary()
+    assert not [label for label, _ in footprint(graph, "full").summary() if label == "left out"]
