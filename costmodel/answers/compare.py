@@ -24,7 +24,8 @@ def difference(more: Footprint, less: Footprint) -> pandas.DataFrame:
     rows: dict[str, dict] = {}
     for column, one, other in ((columns[0], more, less), (columns[1], less, more)):
         for key, saved in one.books.saved.items():
-            if key in other.books.saved and other.books.saved[key].bits == saved.bits:
+            count = saved.bytes(one.micro_batch, each)
+            if not count or (key in other.books.saved and other.books.saved[key].bits == saved.bits):
                 continue
             layer = one.graph.layers[min(saved.uses)]
             name = operation(layer, layer.index in one.assignment.frozen_statistics)
@@ -32,7 +33,7 @@ def difference(more: Footprint, less: Footprint) -> pandas.DataFrame:
                 name, {"operation": name, "layers": set(), "first_layer": layer.name, **dict.fromkeys(columns, 0)}
             )
             row["layers"].add(layer.index)
-            row[column] += saved.bytes(one.micro_batch, each)
+            row[column] += count
     for row in rows.values():
         row.update(layers=len(row["layers"]), why=WHY.get(row["operation"], ""))
     return pandas.DataFrame(
