@@ -74,7 +74,7 @@ def _open(path: str | os.PathLike, kind: str) -> int:
     status = os.fstat(descriptor)
     reason = None
     if not stat.S_ISREG(status.st_mode):
-        reason = f"it is {'a folder' if stat.S_ISDIR(status.st_mode) else 'no regular file'}"
+        reason = f"it is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a regular file'}"
     elif status.st_size > MOST_BYTES[kind]:
         reason = _too_large(kind)
     if reason:

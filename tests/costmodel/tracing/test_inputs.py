@@ -110,7 +110,7 @@ def test_a_loss_and_its_targets_are_priced_with_the_network():
     assert footprint(graph, batch=5, accounting="eager").saved_bytes == plain.saved_bytes + 5 * 4 * 3
     found = verify(TwoInputs(), "full", batch=2, **what)
     assert found.saved.agrees and found.backward.agrees
-    with pytest.raises(InputError, match="verify it with eager"):
+    with pytest.raises(InputError, match="verify it with --accounting eager"):
         verify(TwoInputs(), "full", batch=2, accounting="lean", **what)
 
 

@@ -382,7 +382,7 @@ def test_errors_say_what_to_do():
     model = apply(build("timm:tinynet_e"), "bias", resolution=RESOLUTION)
     with pytest.raises(InputError, match="already been applied"):
         apply(model, "bias", resolution=RESOLUTION)
-    with pytest.raises(InputError, match="not applied"):
+    with pytest.raises(InputError, match="has not been applied"):
         restore(build("timm:tinynet_e"))
 
 

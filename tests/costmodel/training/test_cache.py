@@ -177,7 +177,7 @@ def test_filling_goes_on_where_it_stopped(tmp_path):
 def test_what_does_not_belong_together_is_refused(tmp_path):
     data, model = images(), network()
     cached_prefix(model, CACHED, loader(data), tmp_path / "cache")
-    with pytest.raises(InputError, match="image 0 is another"):
+    with pytest.raises(InputError, match="image 0 differs"):
         cached_prefix(network(), CACHED, loader(images(seed=9)), tmp_path / "cache")
     with pytest.raises(InputError, match="holds 10 images, but the loader gave 4"):
         cached_prefix(network(), CACHED, loader(images(4)), tmp_path / "cache")
@@ -195,7 +195,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         cached_prefix(network(), CACHED, loader(small), tmp_path / "new")
     with pytest.raises(InputError, match="needs a model that was applied"):
         cached_prefix(build(SMALL), CACHED, loader(data), tmp_path / "new")
-    with pytest.raises(InputError, match="no cache of this program"):
+    with pytest.raises(InputError, match="not a cache of this program"):
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "holiday.jpg").write_bytes(b"x")
         cached_prefix(network(), CACHED, loader(data), tmp_path / "photos")

@@ -130,9 +130,9 @@ def test_what_means_no_sub_network_is_refused(text, said):
 
 
 def test_a_network_that_is_not_elastic_has_no_sub_networks():
-    with pytest.raises(InputError, match="no elastic super-network"):
+    with pytest.raises(InputError, match="not an elastic super-network"):
         build("zoo:mcunet_5fps@d=2")
-    with pytest.raises(InputError, match="no elastic super-network"):
+    with pytest.raises(InputError, match="not an elastic super-network"):
         supernetwork("zoo:mcunet_5fps")
 
 

@@ -174,7 +174,7 @@ def test_numbers_that_make_no_sense_are_refused(pictures, tmp_path, more, said):
 
 
 def test_a_network_that_is_not_elastic_is_refused(pictures, tmp_path):
-    with pytest.raises(InputError, match="no elastic super-network"):
+    with pytest.raises(InputError, match="not an elastic super-network"):
         adapt(
             "zoo:mcunet_5fps", pictures, 600_000, weights="random", recipe=RECIPE, folder=tmp_path,
             storage=f"sqlite:///{tmp_path}/r.db",

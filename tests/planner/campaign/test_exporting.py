@@ -59,7 +59,7 @@ def test_tensors_are_stored_as_they_are():
 @pytest.mark.parametrize(("command", "said"), [
     (["export", "{plan}", "--to", "onnx", "--out", "{out}"], "unknown runtime"),
     (["prepare-data", "{out}/nothing", "--resolution", "16", "--out", "{out}"], "subfolder"),
-    (["import-weights", "{out}", "{plan}", "--out", "{out}/x"], "no exported folder"),
+    (["import-weights", "{out}", "{plan}", "--out", "{out}/x"], "not an exported folder"),
 ])  # fmt: skip
 def test_errors_say_what_is_wrong(command, said, tmp_path):
     filled = [word.format(plan=tmp_path / "plan.json", out=tmp_path / "out") for word in command]
