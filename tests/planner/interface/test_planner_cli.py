@@ -59,7 +59,7 @@ def test_axes_of_the_command_line_are_those_of_the_api(planner):
 def test_a_sweep_holds_the_same_numbers_as_candidates(planner, tmp_path):
     import pandas
 
-    space = {"batch": range(1, 5), "optimizer": ["sgd", "adam"], "device": device("raspberry-pi-4-1gb")}
+    space = {"batch": range(1, 3), "optimizer": ["sgd", "adam"], "device": device("raspberry-pi-4-1gb")}
     frame = sweep(trace_all([MODEL, "timm:tinynet_e"], 96), axes(**space))
     rows = to_frame(candidates([MODEL, "timm:tinynet_e"], resolution=96, **space))
     assert len(frame) == len(rows) and set(frame.columns) <= set(rows.columns)
@@ -67,22 +67,12 @@ def test_a_sweep_holds_the_same_numbers_as_candidates(planner, tmp_path):
         given, expected = frame[column].astype(object), rows[column].astype(object)
         assert given.where(given.notna(), None).tolist() == expected.where(expected.notna(), None).tolist(), column
     for name in ("c.csv", "c.parquet"):
-        code, out, _ = planner(
-            "sweep",
-            MODEL,
-            "--out",
-            str(tmp_path / name),
-            "--resolution",
-            "96",
-            "--batch",
-            "1-4",
-            "--optimizer",
-            "sgd,adam",
-        )
-        assert code == 0 and out.startswith("wrote 424 candidates to ")
+        asked = ("--resolution", "96", "--batch", "1-2", "--optimizer", "sgd,adam")
+        code, out, _ = planner("sweep", MODEL, "--out", str(tmp_path / name), *asked)
+        assert code == 0 and out.startswith("wrote 212 candidates to ")
     first, second = pandas.read_csv(tmp_path / "c.csv"), pandas.read_parquet(tmp_path / "c.parquet")
     assert first["peak_bytes"].tolist() == second["peak_bytes"].tolist()
-    assert (second["peak_bytes"] > 0).all() and len(second) == 424  # with running statistics, too: passes are small
+    assert (second["peak_bytes"] > 0).all() and len(second) == 212  # with running statistics, too: passes are small
 
 
 def test_a_device_leaves_less_than_its_ram_and_says_so(planner, tmp_path):
