@@ -122,7 +122,7 @@ def test_a_frontier_from_known_accuracies(tmp_path):
     from tiny_elastic import DESIGN as TINY
 
     drawn = random.Random(5)
-    chosen = [TINY.draw(drawn) for _ in range(12)]
+    chosen = [TINY.draw(drawn) for _ in range(21)]
     # Larger is better: half a point for each block, a tenth for each step of kernel or expansion.
     rows = [(one.text, 50 + len(one.kernels) / 2 + (sum(one.kernels) + sum(one.expansions)) / 10) for one in chosen]
     found = plan_without_data(model, write(tmp_path / "known.csv", rows), None, way("bias"), 16, 3)
