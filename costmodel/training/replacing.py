@@ -64,14 +64,21 @@ class TrainingPlan:
         own = derived(self)
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
+    @property
+    def is_stock(self) -> bool:
+        """Whether the network keeps PyTorch's own layers, so that nothing runs in place of a call."""
+        return self.required.accounting == EAGER.name
+
     @cached_property
     def replacements(self) -> dict[Call, Replacement]:
-        """What runs in place of which call: nothing where stock layers are wanted."""
-        return {} if self.required.accounting == EAGER.name else _replacements(self.required, self.frozen_dtype)
+        """What runs in place of which call."""
+        return {} if self.is_stock else _replacements(self.required, self.frozen_dtype)
 
     @cached_property
     def in_autocast(self) -> dict[Call, Replacement]:
         """The replacements under autocast: of a weight that stock PyTorch casts, the cast would be kept too."""
+        if self.is_stock:
+            return {}
         graph, wanted = self.required.graph, self.required.wanted
         casting = {
             graph.layers[index].call: _call(_WEIGHTED[graph.layers[index].op])
@@ -104,7 +111,7 @@ class TrainingPlan:
     def derived_calls(self) -> frozenset[Call]:
         """The calls that compute weights from parameters, which run again in backward."""
         graph = self.required.graph
-        if self.required.accounting == EAGER.name:
+        if self.is_stock:
             return frozenset()
         return frozenset(graph.layers[index].call for index in _derivations(self.required)[1])
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import costmodel
 from costmodel import InputError, ModelError, Schedule, Step, Way, apply, best_schedule, footprint, restore, verify, way
-from costmodel.checking.measuring import loss_of, step_flops
+from costmodel.checking.measuring import loss_of, saved_bytes_by_module, step_flops
 from costmodel.graph.passages import passages
 from costmodel.step.regions import prefix_end, segment
 from costmodel.step.schedule import MODES
@@ -123,6 +123,18 @@ def test_stock_layers_follow_schedules_too(name, one):
             assert torch.allclose(found[key].float(), value.float(), rtol=1e-4, atol=1e-5), (key, schedule)
         answer = verify(network, one, batch=BATCH, resolution=RESOLUTION, accounting="eager", schedule=schedule)
         assert answer.agrees, [check for check in answer.checks if not check.agrees]
+
+
+def test_stock_layers_stay_stock_under_autocast():
+    network = apply(build("torchvision:mobilenet_v3_small"), "bias", resolution=RESOLUTION, accounting="eager")
+    images = torch.randn(BATCH, 3, RESOLUTION, RESOLUTION)
+    kept = []
+    for each in (network, restore(copy.deepcopy(network))):
+        for name, parameter in each.named_parameters():
+            parameter.requires_grad_(name in network.training_plan.required.assignment.trained)
+        with torch.autocast("cpu", torch.bfloat16):
+            kept.append(saved_bytes_by_module(each.train(), images))
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize("mode", MODES)
