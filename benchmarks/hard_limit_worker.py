@@ -13,7 +13,6 @@ from pathlib import Path
 
 from costmodel import Arena, Step, schedule_from, trace, way_from
 from costmodel.checking.steps import runner
-from costmodel.training.arena.compiled import tighten_malloc
 
 STEPS = 10
 
@@ -32,9 +31,7 @@ def main() -> None:
     given, allocator = json.loads(sys.argv[1]), sys.argv[2]
     graph, schedule = trace(given["model"], given["resolution"]), schedule_from(given["schedule"])
     step = Step(graph, way_from(given["way"]), given["batch"], schedule, optimizer=given["optimizer"])
-    if allocator == "tight":
-        tighten_malloc()
-    run = runner(step, *([Arena().step] if allocator == "arena" else []))
+    run = runner(step, Arena(allocator).step)
     start = anonymous()
     losses = [run() for _ in range(STEPS)]
     print(json.dumps({"start": start, "end": anonymous(), "losses": losses}))
