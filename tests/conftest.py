@@ -9,12 +9,12 @@ import tempfile
 # Threads that wait sleep: tests run side by side, and the programs that they start compute with several threads each.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
-import hypothesis  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from networks import TWELVE, short, traced  # noqa: E402
+import hypothesis
+import pytest
+import torch
+from networks import TWELVE, short, traced
 
-import costmodel.interface.cli  # noqa: E402
+import costmodel.interface.cli
 
 # The same examples on every machine; the first trace of a network may take longer than an example may.
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, print_blob=True)
