@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 from PIL import Image
 
-from costmodel import PLAIN, LayerGraph, Precision, Step, footprint, trace, way
+from costmodel import Step, footprint, trace, way
 from costmodel.checking.floor import parse
 
 from ..choosing.plan import Evidence, Network, Plan, Promises, parameters_digest
@@ -53,10 +53,9 @@ class _Held(TrainingBars):
         self.found.append(parse(Path("/proc/self/smaps").read_text()))
 
 
-def plan_of(graph: LayerGraph, batch: int) -> Plan:
-    """Return the plan that trains all of a network, with no word on its accuracy."""
-    step = Step(graph, way("full"), batch)
-    found = footprint(step)
+def plan_of(step: Step) -> Plan:
+    """Return the plan of a step, with no word on its accuracy."""
+    graph, found = step.graph, footprint(step)
     expected = ("recovery", "recovery_low", "recovery_high")
     accuracy = ("accuracy_percent", "accuracy_low_percent", "accuracy_high_percent")
     return Plan(
@@ -66,7 +65,7 @@ def plan_of(graph: LayerGraph, batch: int) -> Plan:
             parameters=parameters_digest((name, tensor.shape) for name, tensor in graph.parameters.items()),
             parameter_count=graph.parameter_count,
         ),
-        batch=batch, way=step.way, schedule=PLAIN, precision=Precision(), optimizer=step.optimizer,
+        batch=step.batch, way=step.way, schedule=step.schedule, precision=step.precision, optimizer=step.optimizer,
         accounting=step.accounting,
         promises=Promises(
             peak_bytes=found.peak_bytes, saved_bytes=found.saved_bytes, total_flops=found.total_flops,
@@ -76,17 +75,22 @@ def plan_of(graph: LayerGraph, batch: int) -> Plan:
     )  # fmt: skip
 
 
+def make_images(folder: Path, count: int, resolution: int) -> None:
+    """Write so many images of noise to train with, and as many to test with."""
+    for number in range(count):
+        for part in ("train", "test"):
+            place = folder / part / str(number % CLASSES)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((resolution, resolution), 99).convert("RGB").save(place / f"{number}.png")
+
+
 def main() -> None:
     """Train, and print what the process held."""
     model, batch, resolution = sys.argv[1], *map(int, sys.argv[2:])
     warnings.simplefilter("ignore")
-    plan = plan_of(trace(model, resolution, CLASSES), batch)
+    plan = plan_of(Step(trace(model, resolution, CLASSES), way("full"), batch))
     with TemporaryDirectory() as folder, _Held() as held:
-        for number in range(STEPS * batch):
-            for part in ("train", "test"):
-                place = Path(folder, part, str(number % CLASSES))
-                place.mkdir(parents=True, exist_ok=True)
-                Image.effect_noise((resolution, resolution), 99).convert("RGB").save(place / f"{number}.png")
+        make_images(Path(folder), STEPS * batch, resolution)
         course = Course(epochs=EPOCHS, learning_rate=1e-6)
         train(plan, folder, Path(folder, "out"), weights="random", course=course, watch=held)
     steps, ends = held.found[-2], held.found
