@@ -1,6 +1,6 @@
 """A small training by `planner train`, and what its process holds: `costmodel calibrate` runs it.
 
-    python -m planner.training.sample torchvision:mobilenet_v3_small 2 96
+    python -m planner.training.sample torchvision:mobilenet_v2
 
 Prints JSON: bytes as `costmodel.checking.floor.parse` names them, the anonymous ones at their most; threads; policy.
 """
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from costmodel import Step, footprint, trace, way
-from costmodel.checking.floor import parse
+from costmodel.checking.floor import BATCH, CLASSES, RESOLUTION, parse
 
 from ..choosing.plan import Evidence, Network, Plan, Promises, parameters_digest
 from ..interface.train_view import TrainingBars
@@ -26,7 +26,7 @@ from .course import Course
 from .train import train
 from .trained import Epoch
 
-CLASSES, STEPS, EPOCHS = 2, 6, 2  # the arena is planned after the fourth step
+STEPS, EPOCHS = 6, 2  # the arena is planned after the fourth step
 
 
 class _Held(TrainingBars):
@@ -86,11 +86,10 @@ def make_images(folder: Path, count: int, resolution: int) -> None:
 
 def main() -> None:
     """Train, and print what the process held."""
-    model, batch, resolution = sys.argv[1], *map(int, sys.argv[2:])
     warnings.simplefilter("ignore")
-    plan = plan_of(Step(trace(model, resolution, CLASSES), way("full"), batch))
+    plan = plan_of(Step(trace(sys.argv[1], RESOLUTION, CLASSES), way("full"), BATCH))
     with TemporaryDirectory() as folder, _Held() as held:
-        make_images(Path(folder), STEPS * batch, resolution)
+        make_images(Path(folder), STEPS * BATCH, RESOLUTION)
         course = Course(epochs=EPOCHS, learning_rate=1e-6)
         train(plan, folder, Path(folder, "out"), weights="random", course=course, watch=held)
     steps, ends = held.found[-2], held.found
