@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ..graph.learned import Held, Learned, Pattern
 from .allocations import allocations, peak_of
-from .calls import named_tensors, operation_name, tensors_in
+from .calls import has_gradient, named_tensors, operation_name, tensors_in
 from .flops import corrected_flop_counter
 
 BATCHES, THIRD_BATCH = (2, 3), 5
@@ -130,13 +130,14 @@ class _Run:
         extent = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True) if size)
         if not self.fill:
             memory = torch.empty(extent, dtype=traced.dtype, device=self.device)
-        elif not traced.dtype.is_floating_point or self.device == "meta":
+        elif not has_gradient(traced) or self.device == "meta":
             memory = torch.zeros(extent, dtype=traced.dtype, device=self.device)
         elif extent > _FEW:
             memory = torch.full((extent,), 0.5, dtype=traced.dtype)
         else:
             memory = torch.rand(extent, generator=torch.Generator().manual_seed(0), dtype=traced.dtype)
-        return memory.as_strided(sizes, strides)
+        laid_out = memory.as_strided(sizes, strides)
+        return laid_out.conj() if traced.is_conj() else laid_out  # conjugated when it is read
 
 
 def _device(call: TracedCall) -> str:
@@ -213,7 +214,8 @@ def _working_at(call: TracedCall, wanted: tuple[str, ...], batch: int) -> tuple[
     gradients: list[torch.Tensor | None] = []
     backward = allocations(lambda: gradients.extend(torch.autograd.grad(results, leaves, given, allow_unused=True)))
     there = {_address(tensor) for tensor in given}
-    own = {_address(each): each.untyped_storage().nbytes() for each in gradients if each is not None}
+    # A gradient that is part of larger memory (the real parts of complex numbers) counts by its own size.
+    own = {_address(each): each.numel() * each.element_size() for each in gradients if each is not None}
     new = sum(size for address, size in own.items() if address not in there)
     return (
         peak_of(plain) - sum(plain), peak_of(differentiable) - sum(differentiable), max(0, peak_of(backward) - new)
