@@ -115,7 +115,9 @@ RULES: Table[Rule] = Table(
 
 
 def operation(layer: Layer, frozen_statistics: bool = False) -> str:
-    """Return the name of the layer's rule: batch norm has one for each kind of statistics."""
+    """Return the name of the layer's rule: batch norm has one for each kind of statistics; complex numbers have none."""
+    if any(tensor.dtype.startswith("complex") for tensor in (*layer.inputs.values(), *layer.outputs)):
+        return f"complex {layer.op}"
     if layer.op == "batch_norm" and (frozen_statistics or not layer.attributes.get("training", True)):
         return "frozen_batch_norm"
     return layer.op

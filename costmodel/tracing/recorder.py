@@ -233,7 +233,7 @@ class Recorder(CallTracker):
 
 
 def _is_learned(op: str, tensors: list[torch.Tensor]) -> bool:
-    """Whether a call runs alone to see what it does; of complex numbers the rules do not know the working memory."""
+    """Whether a call runs alone to see what it does; the rules are for real numbers."""
     by_rule = op in RULES and op not in ON_META and not any(tensor.is_complex() for tensor in tensors)
     return not by_rule and op != "detach"
 
