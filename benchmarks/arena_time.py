@@ -51,7 +51,7 @@ def worker(name: str, method: str, blocks: int | None, variant: str, threads: in
         network = apply(network, step.way, resolution=RESOLUTION).train()
     update = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 1e-6)
     images = torch.randn(BATCH, 3, RESOLUTION, RESOLUTION)
-    arena = Arena() if variant.endswith("arena") else None
+    arena = Arena("arena" if variant.endswith("arena") else "default")
 
     def run() -> None:
         loss_of(network(images)).backward()
@@ -60,11 +60,8 @@ def worker(name: str, method: str, blocks: int | None, variant: str, threads: in
 
     for _ in sys.stdin:
         start = clock()
-        if arena is None:
+        with arena.step():
             run()
-        else:
-            with arena.step():
-                run()
         print(clock() - start, flush=True)
 
 
