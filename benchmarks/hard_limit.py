@@ -34,7 +34,7 @@ from verifying import RESULTS, TWELVE, Rows, arguments, versions
 from costmodel import Step, best_schedule, block_count, trace, way
 from costmodel.checking.floor import CLASSES, measure_floors
 from costmodel.machine.process import Floor, library_of, process_of
-from planner.training.sample import make_images, plan_of
+from planner.interface.sample import make_images, plan_of
 
 SEED, COUNT, STEPS = 17, 60, 6
 COMPARED = 3  # of every so many the other allocators are measured, too
