@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
-from elastic_letters import FOLDER, RECIPE, RENDERED, WEIGHTS
+from elastic_letters import ALL, FOLDER, LARGEST, RENDERED, WEIGHTS
 from tasks import NETWORKS, digits
 from verifying import RESULTS, Rows, versions
 
@@ -175,8 +175,8 @@ def table(date: str, machine: str) -> None:
     text = [
         "# A sub-network chosen for the data", "",
         f"{date}, {machine}; {versions()}; `benchmarks/adaptation.py`.", "",
-        f"Super-network pre-trained on {RENDERED:,} letters, {RECIPE.epochs} epochs; on digits, {IMAGES_PER_CLASS} per "
-        f"class: {SUPER_EPOCHS} epochs for each of two folds, {SUBNETWORKS} sub-networks measured, the chosen one "
+        f"Super-network pre-trained on {RENDERED:,} letters, {LARGEST.epochs} epochs the largest network and "
+        f"{ALL.epochs} all; on digits, {IMAGES_PER_CLASS} per class: {SUPER_EPOCHS} epochs for each of two folds, {SUBNETWORKS} sub-networks measured, the chosen one "
         f"fine-tuned for {TUNING.epochs} epochs by TinyTL-L+B with Adam, learning rate {TUNING.learning_rate:g}.", "",
         "Top-1 in percent on 899 digits of other writers, in brackets the standard deviation. Beaten: the share of the "
         "random sub-networks of that memory that is below the mean of the chosen ones. Fixed: the way of MobileNetV2 "
