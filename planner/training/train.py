@@ -187,6 +187,7 @@ class _Run:
         return done[0]
 
     def _test_epoch(self) -> None:
+        self.arena.rest()  # so that tests, and weights while they are written, do not come on top of a step
         place, loss, right, total = self.place, 0.0, 0, len(self.images.test)
         for logits, labels in answers(self.network, self.images.test, self.test_batch, self.arena):
             self._look()
@@ -237,6 +238,7 @@ class _Run:
             )
 
     def _keep(self) -> None:
+        self.arena.rest()
         state = self.network.state_dict(keep_vars=True)
         buffers = {name for name, value in state.items() if not isinstance(value, nn.Parameter)}
         changing = {name: value.detach() for name, value in state.items() if value.requires_grad or name in buffers}

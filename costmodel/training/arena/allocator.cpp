@@ -290,6 +290,11 @@ int arena_install(int guard, int huge) {
   return 0;
 }
 
+void arena_rest() {
+  std::lock_guard<std::mutex> hold(S.mutex);
+  trim();
+}
+
 void arena_close() {
   std::lock_guard<std::mutex> hold(S.mutex);
   S.tight = false;

@@ -205,6 +205,14 @@ class Arena:
         known = self._kinds.get(kind)
         return known.placement if known else None
 
+    def rest(self) -> None:
+        """Give the memory in which no tensor lives back to the system; the next step takes it anew, which is slower.
+
+        For what happens between steps and needs memory itself, such as writing weights.
+        """
+        if self._library is not None:
+            self._library.arena_rest()
+
     def close(self) -> None:
         """Leave memory to the allocator that was there before; blocks that live stay where they are."""
         if self._library is not None:
