@@ -26,7 +26,7 @@ DESIGN = replace(
     stages=tuple(replace(stage, stride=stride) for stage, stride in zip(PROXYLESS.stages, STRIDES, strict=True)),
 )  # fmt: skip
 RENDERED = 8_000
-# The largest network alone, then all with the sandwich rule: what is distilled from an untrained network trains nothing.
+# The largest network alone, then all with the sandwich rule: an untrained network has nothing to teach the others.
 # Source: progressive shrinking, once-for-all (Cai et al., ICLR 2020), section 3.3.
 LARGEST = Recipe(epochs=4, learning_rate=3e-3, batch=32, resolution=RESOLUTION, optimizer="adam")
 ALL = replace(LARGEST, epochs=2, learning_rate=1e-3)
