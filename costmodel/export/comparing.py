@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from ..training.applied import Applied
 from ..training.optimizers import make_optimizer
@@ -109,7 +110,7 @@ def _train(
                 with Forms(torch.tensor(number), random_only=True) if recording.drew else nullcontext():
                     out = network(x)
                     loss = F.cross_entropy(out, y)
-                    (loss / passes).backward()
+                    torch.autograd.backward(get_gradient_edge(loss / passes))  # as in `forms.gradients_of`
                 total += float(loss.detach()) / passes
                 right += int((out.argmax(1) == y).sum())
         update.step()

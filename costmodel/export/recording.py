@@ -17,7 +17,7 @@ from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..training.applied import Applied
-from .forms import Forms
+from .forms import Forms, gradients_of
 from .updates import UPDATES
 
 STEP = "step"  # the name of the number of steps made
@@ -86,7 +86,7 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
             for images, labels in zip(_pieces(x, size), _pieces(y, size), strict=True):
                 out = torch.func.functional_call(network, tensors, (images,))
                 one = F.cross_entropy(out, labels)
-                found = torch.autograd.grad(one, list(leaves.values()), materialize_grads=True)
+                found = gradients_of(one, list(leaves.values()))
                 gradients = found if gradients is None else [a + b for a, b in zip(gradients, found, strict=True)]
                 loss = one.detach() if loss is None else loss + one.detach()
                 hits = (out.detach().argmax(1) == labels).sum()

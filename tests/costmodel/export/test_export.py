@@ -201,11 +201,11 @@ class Unknown(nn.Module):
 
     def forward(self, x):
         """Return logits."""
-        return self.head(torch.nn.functional.pad(self.conv(x), (2, 2, 2, 2), mode="reflect").mean((2, 3)))
+        return self.head(self.conv(x).sort(1).values.mean((2, 3)))
 
 
 def test_what_the_runtime_has_not_is_named():
-    with pytest.raises(ModelError, match="reflection_pad2d_backward"):
+    with pytest.raises(ModelError, match=r"aten::sort"):
         export(apply(Unknown(), "full", resolution=SIDE))
 
 
