@@ -73,7 +73,7 @@ def lower(recording: Recording, delegate: str = "none") -> Program:
     with _quiet():
         programs = {
             STEP_METHOD: _exported(recording.step, recording.inputs, recording),
-            PREDICT_METHOD: _exported(recording.predict, recording.inputs[:1], recording),
+            PREDICT_METHOD: _exported(recording.predict, (recording.inputs[0][:1],), recording),
         }
         state = tuple(_names(recording)[buffer] for buffer in _written(programs[STEP_METHOD]))
         programs[STATE_METHOD] = _exported(_State(recording, state), (), recording)

@@ -28,7 +28,7 @@ _STATE = "optimizer:"
 class Recording:
     """A network's training step and its prediction as modules whose buffers are `values`, by state-dict name.
 
-    step: (images, labels, learning rate) -> (loss, how many were right). predict: images -> logits. trained: names of
+    step: (images, labels, learning rate) -> (loss, how many were right). predict: one image -> logits. trained: names of
     the trained parameters. inputs: of `step`, as examples. micro_batch: images per pass. drew: whether the network
     draws random numbers.
     """
@@ -113,7 +113,7 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
     x, y = torch.zeros(batch, 3, resolution, resolution), torch.zeros(batch, dtype=torch.int64)
     inputs = (x, y, torch.tensor(0.01))
     graphs = []
-    for function, arguments, training in ((step, inputs, True), (logits, (x,), False)):
+    for function, arguments, training in ((step, inputs, True), (logits, (x[:1],), False)):
         network.train(training)
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
             torch.manual_seed(0)
@@ -121,7 +121,7 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
             copies = [value.clone() for value in values.values()]
             graphs.append(make_fx(function, decomposition_table=_decompositions())(copies, *arguments))
     predict = Recorded(graphs[1], values)
-    classes = int(predict(x).shape[1])
+    classes = int(predict(x[:1]).shape[1])
     return Recording(Recorded(graphs[0], values), predict, values, trained, inputs, size, classes, drew[-1])
 
 
