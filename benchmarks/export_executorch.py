@@ -28,9 +28,19 @@ from hard_limit import can_limit, cgroup
 from verifying import RESULTS, Rows, arguments, versions
 
 from costmodel import (
-    EXECUTORCH_RUNTIME_BYTES, Schedule, Step, Way, apply, best_schedule, build, export_step, footprint, import_state,
-    trace, way,
-)  # fmt: skip
+    EXECUTORCH_RUNTIME_BYTES,
+    Schedule,
+    Step,
+    Way,
+    apply,
+    best_schedule,
+    build,
+    export_step,
+    footprint,
+    import_state,
+    trace,
+    way,
+)
 from costmodel.step.simulation import CATEGORIES
 from costmodel.training.optimizers import make_optimizer
 from planner.campaign.exporting import packed_tensors
@@ -40,31 +50,35 @@ RESOLUTION, BATCH, CLASSES, STEPS = 96, 8, 10, 10
 # (MobileNetV2, mobiletl 3), at 0.001 less than 3e-4.
 RATE = 0.001
 V2, V3, MCUNET = "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small", "zoo:mcunet_5fps"
-# How a step is carried out: as one pass, the frozen prefix image by image, in passes of 4 images, or the schedule that
-# takes least memory in 1.33 times the FLOPs.
-PLAIN, PREFIX, PASSES, BEST = "plain", "prefix 1", "micro-batch 4", "best 1.33"
+# How a step is carried out: as one pass, the frozen prefix image by image or four at a time, in passes of 4 images, or
+# by the schedule that takes least memory in 1.33 times the FLOPs.
+PLAIN, PREFIX, PIECES, PASSES, BEST = "plain", "prefix 1", "prefix 4", "micro-batch 4", "best 1.33"
+SCHEDULES = {
+    PLAIN: Schedule(),
+    PREFIX: Schedule(prefix_batch=1),
+    PIECES: Schedule(prefix_batch=4),
+    PASSES: Schedule(micro_batch=4),
+}
 ROWS: tuple[tuple[str, Way, str, str, str], ...] = (
     (MCUNET, way("mobiletl", 3), PLAIN, "sgd", "none"),
-    (MCUNET, way("mobiletl", 3), PREFIX, "sgd", "none"),
-    (MCUNET, way("full"), BEST, "sgd", "none"),
-    (V3, way("mobiletl", 3), PLAIN, "sgd", "none"),
-    (V3, way("blocks", 3), PREFIX, "momentum", "none"),
-    (V2, way("last"), PLAIN, "sgd", "none"),
-    (V2, way("last"), PREFIX, "sgd", "none"),
-    (V2, way("last"), PLAIN, "sgd", "xnnpack"),
     (V2, way("mobiletl", 3), PLAIN, "sgd", "none"),
-    (V2, way("mobiletl", 3), PLAIN, "sgd", "xnnpack"),
-    (V2, way("mobiletl", 3), PREFIX, "sgd", "none"),
+    (V2, way("last"), PLAIN, "sgd", "none"),
     (V2, way("bias"), PLAIN, "sgd", "none"),
-    (V2, way("bias"), BEST, "sgd", "none"),
-    (V2, way("bias"), PASSES, "sgd", "none"),
+    (V2, way("last"), PLAIN, "sgd", "xnnpack"),
+    (V3, way("mobiletl", 3), PLAIN, "sgd", "none"),
+    ("zoo:proxylessnas_mobile_w03", way("mobiletl", 3), PLAIN, "adam", "none"),
+    (MCUNET, way("full"), BEST, "sgd", "none"),
+    (V2, way("mobiletl", 3), PLAIN, "sgd", "xnnpack"),
+    ("zoo:proxylessnas_mobile_tinytl", way("tinytl-lb"), PLAIN, "sgd", "none"),
     (V2, way("blocks", 3), PLAIN, "sgd", "none"),
-    (V2, way("blocks", 3), BEST, "sgd", "none"),
     (V2, way("mobiletl", 5), PLAIN, "momentum", "none"),
     (V2, way("full"), PLAIN, "sgd", "none"),
+    (V3, way("blocks", 3), PIECES, "momentum", "none"),
+    (V2, way("blocks", 3), BEST, "sgd", "none"),
+    (V2, way("mobiletl", 3), PIECES, "sgd", "none"),
+    (V2, way("bias"), PASSES, "sgd", "none"),
     (V2, way("full"), BEST, "sgd", "none"),
-    ("zoo:proxylessnas_mobile_w03", way("mobiletl", 3), PLAIN, "adam", "none"),
-    ("zoo:proxylessnas_mobile_tinytl", way("tinytl-lb"), PLAIN, "sgd", "none"),
+    (MCUNET, way("mobiletl", 3), PREFIX, "sgd", "none"),
 )
 COLUMNS = (
     "network", "way", "schedule", "optimizer", "delegate", "arena_bytes",
@@ -72,14 +86,14 @@ COLUMNS = (
     "resident_bytes", "survives_prediction", "step_seconds", "torch_step_seconds", "export_seconds",
 )  # fmt: skip
 KEY = COLUMNS[:5]
+SAID = {"True": "yes", "False": "no"}
 ARENA = [CATEGORIES.index(name) for name in ("input", "saved_activations", "transient")]
 
 
 def step_of(model: str, one: Way, schedule: str, optimizer: str) -> Step:
     """Return a row's step, priced by the books of the runtime."""
     graph = trace(model, RESOLUTION, CLASSES)
-    found = {PLAIN: Schedule(), PREFIX: Schedule(prefix_batch=1), PASSES: Schedule(micro_batch=BATCH // 2)}.get(schedule)
-    found = found or best_schedule(Step(graph, one, BATCH, optimizer=optimizer), most_flops=1.33)
+    found = SCHEDULES.get(schedule) or best_schedule(Step(graph, one, BATCH, optimizer=optimizer), most_flops=1.33)
     return Step(graph, one, BATCH, found, optimizer=optimizer, accounting="executorch")
 
 
@@ -179,7 +193,7 @@ def arena_bytes(step: Step) -> int:
 
 
 def process_bytes(step: Step) -> int:
-    """Return the predicted resident memory of the runner with the benchmark's images: all of them mapped, one copied."""
+    """Return the predicted resident memory of the runner with its images: all of them mapped, one batch copied."""
     pixels = 4 * 3 * RESOLUTION**2 * BATCH
     return footprint(step).peak_bytes + EXECUTORCH_RUNTIME_BYTES + (STEPS + 1) * pixels
 
@@ -197,7 +211,8 @@ def table(rows: Rows, date: str, machine: str) -> str:
         "did other work.",
         "",
         "| network | way | schedule | optimizer | delegate | arena, predicted | arena | off | state | program "
-        "| losses differ by | weights | imported | resident, predicted | resident | off | survives | step | PyTorch's |",
+        "| losses differ by | weights | imported | resident, predicted | resident | off | survives | step "
+        "| PyTorch's |",
         "|---" * 19 + "|",
     ]
     known = {(model, one.label, *rest): (model, one, *rest) for model, one, *rest in ROWS}
@@ -211,7 +226,7 @@ def table(rows: Rows, date: str, machine: str) -> str:
             f"{100 * (predicted / arena - 1):+.1f} %", f"{int(row['state_bytes']):,}", f"{int(row['program_bytes']):,}",
             f"{float(row['loss_difference']):.1e}", f"{float(row['weight_difference']):.1e}",
             f"{float(row['imported_difference']):.1e}", f"{process / 1e6:.1f} MB", f"{resident / 1e6:.1f} MB",
-            f"{100 * (process / resident - 1):+.1f} %", {"True": "yes", "False": "no"}.get(row["survives_prediction"], "-"),
+            f"{100 * (process / resident - 1):+.1f} %", SAID.get(row["survives_prediction"], "-"),
             f"{float(row['step_seconds']):.3f} s", f"{float(row['torch_step_seconds']):.3f} s",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")

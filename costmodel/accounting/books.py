@@ -92,8 +92,8 @@ class Execution:
     """How a step is carried out, as far as an accounting's own timeline asks.
 
     batch: images of a pass. float_bytes: of one number of an activation. passes: whose gradients are added up. prefix:
-    the layers below this one run for `piece` images at a time, once or more often (is_repeated). again: by layer, what
-    runs again before its backward.
+    the layers below this one run for `piece` images at a time. at_most: pieces whose moments are wanted, of which the
+    second is as all others. again: by layer, what runs again before its backward.
     """
 
     batch: int
@@ -102,7 +102,7 @@ class Execution:
     optimizer: str = "sgd"
     prefix: int = 0
     piece: int = 0
-    is_repeated: bool = False
+    at_most: int = 2
     again: Mapping[int, tuple[Again, ...]] = field(default_factory=dict)
 
 

@@ -6,7 +6,9 @@ What is counted differs from PyTorch's step:
                  the result of an element-wise call lies where an operand of its size lies that ends there. The
                  gradient of a parameter ends with its update, which comes as soon as it is there.
     the state    trained parameters and the optimizer's state lie in memory of their own, beside the arena
-    the file     all weights and buffers are mapped from the program's file
+    the file     frozen weights and buffers are mapped from the program's file; of what trains the file holds first
+                 values, whose pages are let go when they are copied
+    the calls    take memory for themselves: instructions in the file, structures of the runtime; counted with buffers
 
     a schedule   of a prefix in pieces, each image is copied into its piece, and the results into one tensor; what runs
                  again is computed again when it is asked for; gradients of passes are added up in the arena
@@ -33,10 +35,12 @@ from .books import Accounting, Books, Execution, Instant, dense_key
 from .gradients import wanted_gradients
 from .lean import LEAN
 
-# What the process takes beside file, state and arena: libraries, the loader's structures. Source: peak resident memory
-# of the C++ runner on x86-64, 10,868 KiB, less its arenas (690,112 bytes), program (118,640) and images (196,792);
-# executorch 1.5.1, portable kernels. Assumption: as much on Arm; with XNNPACK's library more.
-RUNTIME_BYTES = 10_200_000
+# What the process takes beside arena, state, weights and calls: pages of libraries, 8,752 KiB, and some heap. Source:
+# /proc/PID/smaps of the C++ runner on x86-64; executorch 1.5.1, portable kernels. Assumption: as much on Arm; with
+# XNNPACK's library more.
+RUNTIME_BYTES = 9_000_000
+# Source: two programs of one network that differ in 668 calls: 259,968 bytes of file, and 749 KiB of heap (smaps).
+CALL_BYTES = 1_540
 _NUMBER = 4  # a value of one number
 
 _ONE_BIT = {"relu": 1, "leaky_relu": 1, "relu6": 2, "hardtanh": 2, "hardsigmoid": 2}  # comparisons of the test
@@ -53,6 +57,7 @@ class _Step:
         _, self.wanted = wanted_gradients(graph, assignment)
         self.images = how.batch  # in the present call
         self.program = Program()
+        self.further_calls = 0  # of pieces whose moments are as those of others
         self.made: dict[int, Value] = {}  # of activations, by tensor
         self.kept: dict[tuple[int, str], Value] = {}  # what a layer keeps of its own
         self.gradients: dict[int, Value] = {}  # of activations, by tensor
@@ -110,8 +115,9 @@ class _Step:
         program, images, end = self.program, self.made[self.graph.input.id], self.how.prefix
         output = next(t for layer in reversed(self.graph.layers[:end]) for t in layer.outputs if t.kind == "activation")
         whole = None
-        for _ in range(1 + self.how.is_repeated):
-            self.images = self.how.piece
+        pieces = -(-self.how.batch // self.how.piece)
+        for _ in range(self.how.at_most):
+            before, self.images = len(program.places), self.how.piece
             program.place = ("forward", "the next piece")
             self.made = {self.graph.input.id: program.call(self.size(self.graph.input), images)}
             for layer in self.graph.layers[:end]:
@@ -119,6 +125,7 @@ class _Step:
                 self.forward(layer)
             self.images = self.how.batch
             whole = program.chain(self.size(output), whole or program.call(self.size(output)), self.made[output.id])
+        self.further_calls += (pieces - self.how.at_most) * (len(program.places) - before)
         self.made = {output.id: whole}
 
     def run_again(self, layer: Layer) -> None:
@@ -394,18 +401,14 @@ def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, how: Exec
         kind = 0 if first == 0 else 1 if any(first < turn <= last for turn in turns) else 2
         changes[first][kind] += size
         changes[last + 1][kind] -= size
-    weights = sum(tensor.bytes(1) for tensor in graph.parameters.values())
-    trained = sum(graph.parameters[name].bytes(1) for name in assignment.trained)
-    fixed = {"weights": weights + trained, "buffers": _buffers(graph)}
+    calls = len(program.places) + step.further_calls + len(graph.layers)  # with those of a prediction
+    weights, buffers = (sum(tensor.bytes(1) for tensor in each.values()) for each in (graph.parameters, graph.buffers))
+    fixed = {"weights": weights, "buffers": buffers + CALL_BYTES * calls}
     now, found = [0, 0, 0], []
     for (phase, layer), change in zip(program.places, changes, strict=False):
         now = [one + more for one, more in zip(now, change, strict=True)]
         found.append((phase, layer, fixed | dict(zip(("input", "saved_activations", "transient"), now, strict=True))))
     return found
-
-
-def _buffers(graph: LayerGraph) -> int:
-    return sum(tensor.bytes(1) for tensor in graph.buffers.values())
 
 
 EXECUTORCH = Accounting(
@@ -415,5 +418,5 @@ EXECUTORCH = Accounting(
     LEAN.keep,
     timeline=_timeline,
     follows_schedules=True,
-    leaves_out="the runtime's own code and the program's instructions",
+    leaves_out="the runtime's own code",
 )

@@ -28,8 +28,8 @@ _STATE = "optimizer:"
 class Recording:
     """A network's training step and its prediction as modules whose buffers are `values`, by state-dict name.
 
-    step: (images, labels, learning rate) -> (loss, how many were right). predict: one image -> logits. trained: names of
-    the trained parameters. inputs: of `step`, as examples. micro_batch: images per pass. drew: whether the network
+    step: (images, labels, learning rate) -> (loss, how many were right). predict: one image -> logits. trained: names
+    of the trained parameters. inputs: of `step`, as examples. micro_batch: images per pass. drew: whether the network
     draws random numbers.
     """
 

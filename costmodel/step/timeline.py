@@ -205,7 +205,7 @@ def _executions(required: Requirements, carried: Carried[Count]) -> list[Executi
     return [
         Execution(
             batch, carried.precision.activation_bytes, carried.passes, carried.optimizer.name, cut.prefix,
-            min(batch, piece), max(batches) > piece, again,
+            min(batch, piece), 1 + (max(batches) > piece), again,
         )
         for batch in batches
     ]  # fmt: skip

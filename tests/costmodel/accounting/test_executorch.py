@@ -9,6 +9,7 @@ from networks import traced
 
 from costmodel import InputError, Schedule, Step, best_schedule, footprint, price, way
 from costmodel.accounting.arena import Program
+from costmodel.accounting.executorch import CALL_BYTES
 from costmodel.accounting.lean import LEAN
 from costmodel.step.simulation import CATEGORIES
 
@@ -61,10 +62,21 @@ def graph():
     return traced(NETWORK, 96)
 
 
-def test_what_trains_has_a_second_place_beside_the_file(graph):
-    found = footprint(graph, "last", batch=4, accounting="executorch")
-    head = 1280 * 1000 + 1000  # weights and biases
-    assert found.memory_bytes["weights"] == 4 * (graph.parameter_count + head)
+def test_weights_lie_in_the_file_or_in_the_state(graph):
+    for method in ("last", "full"):
+        found = footprint(graph, method, batch=4, accounting="executorch")
+        assert found.memory_bytes["weights"] == 4 * graph.parameter_count
+
+
+def test_calls_take_memory_for_themselves(graph):
+    """Eight pieces of one image are six times the calls of the prefix more than two of four."""
+    one, four = (
+        footprint(Step(graph, way("last"), 8, Schedule(prefix_batch=images), accounting="executorch"))
+        for images in (1, 4)
+    )
+    calls = (one.memory_bytes["buffers"] - four.memory_bytes["buffers"]) / CALL_BYTES
+    prefix = sum(not layer.is_view for layer in graph.layers) - 1  # all but the head
+    assert calls / 6 == pytest.approx(prefix + 2, abs=2)  # with copies of an image in and of the result out
 
 
 @pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 0), ("momentum", 1), ("adam", 2)])
@@ -106,10 +118,14 @@ def test_schedules_take_less_arena(graph):
 
 def test_gradients_of_passes_lie_in_the_arena(graph):
     """Of 2 passes the first one's gradients wait: those of the head, 1280 x 1000 weights and 1000 biases."""
-    whole, halves = (Step(graph, way("last"), 2, Schedule(micro_batch=size), accounting="executorch") for size in (2, 1))
+    whole, halves = (
+        Step(graph, way("last"), 2, Schedule(micro_batch=size), accounting="executorch") for size in (2, 1)
+    )
     assert footprint(halves).memory_bytes["gradients"] == 0
     waiting = next(moment for moment in reversed(footprint(halves).moments) if moment.phase == "loss")
-    assert sum(waiting.by_category[CATEGORIES.index(name)] for name in ("saved_activations", "transient")) > 4 * 1281_000
+    assert (
+        sum(waiting.by_category[CATEGORIES.index(name)] for name in ("saved_activations", "transient")) > 4 * 1281_000
+    )
     assert arena_bytes(halves) > 4 * 1281_000 and arena_bytes(whole) > 0
 
 
