@@ -16,7 +16,6 @@ _aten = torch.ops.aten
 _COPIES = (
     _aten.clone.default, _aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.default,
 )  # fmt: skip
-_FILLED = {_aten.full.default: 1, _aten.full_like.default: 1}  # which argument is the number
 _TRANSPOSED = (_aten.t.default, _aten.permute.default, _aten.transpose.int)
 
 
@@ -61,7 +60,7 @@ def _added_to_zeros(node: fx.Node) -> fx.Node | None:
 
 
 def _is_zeros(node: fx.Node) -> bool:
-    return node.target in _FILLED and node.args[_FILLED[node.target]] == 0
+    return node.target in (_aten.full.default, _aten.full_like.default) and node.args[1] in (0, 0.0)
 
 
 def _become(node: fx.Node, other: fx.Node) -> None:
