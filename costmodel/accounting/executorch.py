@@ -125,7 +125,7 @@ class _Step:
                 self.forward(layer)
             self.images = self.how.batch
             whole = program.chain(self.size(output), whole or program.call(self.size(output)), self.made[output.id])
-        self.further_calls += (pieces - self.how.at_most) * (len(program.places) - before)
+        self.further_calls += (pieces - self.how.at_most) * (len(program.places) - before) // self.how.at_most
         assert whole is not None  # there is a piece
         self.made = {output.id: whole}
 
