@@ -114,10 +114,9 @@ class _Step:
         """Run the frozen prefix for one piece of the images after the other; collect the results."""
         program, images, end = self.program, self.made[self.graph.input.id], self.how.prefix
         output = next(t for layer in reversed(self.graph.layers[:end]) for t in layer.outputs if t.kind == "activation")
-        whole = None
-        pieces = -(-self.how.batch // self.how.piece)
+        whole, before = None, len(program.places)
         for _ in range(self.how.at_most):
-            before, self.images = len(program.places), self.how.piece
+            self.images = self.how.piece
             program.place = ("forward", "the next piece")
             self.made = {self.graph.input.id: program.call(self.size(self.graph.input), images)}
             for layer in self.graph.layers[:end]:
@@ -125,7 +124,8 @@ class _Step:
                 self.forward(layer)
             self.images = self.how.batch
             whole = program.chain(self.size(output), whole or program.call(self.size(output)), self.made[output.id])
-        self.further_calls += (pieces - self.how.at_most) * (len(program.places) - before) // self.how.at_most
+        further = -(-self.how.batch // self.how.piece) - self.how.at_most
+        self.further_calls += further * (len(program.places) - before) // self.how.at_most
         assert whole is not None  # there is a piece
         self.made = {output.id: whole}
 
