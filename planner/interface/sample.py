@@ -20,7 +20,6 @@ from PIL import Image
 from costmodel import Step, footprint, trace, way
 
 from ..choosing.plan import Evidence, Network, Plan, Promises, parameters_digest
-from ..training.course import Course
 from ..training.trained import Epoch
 from .train_view import TrainingBars
 
@@ -84,6 +83,7 @@ def make_images(folder: Path, count: int, resolution: int, classes: int = 2) -> 
 
 def main() -> None:
     """Train, and print what the process held."""
+    from ..training.course import Course
     from ..training.train import train
 
     model, batch, resolution, classes = sys.argv[1], *map(int, sys.argv[2:])
