@@ -99,8 +99,8 @@ def main() -> None:
         "",
         f"The training step is {MODEL}, all of it trained by SGD, batch {BATCH}, {RESOLUTION} x {RESOLUTION}.",
         "",
-        f"A process of `planner train`, less its step (`process` of the device files, to the megabyte above), in MB: "
-        f"**{floor.bytes / 1e6:.1f}**",
+        f"A process of `planner train`, less its step (`process` of the device files, to the megabyte above), in MB, "
+        f"with 4 for larger networks: **{floor.bytes / 1e6:.1f}**",
         "",
         "Assumption of the device files: a CPU build of PyTorch on 64-bit Arm needs as much as this one on x86-64. It "
         "was not measured there; this script measures it. `import torchvision` loads torch._dynamo and sympy too: a "
