@@ -25,6 +25,7 @@ from pathlib import Path
 import executorch
 import torch
 from hard_limit import can_limit, cgroup
+from torch import Tensor, nn
 from verifying import RESULTS, Rows, arguments, versions
 
 from costmodel import (
@@ -41,6 +42,7 @@ from costmodel import (
     trace,
     way,
 )
+from costmodel.export.forms import Forms
 from costmodel.step.simulation import CATEGORIES
 from costmodel.training.optimizers import make_optimizer
 from planner.campaign.exporting import packed_tensors
@@ -129,11 +131,11 @@ def native(runner: Path, folder: Path, limit: int | None = None) -> tuple[int, f
     return 1024 * int(resident[1]), float(seconds[1])
 
 
-def network_of(model: str) -> torch.nn.Module:
+def network_of(model: str) -> nn.Module:
     """Return an untrained network whose running statistics are those of random images, as a trained one's would be."""
     torch.manual_seed(0)
     network = build(model, CLASSES).train()
-    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momentum = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # the statistics are those of all images
@@ -142,6 +144,22 @@ def network_of(model: str) -> torch.nn.Module:
     for norm, own in zip(norms, momentum, strict=True):
         norm.momentum = own
     return network
+
+
+def train(network: nn.Module, images: Tensor, labels: Tensor, optimizer: str, size: int) -> list[float]:
+    """Train with PyTorch, with the random numbers of the program; return the seconds of each step."""
+    network.train()
+    update, times = make_optimizer(optimizer, network, RATE), []
+    for number, (x, y) in enumerate(zip(images.split(BATCH), labels.split(BATCH), strict=True)):
+        begin = time.perf_counter()
+        torch.manual_seed(0)  # as when the step was recorded
+        for some, own in zip(x.split(size), y.split(size), strict=True):
+            with Forms(torch.tensor(number), random_only=True):
+                (nn.functional.cross_entropy(network(some), own) * (size / BATCH)).backward()
+        update.step()
+        update.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - begin)
+    return times
 
 
 def measure(model: str, one: Way, schedule: str, optimizer: str, delegate: str, folder: Path) -> dict:
@@ -166,16 +184,7 @@ def measure(model: str, one: Way, schedule: str, optimizer: str, delegate: str, 
     assert found is not None  # without a limit nothing is killed
     survives = limited is not None if can_limit() else None
     imported, _ = import_state(folder, folder / "trained.state")
-    network.train()
-    update = make_optimizer(optimizer, network, RATE)
-    size, times = step.micro_batch, []
-    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-        begin = time.perf_counter()
-        for some, own in zip(x.split(size), y.split(size), strict=True):
-            (torch.nn.functional.cross_entropy(network(some), own) * (size / BATCH)).backward()
-        update.step()
-        update.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - begin)
+    times = train(network, images, labels, optimizer, step.micro_batch)
     own = network.state_dict()
     apart = max(
         float((imported[name] - value).abs().max() / max(1.0, float(value.abs().max())))
