@@ -224,7 +224,8 @@ def table(rows: Rows, date: str, machine: str) -> str:
         "memory cgroup limited to the predicted memory of the process. `off` of the process is a share of its "
         f"memory without the images, {IMAGES / 1e6:.1f} MB. `rounding`: PyTorch's weights in single beside those in "
         "double precision, where the program's differ by more than 1e-4. Times were taken on one core of a machine "
-        "that did other work.",
+        "that did other work. Predicted are portable kernels; "
+        "XNNPACK's packed weights and working memory lie outside the arena.",
         "",
         "| network | way | schedule | optimizer | delegate | arena, predicted | arena | off | state | program "
         "| losses differ by | weights | rounding | imported | resident, predicted | resident | off | survives | step "
@@ -237,9 +238,10 @@ def table(rows: Rows, date: str, machine: str) -> str:
         step = step_of(model, one, schedule, optimizer)
         arena, predicted = int(row["arena_bytes"]), arena_bytes(step)
         resident, process = int(row["resident_bytes"]), process_bytes(step)
+        off = f"{100 * (predicted / arena - 1):+.2f} %" if delegate == "none" else "-"
         cells = [
             model, one.label, schedule, optimizer, delegate, f"{predicted:,}", f"{arena:,}",
-            f"{100 * (predicted / arena - 1):+.2f} %", f"{int(row['state_bytes']):,}",
+            off, f"{int(row['state_bytes']):,}",
             f"{int(row['program_bytes']):,}", f"{float(row['loss_difference']):.1e}",
             f"{float(row['weight_difference']):.1e}", f"{float(row['rounding']):.1e}" if row["rounding"] else "",
             f"{float(row['imported_difference']):.1e}", f"{process / 1e6:.1f} MB", f"{resident / 1e6:.1f} MB",
