@@ -78,7 +78,7 @@ ROWS: tuple[tuple[str, Way, str, str, str], ...] = (
 )
 COLUMNS = (
     "network", "way", "schedule", "optimizer", "delegate", "arena_bytes",
-    "state_bytes", "program_bytes", "loss_difference", "weight_difference", "rounding", "imported_difference",
+    "state_bytes", "program_bytes", "steps", "loss_difference", "weight_difference", "rounding", "imported_difference",
     "resident_bytes", "survives_prediction", "step_seconds", "torch_step_seconds", "export_seconds",
 )  # fmt: skip
 KEY = COLUMNS[:5]
@@ -195,7 +195,7 @@ def measure(model: str, one: Way, schedule: str, optimizer: str, delegate: str, 
     return {
         "network": model, "way": one.label, "schedule": schedule, "optimizer": optimizer, "delegate": delegate,
         "arena_bytes": program.arena_bytes["step"], "state_bytes": program.state_bytes,
-        "program_bytes": len(program.content), "loss_difference": check.loss_difference,
+        "program_bytes": len(program.content), "steps": check.steps, "loss_difference": check.loss_difference,
         "weight_difference": check.weight_difference, "rounding": check.rounding, "imported_difference": apart,
         "resident_bytes": found[0], "survives_prediction": survives, "step_seconds": found[1],
         "torch_step_seconds": sorted(times)[len(times) // 2], "export_seconds": seconds,
@@ -228,9 +228,9 @@ def table(rows: Rows, date: str, machine: str) -> str:
         "XNNPACK's packed weights and working memory lie outside the arena.",
         "",
         "| network | way | schedule | optimizer | delegate | arena, predicted | arena | off | state | program "
-        "| losses differ by | weights | rounding | imported | resident, predicted | resident | off | survives | step "
+        "| steps compared | losses differ by | weights | rounding | imported | resident, predicted | resident | off | survives | step "
         "| PyTorch's |",
-        "|---" * 20 + "|",
+        "|---" * 21 + "|",
     ]
     known = {(model, one.label, *rest): (model, one, *rest) for model, one, *rest in ROWS}
     for row in rows.rows:
@@ -242,7 +242,7 @@ def table(rows: Rows, date: str, machine: str) -> str:
         cells = [
             model, one.label, schedule, optimizer, delegate, f"{predicted:,}", f"{arena:,}",
             off, f"{int(row['state_bytes']):,}",
-            f"{int(row['program_bytes']):,}", f"{float(row['loss_difference']):.1e}",
+            f"{int(row['program_bytes']):,}", row["steps"], f"{float(row['loss_difference']):.1e}",
             f"{float(row['weight_difference']):.1e}", f"{float(row['rounding']):.1e}" if row["rounding"] else "",
             f"{float(row['imported_difference']):.1e}", f"{process / 1e6:.1f} MB", f"{resident / 1e6:.1f} MB",
             f"{100 * (process - resident) / (resident - IMAGES):+.1f} %", SAID.get(row["survives_prediction"], "-"),
