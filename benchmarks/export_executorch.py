@@ -228,8 +228,8 @@ def table(rows: Rows, date: str, machine: str) -> str:
         "XNNPACK's packed weights and working memory lie outside the arena.",
         "",
         "| network | way | schedule | optimizer | delegate | arena, predicted | arena | off | state | program "
-        "| steps compared | losses differ by | weights | rounding | imported | resident, predicted | resident | off | survives | step "
-        "| PyTorch's |",
+        "| steps compared | losses differ by | weights | rounding | imported | resident, predicted | resident | off "
+        "| survives | step | PyTorch's |",
         "|---" * 21 + "|",
     ]
     known = {(model, one.label, *rest): (model, one, *rest) for model, one, *rest in ROWS}
