@@ -8,10 +8,8 @@ process, run several times; medians of what /proc/self/smaps says. Resident page
     anonymous   heap, stacks, written parts of libraries: must stay in RAM (where there is no swap)
     files       code and constants of libraries: the kernel drops what is not in use, and reads it again when it is
 
-The process's own part, which a device file calls `process`, is taken from a tiny training step: its peak (VmHWM) less
-all pages of files and less the step's predicted peak in the books `eager`, plus those pages of files that a further
-step uses (`Referenced` after /proc/self/clear_refs). It runs as many threads as the boards have cores. Linux only.
-Writes benchmarks/results/process_memory.md.
+The process's own part, which a device file calls `process`, is that of a small training by `planner train`, as
+`costmodel calibrate` measures it (costmodel/checking/floor.py). Linux only.
 """
 
 from __future__ import annotations
@@ -28,11 +26,11 @@ from pathlib import Path
 import torch
 import torchvision
 
-from costmodel import footprint, trace
-from costmodel.checking.floor import parse
+from costmodel.checking.floor import BATCH, MODELS, RESOLUTION, measure_floors, parse
 
 THREADS = 4
-MODEL, BATCH, RESOLUTION = "mobilenet_v3_small", 2, 96
+LIBRARY = "torchvision"
+MODEL = MODELS[LIBRARY].partition(":")[2]
 RESULT = Path(__file__).parent / "results" / "process_memory.md"
 
 _TRAIN = f"""
@@ -47,10 +45,8 @@ def step():
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
-step()
-step()
-open("/proc/self/clear_refs", "w").write("1")
-step()
+for _ in range(3):
+    step()
 """
 STAGES = {
     "interpreter": "",
@@ -83,10 +79,8 @@ def main() -> None:
     for stage, program in STAGES.items():
         runs = [measured(program) for _ in range(given.runs)]
         rows[stage] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    *_, last = rows.values()
-    step = footprint(trace(f"torchvision:{MODEL}", RESOLUTION), "full", batch=BATCH, accounting="eager").peak_bytes
-    anonymous = last["peak"] - last["files"] - step
-    own = anonymous + last["files_in_use"]
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+    floor = measure_floors(given.runs, [LIBRARY])[LIBRARY]
 
     def cells(row: dict[str, float]) -> str:
         return " | ".join(f"{row[name] / 1e6:.1f}" for name in ("anonymous", "files", "uss", "pss", "peak"))
@@ -103,14 +97,10 @@ def main() -> None:
         "|---|---|---|---|---|---|",
         *(f"| {stage} | {cells(row)} |" for stage, row in rows.items()),
         "",
-        f"The training step is {MODEL}, all of it trained by SGD, batch {BATCH}, {RESOLUTION} x {RESOLUTION}; its "
-        f"predicted peak is {step / 1e6:.1f} MB in the books `eager`. The process's own part:",
+        f"The training step is {MODEL}, all of it trained by SGD, batch {BATCH}, {RESOLUTION} x {RESOLUTION}.",
         "",
-        "| | MB |",
-        "|---|---|",
-        f"| anonymous: peak - files - predicted peak of the step | {anonymous / 1e6:.1f} |",
-        f"| files in use by a step | {last['files_in_use'] / 1e6:.1f} |",
-        f"| **together: `process` of the device files, to the megabyte above** | **{own / 1e6:.1f}** |",
+        f"A process of `planner train`, less its step (`process` of the device files, to the megabyte above), in MB: "
+        f"**{floor.bytes / 1e6:.1f}**",
         "",
         "Assumption of the device files: a CPU build of PyTorch on 64-bit Arm needs as much as this one on x86-64. It "
         "was not measured there; this script measures it. `import torchvision` loads torch._dynamo and sympy too: a "

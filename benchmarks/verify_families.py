@@ -44,15 +44,15 @@ COLUMNS = (
 
 
 def names() -> list[str]:
-    """Return the smallest priced network of each family of timm, then torchvision's, smallest first."""
+    """Return the smallest priced network of each family of timm and all of torchvision's, smallest first."""
     with (RESULTS / "trace_zoo.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["priced"] == "yes"]
     rows.sort(key=lambda row: int(row["parameters"]))
     smallest: dict[str, str] = {}
     for row in rows:
-        if row["model"].startswith("timm:"):
-            smallest.setdefault(family_of(row["model"]), row["model"])
-    return [*smallest.values(), *(row["model"] for row in rows if row["model"].startswith("torchvision:"))]
+        model = row["model"]
+        smallest.setdefault(model if model.startswith("torchvision:") else family_of(model), model)
+    return [*smallest.values()]
 
 
 def own_resolution(model: str) -> int:

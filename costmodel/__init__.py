@@ -57,6 +57,7 @@ from .step.schedule import PLAIN, Schedule, schedule_from
 from .step.step import Step
 
 if TYPE_CHECKING:
+    from .checking.measuring import peak_bytes
     from .checking.verification import Verification, check_peak, verify
     from .export.exporting import Export, export_step
     from .export.saved import import_state
@@ -65,14 +66,14 @@ if TYPE_CHECKING:
     from .traces.stored import trace
     from .tracing.models import build, replace_head, supernetwork
     from .training.applied import apply, restore
-    from .training.arena.arena import Arena, arena_of, in_arena
+    from .training.arena.arena import Arena
     from .training.cache import cached_prefix
     from .training.optimizers import make_optimizer, update_in_place
     from .zoo.once_for_all import SuperNetwork
 
 # What loads torch is imported when it is first asked for.
 _LATER = {
-    **dict.fromkeys(("Arena", "arena_of", "in_arena"), "training.arena.arena"),
+    "Arena": "training.arena.arena",
     "Export": "export.exporting",
     "Summary": "interface.summary",
     "SuperNetwork": "zoo.once_for_all",
@@ -82,6 +83,7 @@ _LATER = {
     "build": "tracing.models",
     "cached_prefix": "training.cache",
     "check_peak": "checking.verification",
+    "peak_bytes": "checking.measuring",
     "export_step": "export.exporting",
     "import_state": "export.saved",
     "make_optimizer": "training.optimizers",
@@ -155,7 +157,6 @@ __all__ = [
     "Way",
     "anchor",
     "apply",
-    "arena_of",
     "best_schedule",
     "block_count",
     "body_digest",
@@ -167,11 +168,11 @@ __all__ = [
     "export_step",
     "footprint",
     "import_state",
-    "in_arena",
     "kernels_of",
     "make_optimizer",
     "nearest_schedule",
     "parts",
+    "peak_bytes",
     "precision_from",
     "price",
     "process_of",

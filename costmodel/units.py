@@ -20,7 +20,7 @@ Count = TypeVar("Count", int, Counts)  # one number, or several that are worked 
 FLOPS_PER_MAC = 2
 
 BYTES_PER_ELEMENT = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex128": 16, "complex64": 8,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
 FLOAT_BYTES = BYTES_PER_ELEMENT["float32"]  # what networks are traced in, and compute in unless something else is said

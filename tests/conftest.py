@@ -6,6 +6,9 @@ import os
 import sys
 import tempfile
 
+# Threads that wait sleep: tests run side by side, and the programs that they start compute with several threads each.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
 import hypothesis
 import pytest
 import torch

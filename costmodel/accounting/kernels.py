@@ -3,9 +3,9 @@
 `none`: nothing, the least; a device's own kernels decide. `onednn`: PyTorch's kernels on an x86 processor with AVX-512:
 what oneDNN's convolutions copy (`onednn`), and PyTorch's own, which unfold pixels (`convolutions`). Where only the bias
 trains, the weight's gradient is computed all the same, and dropped. What lies in another order of memory than a kernel
-wants is copied first (`orders`). A batch norm's backward allocates the input's gradient twice, a product's the gradient
-of a factor that is broadcast (a squeeze-excite gate) at the size of the product, and some others more
-(`_PER_ELEMENT`). Measured with the profiler's memory events (benchmarks/verify_peak.py; PyTorch 2.15).
+wants is copied first (`orders`). Other operations make parts of their formulas on the way (`formulas`): a batch norm's
+backward the input's gradient twice, a product's the gradient of a factor that is broadcast (a squeeze-excite gate) at
+the size of the product. Measured with the profiler's memory events (benchmarks/verify_peak.py; PyTorch 2.15).
 `layers`: the same under this package's own layers, which compute the input gradient of a frozen pointwise convolution
 as a matrix product, the gradient of a bias alone as a sum, and the input gradient of a batch norm whose scale and
 statistics are frozen in one go. An activation that packs a mask does so a piece at a time (`mask_piece`).
@@ -21,14 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..graph.blocks import CONVOLUTIONS
-from ..graph.memory_order import Sizes, lies_as, suggested
 from ..graph.values import Layer
 from ..table import Table
 from .convolutions import given, is_matrix_product, unfolding, unfolds, uses_channels_last
+from .formulas import Call, on_the_way
 from .onednn import OneDnn, copying
 from .orders import order_copies
 
-_INDEX_BYTES = 8
 _CONVOLUTIONS = CONVOLUTIONS | {"conv1d", "conv3d"}
 
 # Elements whose mask is packed at a time, and the most pieces that a tensor is cut into on a CPU: every piece waits for
@@ -40,25 +39,6 @@ PIECE, PIECES = 1 << 18, 8
 def mask_piece(elements: int) -> int:
     """Return how many of a tensor's elements are worked on at a time on a CPU, a multiple of 8."""
     return max(PIECE, -(-elements // (8 * PIECES)) * 8)
-
-
-@dataclass(frozen=True)
-class Call:
-    """A layer's call, whose working memory is asked for.
-
-    wanted: the roles whose gradient is wanted. float_bytes: of one number. packs_mask: whether it keeps one bit per
-    element of its own. threads: that compute it. frozen_statistics: whether a batch norm uses its running statistics.
-    gradient: the strides of the gradient that its backward is given.
-    """
-
-    layer: Layer
-    wanted: tuple[str, ...]
-    batch: int
-    float_bytes: int
-    packs_mask: bool
-    threads: int
-    frozen_statistics: bool = False
-    gradient: Sizes = ()
 
 
 Working = tuple[int, int]  # bytes in forward, bytes in backward
@@ -73,77 +53,13 @@ def _convolves_images(layer: Layer) -> bool:
     return layer.op in _CONVOLUTIONS and layer.input.batched and not layer.inputs["weight"].batched
 
 
-def _input_again(call: Call) -> int:
-    return call.layer.input.bytes(call.batch, call.float_bytes) if "input" in call.wanted else 0
-
-
-def _normalized_again(call: Call) -> int:
-    """Return the bytes of batch norm's second gradient of its input: where that and the gradient given lie alike."""
-    x = call.layer.input
-    order = suggested(x.shape, x.strides)
-    alike = lies_as(x.shape, x.strides, order) and lies_as(x.shape, call.gradient, order)
-    return _input_again(call) if alike else 0
-
-
-def _sums_per_channel(call: Call) -> int:
-    wanted = {"input", "weight"} & {*call.wanted}
-    return 2 * call.batch * call.float_bytes * call.layer.input.shape[1] if wanted else 0
-
-
-def _arithmetic(call: Call) -> int:
-    layer, wanted = call.layer, call.wanted
-    small = {role for role in wanted if layer.inputs[role].elements < layer.output.elements}
-    if layer.op == "div":  # -dy * ((x / other) / other), every part of it as large as the result
-        parts = 4 - ("input" in wanted) - ("other" not in small) if "other" in wanted else 0
-    else:  # what is summed over the pixels that a factor, or a subtrahend, is broadcast to
-        parts = bool(small) if layer.op == "mul" else "other" in small
-    return parts * layer.output.bytes(call.batch, call.float_bytes)
-
-
-# Bytes in the backward of operations on elements. Source: tools/autograd/derivatives.yaml of PyTorch 2.15 and
-# torch/csrc/autograd/FunctionsManual.cpp (div_tensor_other_grad, var_backward); aten/src/ATen/native/group_norm.cpp.
-_PER_ELEMENT = {
-    "batch_norm": _normalized_again,
-    "var": _input_again,
-    "group_norm": _sums_per_channel,
-    "mul": _arithmetic,
-    "sub": _arithmetic,
-    "div": _arithmetic,
-}
-
-
-def _dropped(call: Call) -> int:
-    """Return the bytes of a mask or of indices that PyTorch makes in forward and, where nothing trains, drops again.
-
-    Source: aten/src/ATen/native/Dropout.cpp, Pooling.cpp.
-    """
-    if call.wanted or call.layer.op not in ("dropout", "max_pool2d"):
-        return 0
-    if call.layer.op == "dropout":
-        return call.layer.input.bytes(call.batch, call.float_bytes)
-    return call.batch * _INDEX_BYTES * call.layer.output.elements
-
-
-def _seen(call: Call, working: tuple[int, ...]) -> Working:
-    """Return what was seen of a learned call where it ran, as if its gradients were all wanted, or none."""
-    plain, forward, backward = (
-        call.batch * each + once for each, once in zip(working[::2], working[1::2], strict=True)
-    )
-    return (forward, backward) if call.wanted else (plain, 0)
-
-
 def _onednn(call: Call) -> Working:
     layer = call.layer
-    if dropped := _dropped(call):
-        return dropped, 0
-    if layer.learned is not None and layer.learned.working:
-        return _seen(call, layer.learned.working)
     copied = order_copies(layer, call.wanted, call.batch, call.float_bytes, call.gradient)
-    if layer.op in _PER_ELEMENT:
-        return copied[0], copied[1] + _PER_ELEMENT[layer.op](call)
-    if not _convolves_images(layer):
-        return copied
-    forward, backward = _convolving(call)
+    if layer.learned is not None:
+        forward, backward = (seen.at(call.batch) for seen in layer.learned.working_of(call.wanted))
+    else:
+        forward, backward = _convolving(call) if _convolves_images(layer) else on_the_way(call)
     return copied[0] + forward, copied[1] + backward
 
 

@@ -117,6 +117,15 @@ class OneDnn(Convolution):
         return left <= at_once and right - tail * stride <= at_once
 
     @cached_property
+    def _misses_the_image(self) -> bool:
+        """Whether a kernel lies on padding alone somewhere.
+
+        Source: kernel_outside_src of init_conf in jit_avx512_common_conv_kernel.cpp.
+        """
+        sides = zip(self.kernel, self.along("dilation"), self.along("padding"), strict=True)
+        return any(step * (side - 1) + 1 <= padding for side, step, padding in sides)
+
+    @cached_property
     def _padding_of_rows(self) -> tuple[int, int]:
         """The pixels that are missing before and behind a row."""
         left, stride = self.along("padding")[-1], self.along("stride")[-1]
@@ -163,7 +172,7 @@ class OneDnn(Convolution):
         if math.prod(self.kernel) == 1 and self.groups == 1 and not any(self.along("padding")):
             made = self._blocked(_BLOCK)
             return Copies(made.x, made.y, made.w, self._rows())
-        if self.block and (math.prod(self.kernel) == 1 or self._fits_forward):
+        if self.block and not self._misses_the_image and (math.prod(self.kernel) == 1 or self._fits_forward):
             return self._blocked(self.block, self._is_image)
         return Copies(0, self.plain(y), 0, self._at_once() * self._unfolded() + _ALIGNMENT)
 
@@ -182,7 +191,8 @@ class OneDnn(Convolution):
                 self.plain(x), self.plain(y), self.weight_in_blocks(_wide(self.ic, True), 1), self._brg_scratch(True),
                 self.plain(x),
             )  # fmt: skip
-        if self.block and not self.is_depthwise and (math.prod(self.kernel) == 1 or self._fits_backward):
+        fits = not self._misses_the_image and (math.prod(self.kernel) == 1 or self._fits_backward)
+        if self.block and not self.is_depthwise and fits:
             return self._blocked(self.block)
         return Copies(self.plain(x), 0, 0, self._at_once() * self._unfolded() + _ALIGNMENT)
 

@@ -12,10 +12,25 @@ from collections.abc import Callable
 from typing import Any
 
 from ..graph.layer_graph import LayerGraph
-from ..graph.memory_order import Sizes, channels_last, inverse, lies_as, permuted, strides_of, suggested, viewed
+from ..graph.memory_order import (
+    Sizes,
+    channels_last,
+    dense_as,
+    inverse,
+    lies_as,
+    permuted,
+    strides_of,
+    suggested,
+    viewed,
+)
 from ..graph.values import Layer, Tensor
+from ..rules.linear import small_factor
 from .convolutions import uses_channels_last
 from .gradients import Wanted
+
+_CONVOLUTIONS = (
+    "conv1d", "conv2d", "conv3d", "standardized_conv2d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+)  # fmt: skip
 
 Order = Callable[[Layer, Tensor, Sizes], Sizes]  # layer, argument, the result's gradient's strides -> the argument's
 
@@ -33,7 +48,25 @@ def _as_input(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
 
 
 def _as_given(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
+    return dense_as(x.shape, given) if x.shape == layer.output.shape else ()
+
+
+def _given(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
     return given if x.shape == layer.output.shape else ()
+
+
+def _part(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
+    """A part of the result's gradient, with its strides."""
+    return given or strides_of(layer.output.shape)
+
+
+def _multiplied(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
+    """Of a batch of matrices that one matrix multiplies from the left: both were transposed for it."""
+    left, right = layer.inputs.values()
+    if x is right and small_factor(left.shape, right.shape) == "input":
+        order = (*range(len(x.shape) - 2), len(x.shape) - 1, len(x.shape) - 2)
+        return strides_of(x.shape, order)
+    return ()
 
 
 def _reshaped(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
@@ -69,13 +102,16 @@ def _permuted(layer: Layer, x: Tensor, given: Sizes) -> Sizes:
 
 
 ORDERS: dict[str, Order] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "standardized_conv2d", "conv_transpose2d"), _convolution),
-    **dict.fromkeys(("layer_norm", "linear", "softmax", "matmul", "bmm", "scaled_dot_product_attention"), _plain),
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
+    **dict.fromkeys(("layer_norm", "linear", "softmax", "bmm", "scaled_dot_product_attention"), _plain),
     **dict.fromkeys(("permute", "transpose", "swapaxes", "T", "mT", "movedim"), _permuted),
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"), _reshaped),
     **dict.fromkeys(
         ("batch_norm", "group_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate"), _as_input
     ),
+    "matmul": _multiplied,
+    "cat": _part,
+    **dict.fromkeys(("add", "contiguous", "clone"), _given),
     **dict.fromkeys(("mean", "sum", "expand", "getitem", "narrow", "select", "chunk", "split", "unbind"), _plain),
 }
 
@@ -100,7 +136,7 @@ def gradient_orders(graph: LayerGraph, wanted: Wanted) -> dict[int, Sizes]:
 # What kernels want in one order: their input, and the gradient that comes.
 _WANTED: dict[str, Callable[[Layer, Tensor], Sizes]] = {
     **dict.fromkeys(
-        ("conv1d", "conv2d", "conv3d", "standardized_conv2d", "conv_transpose2d"),
+        _CONVOLUTIONS,
         lambda layer, tensor: channels_last(tensor.shape) if uses_channels_last(layer) else (),
     ),
     "layer_norm": lambda layer, tensor: (),
@@ -122,5 +158,6 @@ def order_copies(
         as_wanted = lies_as(tensor.shape, strides, _WANTED[layer.op](layer, tensor))
         return 0 if as_wanted else tensor.bytes(batch, float_bytes)
 
-    forward = copied(x, x.strides)
+    # Of a learned call the copy of its input was seen.
+    forward = copied(x, x.strides) if layer.learned is None else 0
     return forward, forward + copied(y, gradient) if wanted else 0

@@ -1,9 +1,9 @@
 """What a training process holds beside the step: interpreter, libraries, kernels loaded on first use. Measured here.
 
-A fresh process builds a small network, makes it ready by `apply`, and trains it in the arena. Its anonymous pages, less
-the predicted peak of that step with its kernels' working memory, and those pages of files that a further step uses
+A fresh process trains a small network on a few images by `planner train`, in the arena. Its anonymous pages, less the
+predicted peak of that step with its kernels' working memory, and those pages of files that a further step uses
 (`Referenced` after /proc/self/clear_refs), are the floor. Anonymous pages must stay in RAM where there is no swap; of
-pages of files the system drops those that are not in use.
+pages of files the system drops those that are not in use. A loop of one's own holds some megabytes less.
 """
 
 from __future__ import annotations
@@ -26,34 +26,11 @@ from ..machine.process import Floor
 from ..step.step import Step
 from ..traces.stored import trace
 
-# By the library that builds the network, which adds its own modules: a small network of it.
-MODELS = {"torchvision": "torchvision:mobilenet_v3_small", "timm": "timm:mobilenetv3_small_100"}
-BATCH, RESOLUTION, STEPS = 2, 96, 8
+# By the library that builds the network, which adds its own modules: a network of it.
+MODELS = {"torchvision": "torchvision:mobilenet_v2", "timm": "timm:mobilenetv2_100"}
+BATCH, RESOLUTION, CLASSES = 2, 96, 2
+PROGRAM = "planner.interface.sample"  # run, not imported: this package stands below it
 _SECONDS = 300  # of a run, on the slowest board
-
-_PROGRAM = """
-import json, sys, warnings
-MODEL, BATCH, RESOLUTION, STEPS = sys.argv[1], *map(int, sys.argv[2:])
-warnings.simplefilter("ignore")
-import torch
-from costmodel import Arena, apply, build
-from costmodel.checking.floor import parse
-network = apply(build(MODEL), "full", resolution=RESOLUTION).train()
-optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-images, labels = torch.randn(BATCH, 3, RESOLUTION, RESOLUTION), torch.zeros(BATCH, dtype=torch.long)
-arena = Arena(huge_pages=False)
-def step():
-    with arena.step():
-        torch.nn.functional.cross_entropy(network(images), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-for _ in range(STEPS):
-    step()
-open("/proc/self/clear_refs", "w").write("1")
-step()
-print(json.dumps({**parse(open("/proc/self/smaps").read()), "threads": torch.get_num_threads(),
-                  "policy": arena.policy}))
-"""
 
 
 def parse(smaps: str) -> dict[str, int]:
@@ -87,21 +64,24 @@ def measure_floors(runs: int = 3, libraries: Iterable[str] = tuple(MODELS)) -> d
 def _floor(library: str, model: str, runs: int) -> Floor:
     found = [_run(model) for _ in range(runs)]
     threads = found[0]["threads"]
-    step = Step(trace(model, RESOLUTION), batch=BATCH, kernels=Kernels("layers", threads))
+    step = Step(trace(model, RESOLUTION, CLASSES), batch=BATCH, kernels=Kernels("layers", threads))
     own = [one["anonymous"] + one["files_in_use"] for one in found]
     return Floor(
         int(statistics.median(own)) - footprint(step).peak_bytes,
         "measured",
         f"torch {version('torch')}, {library} {version(library)}, Python {platform.python_version()}, {threads} "
-        f"threads: a training process here (anonymous pages and files in use, median of {runs}), less its step",
+        f"threads: `planner train` here (anonymous pages and files in use, median of {runs}), less its step",
     )
 
 
 def _run(model: str) -> dict[str, int]:
     if not os.path.exists("/proc/self/smaps"):
         raise ModelError("this system does not say what memory a process holds (/proc/self/smaps); measure it on Linux")
-    command = [sys.executable, "-c", _PROGRAM, model, str(BATCH), str(RESOLUTION), str(STEPS)]
+    command = [sys.executable, "-m", PROGRAM, model, str(BATCH), str(RESOLUTION), str(CLASSES)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:
         raise ModelError(f"a small training process fails here: {one_line(done.stderr[-300:])}")
-    return json.loads(done.stdout.splitlines()[-1])
+    said = json.loads(done.stdout.splitlines()[-1])
+    held = [parse(text) for text in said["smaps"]]
+    *_, after_step, _ = held
+    return {**after_step, "anonymous": max(one["anonymous"] for one in held), "threads": said["threads"]}

@@ -6,20 +6,18 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 
 from ..errors import CostModelError, InputError
 from ..graph.blocks import block_count
-from ..machine.process import POLICIES
 from ..machine.step_time import Sample
 from ..machine.work import work
 from ..methods.table import way
 from ..step.step import Step
 from ..traces.stored import trace
 from ..training.arena.arena import Arena
-from ..training.arena.compiled import tighten_malloc
 from .steps import runner
 
 # Networks that torchvision or this package builds, two or more for every kind of operation, so that a network that is
@@ -35,18 +33,17 @@ SIZES = ((8, 128), (4, 192))  # batch, resolution
 _WARM, _TIMED = 5, 7  # steps; with an arena the first few are rehearsals
 
 
-def prepare(allocator: str, threads: int | None) -> tuple[Arena | None, int]:
+def prepare(allocator: str, threads: int | None) -> tuple[Arena, int]:
     """Have this process allocate by a policy, a name in `POLICIES`, and compute with some threads (None: torch's own).
 
-    Return the arena, if it is that, and the number of threads.
+    Return the arena of the policy, and the number of threads.
 
     Errors: InputError for an unknown name, and where this machine cannot do it.
     """
-    POLICIES.find(allocator)
     if threads is not None:
         torch.set_num_threads(threads)
-    arena = Arena() if allocator == "arena" else None
-    if (arena is not None and arena.policy != "arena") or (allocator == "tight" and not tighten_malloc()):
+    arena = Arena(allocator)
+    if arena.policy != allocator:
         raise InputError(f"the allocator {allocator!r} does not work on this machine; take --allocator default")
     return arena, torch.get_num_threads()
 
@@ -70,15 +67,13 @@ def configurations(networks: tuple[str, ...] = NETWORKS) -> list[Step]:
 
 
 def timed(
-    steps: list[Step], arena: Arena | None, progress: Callable[[int, str], None] = lambda number, what: None
+    steps: list[Step], arena: Arena, progress: Callable[[int, str], None] = lambda number, what: None
 ) -> Iterator[Sample]:
-    """Yield each step with the median of its times; arena: in which they run, if in one."""
+    """Yield each step with the median of its times; arena: in which they run."""
     for number, step in enumerate(steps):
         progress(number, f"{step.graph.model}, {step.way.label}")
-        around: Callable[[], AbstractContextManager] = nullcontext
-        if arena is not None:
-            around = lambda number=number: arena.step("calibration", number)  # noqa: E731  # every step is of its kind
-        yield Sample(step.graph.model, f"{step.way.label}, {step.label}", work(step), seconds_of(runner(step, around)))
+        run = runner(step, partial(arena.step, "calibration", number))  # every step is of its own kind
+        yield Sample(step.graph.model, f"{step.way.label}, {step.label}", work(step), seconds_of(run))
 
 
 def seconds_of(run: Callable[[], float], warm: int = _WARM, count: int = _TIMED) -> float:

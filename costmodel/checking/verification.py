@@ -151,7 +151,8 @@ def verify(
         passes = predicted.step.passes
         forward, backward = (passes * count for count in step_flops(network, one_pass, loss_of_step))
         progress("measuring the peak")
-        peak = check_peak(predicted, _second_step(network, one_pass, loss_of_step, predicted.step), device)
+        step = _second_step(network, one_pass, loss_of_step, predicted.step)
+        peak = check_peak(predicted, peak_bytes(step, device), device)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"{graph.model} cannot be trained with batch {batch}: {' '.join(str(error).split())[:300]}"
@@ -238,14 +239,14 @@ def _saved_slack(predicted: Footprint) -> int:
     return draws * torch.get_rng_state().numel()
 
 
-def check_peak(predicted: Footprint, step: Callable[[], None], device: str = "cpu") -> Check:
-    """Make a training step and return the peak above what is there when it starts, predicted and measured, in bytes.
+def check_peak(predicted: Footprint, measured: int, device: str = "cpu") -> Check:
+    """Return the peak of a training step above what is there when it starts, predicted and measured, in bytes.
 
-    predicted: of the step, with the working memory of this machine's kernels. step: an update from the second one on,
-    when the optimizer's state exists; its images are there before.
+    predicted: of the step, with the working memory of this machine's kernels. measured: of an update from the second
+    one on, when the optimizer's state exists; its images are there before.
     """
     above_start = max(m.total_bytes for m in predicted.moments if m.phase != "fill") - predicted.start.total_bytes
-    measured, several = peak_bytes(step, device), device != "cpu" or torch.get_num_threads() > 1
+    several = device != "cpu" or torch.get_num_threads() > 1
     slack = min(PEAK_SLACK_BYTES, int(PEAK_SLACK_SHARE * measured)) if several else 0
     tolerance = PEAK_TOLERANCE[predicted.accounting, device]
     return Check("peak above the step's start", "bytes", above_start, measured, tolerance, slack)

@@ -7,7 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+
+class Working(NamedTuple):
+    """Bytes for a moment: of each image, and beside that. Below 0 where other memory is gone before the most is there.
+
+    0 of both where nothing was seen.
+    """
+
+    each: int
+    once: int
+
+    def at(self, batch: int) -> int:
+        """Return the bytes at a batch."""
+        return self.each * batch + self.once
+
+
+UNSEEN = Working(0, 0)
 
 
 @dataclass(frozen=True)
@@ -30,13 +47,16 @@ class Pattern:
     """What a call does if the gradients of `wanted`, its arguments by role, are wanted, and no others.
 
     kept: from forward to backward. backward_flops: of convolutions and matrix products. passes_gradient: roles whose
-    gradient is the result's gradient itself or a view of it.
+    gradient is the result's gradient itself or a view of it. forward_working, backward_working: beside arguments,
+    results and what is kept.
     """
 
     wanted: tuple[str, ...]
     kept: tuple[Held, ...]
     backward_flops: int
     passes_gradient: tuple[str, ...]
+    forward_working: Working = UNSEEN
+    backward_working: Working = UNSEEN
 
 
 @dataclass(frozen=True)
@@ -44,14 +64,21 @@ class Learned:
     """What a call does. patterns: by wanted gradients; one for each set of roles that can be wanted together.
 
     counts_flops: whether PyTorch's counter has a formula for anything in it; else its FLOPs are not counted.
-    working: bytes beside arguments, results and what is kept: in forward where no gradient is wanted, in forward and in
-    backward where all are; of each the bytes per image, and those beside. Empty where it was not seen.
+    working: beside arguments and results, in forward where no gradient is wanted.
     """
 
     patterns: tuple[Pattern, ...]
     forward_flops: int
     counts_flops: bool
-    working: tuple[int, ...] = ()
+    working: Working = UNSEEN
+
+    def working_of(self, wanted: tuple[str, ...]) -> tuple[Working, Working]:
+        """Return the working memory in forward and backward; of a set that was not seen, that of all together."""
+        if not wanted:
+            return self.working, UNSEEN
+        seen = {pattern.wanted: pattern for pattern in self.patterns}
+        pattern = seen.get(wanted) or max(self.patterns, key=lambda each: len(each.wanted))
+        return pattern.forward_working, pattern.backward_working
 
     def to_rows(self) -> list[Any]:
         """Return it as lists, texts and numbers."""
@@ -61,10 +88,11 @@ class Learned:
                 [[held.of, held.name, held.elements, held.bits, held.batched] for held in each.kept],
                 each.backward_flops,
                 list(each.passes_gradient),
+                [*each.forward_working, *each.backward_working],
             ]
             for each in self.patterns
         ]
-        return [patterns, self.forward_flops, self.counts_flops, *([list(self.working)] if self.working else [])]
+        return [patterns, self.forward_flops, self.counts_flops, list(self.working)]
 
     @staticmethod
     def from_rows(rows: Any, roles: Iterable[str], outputs: int) -> Learned:
@@ -74,15 +102,20 @@ class Learned:
         """
         roles, numbers = set(roles), {str(number) for number in range(outputs)}
         patterns = []
-        for wanted, kept, flops, passes in rows[0]:
+        for wanted, kept, flops, passes, working in rows[0]:
             held = tuple(Held(*_checked(row, roles, numbers)) for row in kept)
             _require(set(wanted) <= roles and set(passes) <= set(wanted) and _is_count(flops))
-            patterns.append(Pattern(tuple(wanted), held, flops, tuple(passes)))
-        _, flops, counts = rows[:3]
-        working = rows[3] if len(rows) > 3 else []
-        _require(_is_count(flops) and type(counts) is bool and type(working) is list and len(working) in (0, 6))
-        _require(all(map(_is_count, working)))
-        return Learned(tuple(patterns), flops, counts, tuple(working))
+            _require(type(working) is list and len(working) == 4)
+            forward, backward = _working(working[:2]), _working(working[2:])
+            patterns.append(Pattern(tuple(wanted), held, flops, tuple(passes), forward, backward))
+        _, flops, counts, working = rows
+        _require(_is_count(flops) and type(counts) is bool)
+        return Learned(tuple(patterns), flops, counts, _working(working))
+
+
+def _working(row: list) -> Working:
+    _require(type(row) is list and len(row) == 2 and all(type(each) is int and abs(each) < 2**63 for each in row))
+    return Working(*row)
 
 
 def _checked(row: list, roles: set[str], numbers: set[str]) -> list:

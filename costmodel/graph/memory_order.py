@@ -30,6 +30,16 @@ def lies_as(shape: Sequence[int], strides: Sizes, wanted: Sizes) -> bool:
     return all(size == 1 or ours == theirs for size, ours, theirs in zip(shape, strides, wanted, strict=True))
 
 
+def is_dense(shape: Sequence[int], strides: Sizes) -> bool:
+    """Whether a tensor's elements lie without gaps, in any order."""
+    return not strides or lies_as(shape, strides, dense_as(shape, strides))
+
+
+def dense_as(shape: Sequence[int], strides: Sizes) -> Sizes:
+    """Return the strides of a tensor without gaps whose dimensions lie in the order of these strides."""
+    return strides_of(shape, sorted(range(len(shape)), key=lambda at: -strides[at])) if strides else ()
+
+
 def suggests_channels_last(shape: Sequence[int], strides: Sizes) -> bool:
     """Whether kernels take a tensor for one whose channels lie beside each other, gaps or not.
 

@@ -26,7 +26,7 @@ from .values import TRACE_BATCH, Layer, Storage, Tensor
 if TYPE_CHECKING:
     from .layer_graph import LayerGraph
 
-FORMAT = 1
+FORMAT = 2
 TEMPORARY = ".tmp"
 _MAGIC = b"costmodel trace "
 # Assumption: ten times the largest network of torchvision and timm; a file that unpacks to more is not a trace, and of

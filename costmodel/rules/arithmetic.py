@@ -61,5 +61,13 @@ def addcmul(layer: Layer) -> Facts:
 
 
 def power(layer: Layer) -> Facts:
-    """Return the facts of x ** k: dx = k x ** (k - 1) dy."""
-    return _facts(layer, {"input": (dense(layer.input),)})
+    """Return the facts of y = x ** k: dx = k x ** (k - 1) dy, and of a tensor k also dk = y log x dy.
+
+    With a tensor PyTorch keeps y for either gradient, and this package has no layer that keeps less.
+    """
+    roles = list(layer.inputs)
+    if len(roles) == 1:
+        return _facts(layer, {roles[0]: (dense(layer.input),)})
+    (base, x), (exponent, k) = layer.inputs.items()
+    needs = dict.fromkeys((base, exponent), (dense(x, k, layer.output),))
+    return _facts(layer, {role: needs[role] for role in activations(layer)}, 2)

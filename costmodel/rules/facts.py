@@ -42,6 +42,8 @@ class Facts:
     forward_flops, backward_flops: of convolutions and matrix products; backward by role.
     forward_elementwise, backward_elementwise: arithmetic of everything else.
     passes_gradient: roles whose gradient is the result's gradient itself or a view of it: no memory of its own.
+    views_gradient: whether PyTorch hands gradients on as views (of the result's, or of memory of their own), to which
+        nothing is added in place.
     together: by the roles that are wanted, what backward must have kept for all of them, where that is known of each
         set of roles only and not of each role.
     together_flops: by the roles that are wanted, the backward FLOPs where a kernel computes these gradients together.
@@ -53,6 +55,7 @@ class Facts:
     forward_elementwise: int = 0
     backward_elementwise: dict[str, int] = field(default_factory=dict)
     passes_gradient: frozenset[str] = frozenset()
+    views_gradient: bool = False
     together: dict[tuple[str, ...], Alternative] = field(default_factory=dict)
     together_flops: dict[tuple[str, ...], int] = field(default_factory=dict)
 

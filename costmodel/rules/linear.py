@@ -13,6 +13,7 @@ n image, o output channel, i input channel, p output pixel, k kernel pixel, g gr
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ..graph.values import Layer
 from ..units import FLOPS_PER_MAC
@@ -41,15 +42,18 @@ def convolution(layer: Layer) -> Facts:
 
 
 def linear(layer: Layer) -> Facts:
-    """Return the facts of linear: macs = outputs x inputs."""
-    return _weighted(layer, layer.output.elements * layer.inputs["weight"].shape[-1])
+    """Return the facts of linear: macs = outputs x inputs. More than two dimensions are multiplied as a matrix."""
+    known = _weighted(layer, layer.output.elements * layer.inputs["weight"].shape[-1])
+    return replace(known, views_gradient=len(layer.input.shape) > 2)
 
 
 def matmul(layer: Layer) -> Facts:
     """Return the facts of y = a b: da needs b, db needs a."""
     (left, a), (right, b) = layer.inputs.items()
     flops = FLOPS_PER_MAC * layer.output.elements * a.shape[-1]
-    return Facts({left: (dense(b),), right: (dense(a),)}, flops, {left: flops, right: flops})
+    is_view = layer.op == "matmul" and len(layer.output.shape) > 2  # of a product of batches of matrices
+    needs = {left: (dense(b),), right: (dense(a),)}
+    return Facts(needs, flops, {left: flops, right: flops}, views_gradient=is_view)
 
 
 def small_factor(left: tuple[int, ...], right: tuple[int, ...]) -> str:

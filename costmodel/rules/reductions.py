@@ -27,7 +27,12 @@ def linear_map(layer: Layer) -> Facts:
 
 def total(layer: Layer) -> Facts:
     """Return the facts of a sum over some dimensions."""
-    return Facts({"input": NOTHING}, forward_elementwise=layer.input.elements, passes_gradient=frozenset({"input"}))
+    return Facts(
+        {"input": NOTHING},
+        forward_elementwise=layer.input.elements,
+        passes_gradient=frozenset({"input"}),
+        views_gradient=True,
+    )
 
 
 def pair(value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:

@@ -6,6 +6,8 @@ tensor, except cat, whose gradients are slices of the result's.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..graph.values import Layer
 from .facts import NOTHING, Facts, activations, dense
 
@@ -17,6 +19,11 @@ def _moved(layer: Layer) -> list[str]:
 
 def same_elements(layer: Layer) -> Facts:
     """Return the facts of a call whose result has the input's elements, each once (reshape, permute, cat)."""
+    return replace(copied(layer), views_gradient=True)
+
+
+def copied(layer: Layer) -> Facts:
+    """Return the facts of a copy; the gradient of its input is the result's."""
     roles = _moved(layer)
     return Facts(dict.fromkeys(roles, NOTHING), passes_gradient=frozenset(roles))
 

@@ -78,8 +78,8 @@ RULES: Table[Rule] = Table(
         "max_pool2d": reductions.max_pool,
         "cat": shapes.same_elements,
         "stack": shapes.same_elements,
-        "contiguous": shapes.same_elements,
-        "clone": shapes.same_elements,
+        "contiguous": shapes.copied,
+        "clone": shapes.copied,
         "flatten": shapes.same_elements,
         "permute": shapes.same_elements,
         "reshape": shapes.same_elements,
@@ -115,7 +115,9 @@ RULES: Table[Rule] = Table(
 
 
 def operation(layer: Layer, frozen_statistics: bool = False) -> str:
-    """Return the name of the layer's rule: batch norm has one for each kind of statistics."""
+    """Return the name of the layer's rule: batch norm has one for each kind of statistics, complex numbers none."""
+    if any(tensor.dtype.startswith("complex") for tensor in (*layer.inputs.values(), *layer.outputs)):
+        return f"complex {layer.op}"
     if layer.op == "batch_norm" and (frozen_statistics or not layer.attributes.get("training", True)):
         return "frozen_batch_norm"
     return layer.op

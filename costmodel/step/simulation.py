@@ -3,7 +3,8 @@
 The order is PyTorch's. Forward: a layer allocates its results and what it keeps; a value that nothing keeps is freed
 when the program's variables drop it. Backward runs the layers from the last to the first; each allocates the
 gradients that are wanted, then frees the gradient it was given and what it kept. A second gradient of the same tensor
-is added in place where the first has no other reader. Source: torch/csrc/autograd/engine.cpp, input_buffer.cpp.
+is added in place where the first has no other reader and is no view (which holds what it is a view of). Source:
+torch/csrc/autograd/engine.cpp, input_buffer.cpp.
 
 Update: one tensor at a time. Gradients are freed at the end (`zero_grad(set_to_none=True)`).
 """
@@ -44,12 +45,12 @@ class Moment(NamedTuple, Generic[Count]):
 
 
 class Gradient:
-    """A gradient's memory and how many readers it still has."""
+    """A gradient's memory and how many readers it still has; base: the gradient that it is a view of, which stays."""
 
-    __slots__ = ("bytes", "readers")
+    __slots__ = ("base", "bytes", "readers")
 
-    def __init__(self, size: Any):
-        self.bytes, self.readers = size, 1
+    def __init__(self, size: Any, base: Gradient | None = None):
+        self.bytes, self.readers, self.base = size, 1, base
 
 
 class _Again(NamedTuple):
@@ -365,7 +366,7 @@ class Simulation(Generic[Count]):
         Return those of activations, the names of the parameters that got theirs, and the working memory of adding to
         gradients that are there already.
         """
-        layer, passes = self.graph.layers[index], self.required.facts[index].passes_gradient
+        layer, facts = self.graph.layers[index], self.required.facts[index]
         made: list[tuple[Tensor, Gradient]] = []
         updated: list[str] = []
         added = 0
@@ -374,13 +375,13 @@ class Simulation(Generic[Count]):
             if tensor.kind == "parameter":
                 added += self.parameter_gradient(tensor)
                 updated.append(tensor.name)
-            elif role in passes and len(given) == 1:
+            elif role in facts.passes_gradient and len(given) == 1:
                 given[0].readers += 1
-                made.append((tensor, given[0]))
+                made.append((tensor, Gradient(0, given[0]) if facts.views_gradient else given[0]))
             else:
                 gradient = Gradient(tensor.bytes(self.sizes.batch, self.sizes.float_bytes))
                 self.now[TRANSIENT] += gradient.bytes
-                made.append((tensor, gradient))
+                made.append((tensor, Gradient(0, gradient) if facts.views_gradient else gradient))
         return made, updated, added
 
     def parameter_gradient(self, tensor: Tensor) -> int:
@@ -405,6 +406,8 @@ class Simulation(Generic[Count]):
         gradient.readers -= 1
         if not gradient.readers:
             self.now[TRANSIENT] -= gradient.bytes
+            if gradient.base is not None:
+                self.release(gradient.base)
 
     def collect(self, pending: dict[int, Gradient], tensor: Tensor, gradient: Gradient, layer: str) -> None:
         """Hand a gradient to the layer that made the tensor, added to what came from other readers."""
@@ -412,7 +415,7 @@ class Simulation(Generic[Count]):
             self.release(gradient)
         elif tensor.id not in pending:
             pending[tensor.id] = gradient
-        elif pending[tensor.id].readers == 1:
+        elif pending[tensor.id].readers == 1 and pending[tensor.id].base is None:
             self.release(gradient)
         else:
             first, total = pending[tensor.id], Gradient(tensor.bytes(self.sizes.batch, self.sizes.float_bytes))

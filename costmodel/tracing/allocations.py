@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -26,9 +27,21 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Leave what others dropped in memory, so that nothing is freed that `run` did not make."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def allocations(run: Callable[[], object]) -> list[int]:
     """Return the bytes of each allocation on the CPU, and of each free as a negative number, in their order."""
-    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with _without_collection(), _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     recorded = profiler.profiler
     assert recorded is not None and recorded.kineto_results is not None  # there once it has run

@@ -108,6 +108,11 @@ def named_tensors(function: Any, args: tuple, kwargs: dict[str, Any]) -> dict[st
     return {name: value for name, value in named if isinstance(value, torch.Tensor)}
 
 
+def has_gradient(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's type is one that is differentiated: real or complex numbers."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def tensors_in(result: Any) -> list[torch.Tensor]:
     """Return the tensors of a network's result: a tensor, or nested tuples, lists, dicts and dataclasses of them."""
     if isinstance(result, torch.Tensor):

@@ -10,6 +10,7 @@ import torch
 from ..errors import ModelError
 from ..graph.layer_graph import LayerGraph
 from ..graph.values import TRACE_BATCH, Layer, Storage, Tensor
+from ..units import BYTES_PER_ELEMENT
 from .recorded import Store, Value, counts, grows
 from .runs import Run
 
@@ -111,4 +112,7 @@ def _classes(output: Tensor) -> int:
 
 
 def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.")
+    if name not in BYTES_PER_ELEMENT:
+        raise ModelError(f"the network holds numbers of the type {name}; priced are {', '.join(BYTES_PER_ELEMENT)}")
+    return name

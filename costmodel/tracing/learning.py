@@ -18,11 +18,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from ..graph.learned import Held, Learned, Pattern
+from ..graph.learned import UNSEEN, Held, Learned, Pattern, Working
 from .allocations import allocations, peak_of
-from .calls import named_tensors, operation_name, tensors_in
+from .calls import has_gradient, named_tensors, operation_name, tensors_in
 from .flops import corrected_flop_counter
 
 BATCHES, THIRD_BATCH = (2, 3), 5
@@ -130,13 +131,14 @@ class _Run:
         extent = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True) if size)
         if not self.fill:
             memory = torch.empty(extent, dtype=traced.dtype, device=self.device)
-        elif not traced.dtype.is_floating_point or self.device == "meta":
+        elif not has_gradient(traced) or self.device == "meta":
             memory = torch.zeros(extent, dtype=traced.dtype, device=self.device)
         elif extent > _FEW:
             memory = torch.full((extent,), 0.5, dtype=traced.dtype)
         else:
             memory = torch.rand(extent, generator=torch.Generator().manual_seed(0), dtype=traced.dtype)
-        return memory.as_strided(sizes, strides)
+        laid_out = memory.as_strided(sizes, strides)
+        return laid_out.conj() if traced.is_conj() else laid_out  # conjugated when it is read
 
 
 def _device(call: TracedCall) -> str:
@@ -171,53 +173,62 @@ def _learn(call: TracedCall, roles: list[str]) -> Learned:
         if few.kept.keys() != more.kept.keys() or few.passes != more.passes:
             raise Unlearnable("what it keeps depends on the batch")
         kept = tuple(_held(few, more, partial(_observe, call, wanted, THIRD_BATCH)))
-        patterns.append(Pattern(wanted, kept, _per_image(few, more, "backward_flops"), few.passes))
+        flops = _per_image(few, more, "backward_flops")
+        patterns.append(Pattern(wanted, kept, flops, few.passes, *_working(call, wanted)))
     if len(roles) > MOST_ROLES and not _adds_up(patterns):
         raise Unlearnable(f"it has {len(roles)} arguments, of which what it keeps cannot be told one by one")
     few, more = seen[()]
     _over_batch(few.elements, more.elements)
     counts = any(run.counts_flops for pair in seen.values() for run in pair)
-    working = _working(call, tuple(roles))
-    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts, working)
+    plain, _ = _working(call, ())
+    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts, plain)
 
 
-def _working(call: TracedCall, wanted: tuple[str, ...]) -> tuple[int, ...]:
-    """Return a call's working memory as of `Learned`; () where it cannot be seen or does not grow in steps."""
+def _working(call: TracedCall, wanted: tuple[str, ...]) -> tuple[Working, Working]:
+    """Return a call's working memory in forward and backward where it can be seen and grows with the batch in steps."""
     if operation_name(call.function)[1] or call.kwargs.get("inplace") or _bytes_per_image(call) > MOST_BYTES:
-        return ()
-    few, more = (_working_at(call, wanted, batch) for batch in BATCHES)
-    try:
-        return tuple(part for pair in zip(few, more, strict=True) for part in _affine(*pair))
-    except Unlearnable:
-        return ()
+        return UNSEEN, UNSEEN
+    seen = [_working_at(call, wanted, batch) for batch in (*BATCHES, THIRD_BATCH)]
+    forward, backward = map(_in_steps, zip(*seen, strict=True))
+    return forward, backward
 
 
-def _working_at(call: TracedCall, wanted: tuple[str, ...], batch: int) -> tuple[int, int, int]:
-    """Return the working memory at a batch: in forward without a gradient, in forward, and in backward."""
+def _in_steps(seen: tuple[int, ...]) -> Working:
+    few, more, third = seen
+    each, rest = divmod(more - few, BATCHES[1] - BATCHES[0])
+    found = Working(each, few - each * BATCHES[0])
+    return UNSEEN if rest or found.at(THIRD_BATCH) != third else found
+
+
+def _working_at(call: TracedCall, wanted: tuple[str, ...], batch: int) -> tuple[int, int]:
+    """Return the working memory at a batch, in forward and in backward."""
     run = _Run(call, batch, "cpu")
     traced = named_tensors(call.function, call.args, call.kwargs)
-    made: list[Any] = []
-
-    def forward() -> None:
-        made.append(call.function(*run.args, **run.kwargs))
-
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        plain = allocations(forward)
     leaves = [run.made[id(traced[role])].requires_grad_() for role in wanted]
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        differentiable = allocations(forward)
-    results = [result for result in tensors_in(made[-1]) if result.requires_grad]
-    if not results or not leaves:
-        return peak_of(plain) - sum(plain), 0, 0
+    made: list[Any] = []
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(bool(wanted)):
+        forward = allocations(lambda: made.append(call.function(*run.args, **run.kwargs)))
+    beside = peak_of(forward) - sum(forward)
+    results = [result for result in tensors_in(made.pop()) if result.requires_grad]
+    if not results:
+        return beside, 0
+    there: list[StorageWeakRef] = []  # which keep an address from being used again
+    for result in results:
+        result.register_hook(lambda gradient: there.append(StorageWeakRef(gradient.untyped_storage())))
+    handed = sum(map(_bytes, results))
+    with torch.enable_grad():  # what makes the gradients that the call is given, so that its backward drops them
+        results = [result * 1 for result in results]
     given = [torch.ones_like(result) for result in results]
     gradients: list[torch.Tensor | None] = []
     backward = allocations(lambda: gradients.extend(torch.autograd.grad(results, leaves, given, allow_unused=True)))
-    there = {_address(tensor) for tensor in given}
-    own = {_address(each): each.untyped_storage().nbytes() for each in gradients if each is not None}
-    new = sum(size for address, size in own.items() if address not in there)
-    return (
-        peak_of(plain) - sum(plain), peak_of(differentiable) - sum(differentiable), max(0, peak_of(backward) - new)
-    )  # fmt: skip
+    # A gradient that is part of larger memory (the real parts of complex numbers) counts by its own size.
+    own = {_address(each): _bytes(each) for each in gradients if each is not None}
+    new = sum(size for address, size in own.items() if address not in {each.cdata for each in there})
+    return beside, peak_of(backward) - handed - new
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _adds_up(patterns: list[Pattern]) -> bool:

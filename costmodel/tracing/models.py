@@ -54,7 +54,7 @@ def _timm():
 def _torchvision_names() -> list[str]:
     from torchvision import models
 
-    kinds = (models, models.detection, models.segmentation, models.video)
+    kinds = (models, models.detection, models.segmentation, models.video, models.quantization)
     return [name for kind in kinds for name in models.list_models(module=kind)]
 
 

@@ -21,7 +21,7 @@ from ..errors import ModelError
 from ..graph.learned import Learned
 from ..graph.values import TRACE_BATCH
 from ..rules.table import RULES
-from .calls import CONVOLUTION_ARGUMENTS, CallTracker, arguments_by_name, operation_name, tensors_in
+from .calls import CONVOLUTION_ARGUMENTS, CallTracker, arguments_by_name, has_gradient, operation_name, tensors_in
 from .learning import ON_META, Learner, TracedCall, Unlearnable, attention
 from .quick import QuickCalls
 from .recorded import Call, Store, Value, grows, kinds, plain_value
@@ -86,7 +86,7 @@ class Recorder(CallTracker):
         followed = bool(kinds(inputs) & {"input", "activation", "parameter", "derived"})
         if followed and unasked:
             self.refuse(_AUTOGRAD_FUNCTION)
-        differentiable = any(tensor.is_floating_point() for tensor in outputs) and op not in _FACTORIES
+        differentiable = any(map(has_gradient, outputs)) and op not in _FACTORIES
         own = bool(kinds(inputs) & {"input", "activation"})  # also where no gradient is, as in a frozen trunk
         if followed and differentiable and (torch.is_grad_enabled() or own):
             given = args[0] if args else kwargs.get("input")
@@ -94,7 +94,7 @@ class Recorder(CallTracker):
             made = Call(*place, inputs, attributes | found, inplace)
             if op == "detach" or not torch.is_grad_enabled():
                 made.attributes["cut_off"] = True
-            if (op not in RULES or op in ON_META) and op != "detach":
+            if _is_learned(op, [*tensors_in([args, kwargs]), *outputs]):
                 with torch.enable_grad():
                     made.learned = self._learn(made, function, args, kwargs)
             self._record(made, given, outputs, tensors_in([args, kwargs]))
@@ -230,6 +230,12 @@ class Recorder(CallTracker):
                 "for the trace write the call that overwrites out of place, and use its result"
             )
         return value
+
+
+def _is_learned(op: str, tensors: list[torch.Tensor]) -> bool:
+    """Whether a call runs alone to see what it does; the rules are for real numbers."""
+    by_rule = op in RULES and op not in ON_META and not any(tensor.is_complex() for tensor in tensors)
+    return not by_rule and op != "detach"
 
 
 def _asked_channels(op: str, args: tuple, kwargs: dict[str, Any]) -> int | None:

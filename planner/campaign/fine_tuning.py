@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 from costmodel import OPTIMIZERS, PLAIN, Arena, Schedule, Verification, Way, apply, verify
 from costmodel.errors import InputError, require_count
 
-from .loop import Loop, Recipe, answers, length
+from .loop import MALLOC, Loop, Recipe, answers, length
 
 Data = tuple[torch.Tensor, torch.Tensor] | Dataset
 
@@ -87,14 +87,14 @@ def fine_tune(
     evaluate_every: int = 1,
     check_memory: bool = True,
     schedule: Schedule = PLAIN,
-    arena: Arena | None = None,
+    arena: Arena = MALLOC,
 ) -> Run:
     """Fine-tune a copy of the model in a way and return what came of it; the model itself stays as it is.
 
     train, test: (images, labels) as tensors, or data sets of such pairs. report: called with the epoch and the accuracy
     on `test` in percent; returns True to stop. evaluate_every: epochs between two evaluations; the last is evaluated
     in any case. schedule: by which the memory of a step is checked; it changes no result, and the run itself is carried
-    out plainly. arena: what steps run in, if not malloc's memory. The same seed gives the same run, on the same machine
+    out plainly. arena: what steps run in. The same seed gives the same run, on the same machine
     and number of threads.
 
     Errors: InputError for a number that makes no sense and for less data than one batch; those of `costmodel.apply`.
@@ -123,7 +123,7 @@ def fine_tune(
 
 
 def train_epochs(
-    network: nn.Module, train: Data, recipe: Recipe, seed: int = 0, arena: Arena | None = None
+    network: nn.Module, train: Data, recipe: Recipe, seed: int = 0, arena: Arena = MALLOC
 ) -> Iterator[int]:
     """Train what asks for gradients, in place; yield each epoch's number when it is done. Sets torch's random state."""
     loop = Loop(network, as_data_set(train), recipe, seed, arena=arena)
@@ -143,7 +143,7 @@ def measure_memory(model: nn.Module, way: Way, recipe: Recipe, schedule: Schedul
     return Memory.of(found)
 
 
-def classify(network: nn.Module, test: Data, arena: Arena | None = None) -> tuple[bool, ...]:
+def classify(network: nn.Module, test: Data, arena: Arena = MALLOC) -> tuple[bool, ...]:
     """Return of each image whether the network, set to eval mode, classifies it right."""
     found = answers(network, as_data_set(test), arena=arena)
     return tuple(right for logits, labels in found for right in (logits.argmax(1) == labels).tolist())

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from costmodel import Arena, Schedule, in_arena, make_optimizer, update_in_place
+from costmodel import Arena, Schedule, make_optimizer, update_in_place
 
 TEST_BATCH = 64
+MALLOC = Arena("default")  # memory as torch takes it
 Pass = tuple[torch.Tensor, torch.Tensor]  # images and labels of one forward and backward pass
 
 
@@ -50,12 +51,12 @@ class Loop:
 
     images: pairs of image and label. schedule: its micro-batches and updates in place are carried out here, all else
     by `costmodel.apply`. activations: float32, or bfloat16 under autocast. state: of the optimizer, to go on from.
-    arena: what steps run in, if not malloc's memory.
+    arena: what steps run in.
     """
 
     def __init__(
         self, network: nn.Module, images: Dataset, recipe: Recipe, seed: int = 0, schedule: Schedule | None = None,
-        activations: str = "float32", state: Mapping[str, Any] | None = None, arena: Arena | None = None,
+        activations: str = "float32", state: Mapping[str, Any] | None = None, arena: Arena = MALLOC,
     ):  # fmt: skip
         self.arena = arena
         self.network, self.images, self.recipe, self.seed = network, images, recipe, seed
@@ -83,7 +84,7 @@ class Loop:
         given = self.passes(epoch, step) if passes is None else passes
         if self.micro_batch == self.recipe.batch:
             given = list(given)  # images are loaded outside the arena; all at once, so that there is no more to hold
-        with in_arena(self.arena, "training", id(self.network)):
+        with self.arena.step("training", id(self.network)):
             return self._update(epoch, step, given)
 
     def _update(self, epoch: int, step: int, passes: Iterable[Pass]) -> Outcome:
@@ -119,11 +120,11 @@ def _mixed(*parts: object) -> int:
 
 
 @torch.no_grad()
-def answers(network: nn.Module, images: Dataset, batch: int = TEST_BATCH, arena: Arena | None = None) -> Iterator[Pass]:
+def answers(network: nn.Module, images: Dataset, batch: int = TEST_BATCH, arena: Arena = MALLOC) -> Iterator[Pass]:
     """Yield the network's logits and the labels of all images, batch by batch, in eval mode; arena: as in `Loop`."""
     network.eval()
     for given, labels in DataLoader(images, batch):
-        with in_arena(arena, "evaluation", id(network), given.shape):
+        with arena.step("evaluation", id(network), given.shape):
             logits = network(given)
         yield logits, labels
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from costmodel import CostModelError, LayerGraph, ModelError, Way, arena_of, block_count, trace
+from costmodel import Arena, CostModelError, LayerGraph, ModelError, Way, block_count, trace
 from costmodel.errors import InputError, one_line, require_count
 from costmodel.secrets import shown_in
 
@@ -173,17 +174,14 @@ def measure(
     notes = (_counted(images, len(folder.classes), chance_percent), *images.notes, *more)
     for note in notes:
         watch.notes(note)
-    arena = arena_of(allocator)
-    one = trainer if arena is None else partial(trainer, arena=arena)
-    worker = _Worker(campaign, store, images, start, watch, one, rates or (recipe.learning_rate,))
     try:
-        ended = worker.work(trials, hours)
+        with closing(Arena(allocator)) as arena:
+            one = trainer if allocator == "default" else partial(trainer, arena=arena)
+            worker = _Worker(campaign, store, images, start, watch, one, rates or (recipe.learning_rate,))
+            ended = worker.work(trials, hours)
         found = store.trials()
     except StorageError as error:
         raise StorageError(f"{error}; what is stored stays: mend it and run the same command again to go on") from error
-    finally:
-        if arena is not None:
-            arena.close()
     rows = store.rows(found)
     runs = tuple(_finished(trial) for trial in found if trial.state in COUNTED)
     return Outcome(before, campaign.decide(rows), runs, ended, worker.failed, notes, chance_percent)

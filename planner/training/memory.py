@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from costmodel import Footprint, Kernels, LayerGraph, Step, check_peak, footprint
+from costmodel import Arena, Footprint, Kernels, LayerGraph, Step, check_peak, footprint, peak_bytes
 
 from ..choosing.plan import Plan
 from .trained import StepMemory
@@ -21,9 +21,20 @@ def predicted(plan: Plan, graph: LayerGraph) -> Footprint:
     )
 
 
-def measured(plan: Plan, cost: Footprint, step: Callable[[], None]) -> StepMemory:
-    """Make a step, and return its peak. cost: as predicted. step: from the second one on; its images are there."""
-    check = check_peak(cost, step)
+def measured(plan: Plan, cost: Footprint, step: Callable[[], None], arena: Arena) -> StepMemory | None:
+    """Make a step, and return its peak; None if the arena, where there is one, did not record it.
+
+    cost: as predicted. step: from the second one on; its images are there. Without a planned arena PyTorch's profiler
+    measures, which itself takes tens of megabytes of the process.
+    """
+    if arena.policy == "arena":
+        step()
+        peak = arena.recorded_peak_bytes
+    else:
+        peak = peak_bytes(step)
+    if peak is None:
+        return None
+    check = check_peak(cost, peak)
     start = cost.start.total_bytes
     return StepMemory(
         planned_bytes=plan.peak_bytes,

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from costmodel import Arena, LayerGraph, ModelError, arena_of, cached_prefix, trace
+from costmodel import Arena, LayerGraph, ModelError, cached_prefix, trace
 from costmodel.errors import InputError, one_line
 
 from ..campaign import images as reading
@@ -32,7 +32,6 @@ from .watch import Watch
 
 # A checkpoint is written at the first step's end after so many seconds, less what a step takes.
 CHECKPOINT_SECONDS = 60.0
-_MEASURED_STEP = 1  # counted from 0: the optimizer's state exists
 _SHOWN = 8  # classes in a message
 
 
@@ -96,13 +95,10 @@ def train(
             folder.finish()
             return before
         with _as_notes(watch):
-            arena = arena_of(allocator)
-        run = _Run(plan, course, folder, watch, graph, images, images_in.classes, start, checkpoint_seconds, arena)
-        try:
+            arena = Arena(allocator)
+        with closing(arena):
+            run = _Run(plan, course, folder, watch, graph, images, images_in.classes, start, checkpoint_seconds, arena)
             return run.work(network)
-        finally:
-            if arena is not None:
-                arena.close()
 
 
 def _check_classes(plan: Plan, images: reading.Folder) -> None:
@@ -121,7 +117,7 @@ class _Run:
 
     def __init__(
         self, plan: Plan, course: Course, folder: Folder, watch: Watch, graph: LayerGraph, images: DataSet,
-        classes: tuple[str, ...], start: Weights, checkpoint_seconds: float, arena: Arena | None,
+        classes: tuple[str, ...], start: Weights, checkpoint_seconds: float, arena: Arena,
     ):  # fmt: skip
         self.plan, self.course, self.folder, self.watch = plan, course, folder, watch
         self.images, self.classes, self.start = images, classes, start
@@ -181,15 +177,17 @@ class _Run:
 
     def _step(self) -> Outcome:
         place = self.place
-        if (place.epoch - 1) * self.loop.steps_per_epoch + place.step != _MEASURED_STEP:
+        is_first = (place.epoch, place.step) == (1, 0)  # the optimizer has no state yet
+        if is_first or place.memory is not None:
             return self.loop.train_step(place.epoch, place.step)
         passes, done = list(self.loop.passes(place.epoch, place.step)), []
         place.memory = measured(
-            self.plan, self.cost, lambda: done.append(self.loop.train_step(place.epoch, place.step, passes))
+            self.plan, self.cost, lambda: done.append(self.loop.train_step(place.epoch, place.step, passes)), self.arena
         )
         return done[0]
 
     def _test_epoch(self) -> None:
+        self.arena.rest()  # so that tests, and weights while they are written, do not come on top of a step
         place, loss, right, total = self.place, 0.0, 0, len(self.images.test)
         for logits, labels in answers(self.network, self.images.test, self.test_batch, self.arena):
             self._look()
@@ -240,6 +238,7 @@ class _Run:
             )
 
     def _keep(self) -> None:
+        self.arena.rest()
         state = self.network.state_dict(keep_vars=True)
         buffers = {name for name, value in state.items() if not isinstance(value, nn.Parameter)}
         changing = {name: value.detach() for name, value in state.items() if value.requires_grad or name in buffers}

@@ -2,7 +2,8 @@
 //
 // c10 asks it for each tensor's memory. Within a step (`arena_enter` to `arena_leave`), on the thread that entered:
 //
-//   rehearsal   blocks are mapped one by one, so that freed memory goes back to the system at once, and are logged
+//   rehearsal   blocks are mapped one by one, so that freed memory goes back to the system at once, and are logged,
+//               small ones, too
 //   replay      the i-th block goes to its planned place in the region; one that the plan does not expect, or whose
 //               place is still taken, goes to the smallest free gap of the region that holds it, or is mapped alone
 //
@@ -150,12 +151,12 @@ void release(void* p);
 
 struct PlannedArena final : c10::Allocator {
   DataPtr allocate(size_t n) override {
-    if (n < S.small || (S.mode == OUTSIDE && !S.tight)) return from_before(n);
+    if ((n < S.small && !(n && S.logs)) || (S.mode == OUTSIDE && !S.tight)) return from_before(n);
     std::lock_guard<std::mutex> hold(S.mutex);
     void* p = nullptr;
     const bool mine = S.mode != OUTSIDE && owner;
-    if (S.mode != OUTSIDE && !owner) S.counts[FOREIGN]++;
-    if (mine && S.mode == REPLAY) p = planned(n);
+    if (S.mode != OUTSIDE && !owner && n >= S.small) S.counts[FOREIGN]++;
+    if (mine && S.mode == REPLAY && n >= S.small) p = planned(n);
     if (!p && n >= S.direct) p = map_alone(n);
     DataPtr data = p ? DataPtr(p, p, &release, c10::Device(c10::DeviceType::CPU)) : from_before(n);
     if (p) c10::profiledCPUMemoryReporter().New(p, n);
@@ -287,6 +288,11 @@ int arena_install(int guard, int huge) {
   }
   S.tight = true;
   return 0;
+}
+
+void arena_rest() {
+  std::lock_guard<std::mutex> hold(S.mutex);
+  trim();
 }
 
 void arena_close() {

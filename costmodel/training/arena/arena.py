@@ -24,7 +24,7 @@ import ctypes
 import threading
 import warnings
 from collections.abc import Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -41,6 +41,7 @@ _MOST_RECORDED = 6  # after so many steps that are not alike the last one is pla
 # is rehearsed anew. Assumption: a few irregular blocks cost less than a rehearsal, which takes several steps.
 _OFF, _MOST_OFF = 0.02, 3
 _REHEARSAL, _REPLAY = 1, 2
+_SMALL_BYTES = 4096  # smaller blocks are malloc's, and not planned. Source: small in allocator.cpp
 _GUARD_BYTES = 64  # behind each block with `check`. Source: GUARD in allocator.cpp
 _COUNTS = (
     "planned", "unexpected", "occupied", "in_gap", "mapped", "foreign", "damaged", "missing", "most_bytes",
@@ -79,7 +80,7 @@ class Use:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A rehearsed step: the bytes of its blocks in order, and those of them that live less than a turn.
+    """A rehearsed step: the bytes of its planned blocks in order, and those of them that live less than a turn.
 
     inside: which ones these are, [blocks] of truth; blocks: their lifetimes.
     """
@@ -98,7 +99,7 @@ class Recorded:
         death = np.full(len(birth), -1, np.int64)
         freed = np.flatnonzero(log < 0)
         death[-log[freed] - 1] = freed
-        own = (birth >= begin) & (birth < end)
+        own = (birth >= begin) & (birth < end) & (log[birth] >= _SMALL_BYTES)
         start, stop = birth[own] - begin, death[own] - begin
         turn = next_begin - begin
         inside = (stop >= 0) & (stop - start < turn)
@@ -129,30 +130,41 @@ class _Mark:
 class Arena:
     """Plans the memory of the steps that run in it; see the module's text.
 
+    policy: a name in `costmodel.POLICIES`; with another one than 'arena' nothing is planned, and a step runs as it is.
     check: look for writes to memory that is not the writer's, with guard values (slow; the counts are in `last`).
     huge_pages: ask for pages of 2 MiB, which the processor finds faster.
 
-    policy: 'arena'; 'tight' where the allocator cannot be compiled, and malloc gives freed memory back at once instead
-    (as small, but slow); 'default' where malloc cannot do that either. note: why, on one line. One arena serves the
-    whole process: a further `Arena` shares its memory.
+    What this machine can do of it is in the attribute policy: 'tight' where the allocator cannot be compiled, and
+    malloc gives freed memory back at once instead (as small, but slow); 'default' where malloc cannot do that either.
+    note: why, on one line; a warning says so, too. One arena serves the whole process: a further `Arena` shares its
+    memory.
+
+    last: how the last step's blocks were placed. recorded_peak_bytes: the most that the last step's tensors took above
+    what there was when it began; None if the step was not recorded (the second of a kind is, and some after it).
+
+    Errors: InputError for an unknown policy.
     """
 
-    def __init__(self, *, check: bool = False, huge_pages: bool = True) -> None:
-        self.policy, self.note = "arena", ""
+    def __init__(self, policy: str = "arena", *, check: bool = False, huge_pages: bool = True) -> None:
+        self.policy, self.note = POLICIES.find(policy).name, ""
+        self._library: ctypes.CDLL | None = None
         self._guard_bytes = _GUARD_BYTES if check else 0
         self.last: Use | None = None
+        self.recorded_peak_bytes: int | None = None
         self._kinds: dict[tuple[Hashable, ...], _Kind] = {}
         self._marks: list[_Mark] = []
         self._entered = threading.Lock()
-        try:
-            self._library = library()
-            if code := self._library.arena_install(int(check), int(huge_pages)):
-                raise NotBuiltError(f"torch does not take it (code {code})")
-        except NotBuiltError as error:
-            self._library = None
-            self.policy = "tight" if tighten_malloc() else "default"
+        problem = "malloc cannot be made tight"
+        if policy == "arena":
+            try:
+                self._library = _installed(check, huge_pages)
+            except NotBuiltError as error:
+                self.policy, problem = "tight", f"no planned arena: {error}"
+        if self.policy == "tight" and not tighten_malloc():
+            self.policy = "default"
+        if self.policy != policy:
             instead = "malloc gives freed memory back at once" if self.policy == "tight" else "malloc stays as it is"
-            self.note = f"no planned arena: {error}; {instead} instead"
+            self.note = f"{problem}; {instead} instead"
             warnings.warn(self.note, stacklevel=2)
 
     @contextmanager
@@ -193,6 +205,14 @@ class Arena:
         known = self._kinds.get(kind)
         return known.placement if known else None
 
+    def rest(self) -> None:
+        """Give the memory in which no tensor lives back to the system; the next step takes it anew, which is slower.
+
+        For what happens between steps and needs memory itself, such as writing weights.
+        """
+        if self._library is not None:
+            self._library.arena_rest()
+
     def close(self) -> None:
         """Leave memory to the allocator that was there before; blocks that live stay where they are."""
         if self._library is not None:
@@ -217,24 +237,29 @@ class Arena:
         if not self._marks:
             self._library.arena_log(0)
 
+    def _read_log(self) -> Counts:
+        assert self._library is not None  # something was recorded
+        log = np.zeros(self._library.arena_read_log(None, 0), np.int64)
+        self._library.arena_read_log(_pointer(log), len(log))
+        return log
+
     def _count(self, known: _Kind, records: bool, begin: int) -> None:
         assert self.last is not None  # it was just left
         known.steps += 1
+        self.recorded_peak_bytes = None
         if known.number is not None:
             known.off = known.off + 1 if self.last.is_off else 0
             if known.off == _MOST_OFF:
                 self._kinds = {key: _Kind(_WARM) if kind is known else kind for key, kind in self._kinds.items()}
         elif records:
             self._marks.append(_Mark(known, begin, self._log_length()))
+            self.recorded_peak_bytes = _peak_bytes(self._read_log(), begin)
 
     def _take(self, mark: _Mark, next_begin: int) -> None:
         """Keep a recorded step, and plan if it is as the one before."""
         kind = mark.kind
-        log = np.zeros(self._log_length(), np.int64)
-        assert self._library is not None  # it was recorded
-        self._library.arena_read_log(_pointer(log), len(log))
-        one = Recorded.of(log, mark.begin, mark.end, next_begin)
-        alike = kind.recorded and np.array_equal(kind.recorded[-1].sizes, one.sizes)
+        one = Recorded.of(self._read_log(), mark.begin, mark.end, next_begin)
+        alike = bool(kind.recorded) and np.array_equal(kind.recorded[-1].sizes, one.sizes)
         kind.recorded.append(one)
         if alike or len(kind.recorded) == _MOST_RECORDED:
             self._plan(kind, one)
@@ -255,20 +280,19 @@ class Arena:
         return self._library.arena_read_log(None, 0)
 
 
-def arena_of(policy: str) -> Arena | None:
-    """Deal with freed memory by a policy of `costmodel.POLICIES`; return the arena that steps run in, if it is that.
-
-    Errors: InputError for an unknown policy.
-    """
-    POLICIES.find(policy)
-    if policy == "tight" and not tighten_malloc():
-        warnings.warn("this system's malloc cannot be made tight; it stays as it is", stacklevel=2)
-    return Arena() if policy == "arena" else None
+def _peak_bytes(log: Counts, begin: int) -> int:
+    """Return the most bytes that live after log[begin] above those that lived before it; log: as in `Recorded.of`."""
+    change, freed = log.copy(), np.flatnonzero(log < 0)
+    change[freed] = -log[log > 0][-log[freed] - 1]
+    return int(change[begin:].cumsum().max(initial=0))
 
 
-def in_arena(arena: Arena | None, *kind: Hashable) -> AbstractContextManager[None]:
-    """Return the context of one step: in an arena, if there is one."""
-    return nullcontext() if arena is None else arena.step(*kind)
+def _installed(check: bool, huge_pages: bool) -> ctypes.CDLL:
+    """Return the allocator, which torch takes from now on. Errors: NotBuiltError."""
+    found = library()
+    if code := found.arena_install(int(check), int(huge_pages)):
+        raise NotBuiltError(f"torch does not take it (code {code})")
+    return found
 
 
 def _pointer(numbers: Counts) -> ctypes._Pointer[ctypes.c_int64]:

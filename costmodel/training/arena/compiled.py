@@ -50,6 +50,7 @@ def library() -> ctypes.CDLL:
     numbers, count = ctypes.POINTER(ctypes.c_int64), ctypes.c_int64
     for name, result, arguments in (
         ("arena_install", ctypes.c_int, [ctypes.c_int, ctypes.c_int]),
+        ("arena_rest", None, []),
         ("arena_close", None, []),
         ("arena_plan", count, [numbers, numbers, count, count]),
         ("arena_enter", None, [ctypes.c_int, count]),

@@ -129,7 +129,7 @@ seen_operations: set[tuple[str, bool]] = set()
 
 @pytest.mark.xdist_group("random networks")
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(random_networks(), st.sampled_from([2, 3]), st.data())
 def test_random_networks(network: RandomNetwork, batch, data):
     graph = trace(network.module, network.resolution)

@@ -69,6 +69,8 @@ FUNCTIONS = {
     "cumsum": lambda x, network: x.cumsum(1),
     "lerp": lambda x, network: torch.lerp(x, network.c, x),
     "weight_norm": lambda x, network: F.conv2d(x, _normalised(network.b.transpose(0, 1))),
+    "fourier": lambda x, network: torch.fft.irfft2(torch.fft.rfft2(x) * torch.fft.rfft2(network.c)),
+    "complex_numbers": lambda x, network: (torch.fft.fft2(x) @ torch.complex(network.c, network.c).conj()).abs(),
     "sine_in_place": lambda x, network: x.mul(2).sin_(),
     "assigned": _assigned,
     "unpacked": lambda x, network: torch.stack([row for row in x.transpose(0, 1)]).transpose(0, 1),

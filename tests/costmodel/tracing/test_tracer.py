@@ -656,3 +656,20 @@ def test_module_paths_are_those_of_the_network():
     assert all(layer.module in paths for layer in graph.layers)
     first = next(layer for layer in graph.layers if layer.op == "conv2d")
     assert inside(first.inputs["weight"].name, (first.module,)) and first.name == "features.0.0"
+
+
+class Packed(nn.Module):
+    """Holds numbers of a type that is not priced."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+        self.packed = nn.Buffer(torch.zeros(4, dtype=torch.uint16))
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3)))
+
+
+def test_numbers_of_a_type_that_is_not_priced_are_refused_in_one_line():
+    with pytest.raises(ModelError, match=r"numbers of the type uint16; priced are .*complex64"):
+        trace(Packed(), 8)

@@ -6,7 +6,6 @@ import copy
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,7 +13,20 @@ from networks import traced
 from tiny_network import make
 from torch import nn
 
-from costmodel import METHODS, Arena, InputError, Kernels, Schedule, Step, apply, best_schedule, footprint, trace, way
+from costmodel import (
+    METHODS,
+    Arena,
+    InputError,
+    Kernels,
+    Schedule,
+    Step,
+    apply,
+    best_schedule,
+    footprint,
+    peak_bytes,
+    trace,
+    way,
+)
 from costmodel.checking.steps import runner
 from costmodel.training.optimizers import make_optimizer
 
@@ -41,39 +53,36 @@ def images(batch: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Training:
-    """Some irregular training, with an arena or without; what it came to."""
+    """Some irregular training in an arena, and what it came to."""
 
-    def __init__(self, method: str, optimizer: str, arena: Arena | None):
+    def __init__(self, method: str, optimizer: str, arena: Arena):
         torch.manual_seed(0)
         self.network, self.arena, self.losses = network(method), arena, []
         self.update = make_optimizer(optimizer, self.network, 0.01)
         self.planned = 0
-
-    def inside(self, *kind):
-        return nullcontext() if self.arena is None else self.arena.step(*kind)
 
     def loss(self, batch: int, seed: int) -> torch.Tensor:
         given, labels = images(batch, seed)
         return nn.functional.cross_entropy(self.network(given), labels)
 
     def step(self, batch: int, seed: int, parts: int = 1, set_to_none: bool = True) -> None:
-        with self.inside("train", batch, parts):
+        with self.arena.step("train", batch, parts):
             for part in range(parts):
                 loss = self.loss(batch, 100 * seed + part)
                 loss.backward()
                 self.losses.append(loss.item())
             self.update.step()
             self.update.zero_grad(set_to_none=set_to_none)
-        self.planned += self.arena.last.planned if self.arena else 0
+        self.planned += self.arena.last.planned if self.arena.last else 0
 
     def evaluate(self) -> None:
         self.network.eval()
-        with self.inside("evaluate"), torch.no_grad():
+        with self.arena.step("evaluate"), torch.no_grad():
             self.losses.append(self.network(images(8, 7)[0]).sum().item())
         self.network.train()
 
     def fail(self) -> None:
-        with pytest.raises(ZeroDivisionError), self.inside("train", 8, 1):
+        with pytest.raises(ZeroDivisionError), self.arena.step("train", 8, 1):
             loss = self.loss(8, 9)
             _ = 1 / 0
             loss.backward()
@@ -103,7 +112,7 @@ def irregular(training: Training) -> dict[str, torch.Tensor]:
 )
 @pytest.mark.filterwarnings("ignore:.* puts .* in place of")
 def test_training_is_the_same_bit_for_bit(arena, method, optimizer):
-    without = irregular(Training(method, optimizer, None))
+    without = irregular(Training(method, optimizer, Arena("default")))
     training = Training(method, optimizer, arena)
     inside = irregular(training)
     assert training.planned > 100  # most steps were replayed
@@ -125,6 +134,21 @@ def test_the_region_is_as_large_as_predicted(arena, method):
         assert arena.last.planned > 100 and not arena.last.is_off
         assert found.bytes == pytest.approx(above, rel=0.02, abs=200_000), schedule
         assert found.bytes <= 1.02 * found.live_bytes
+
+
+@pytest.mark.parametrize("name", ["timm:mobilenetv2_050", "tests/support/tiny_network.py:make"])
+@pytest.mark.parametrize("method", ["full", "mobiletl"])
+def test_the_recorded_peak_is_what_the_profiler_sees(arena, name, method):
+    step = Step(trace(name, PIXELS), way(method, 2 if METHODS[method].takes_blocks else None), 3, optimizer="adam")
+    plain = runner(step)
+    plain()
+    run = runner(step, lambda: arena.step(name, method))
+    found = []
+    for _ in range(4):
+        run()
+        found.append(arena.recorded_peak_bytes)
+    assert found[0] is None and found[3] is None  # the first makes Adam's state; after two that are alike it is planned
+    assert found[1] == found[2] == peak_bytes(plain)
 
 
 def test_what_is_kept_survives_later_steps(arena):
@@ -237,17 +261,12 @@ def train(arena):
     update = torch.optim.SGD(network.parameters(), 0.1)
     for _ in range(3):
         for images, labels in DataLoader(data, 8, num_workers=2):
-            def step():
+            with arena.step():
                 torch.nn.functional.cross_entropy(network(images), labels).backward()
                 update.step()
                 update.zero_grad()
-            if arena is None:
-                step()
-            else:
-                with arena.step():
-                    step()
     return [p.detach().clone() for p in network.parameters()]
-plain, arena = train(None), Arena()
+plain, arena = train(Arena("default")), Arena()
 inside = train(arena)
 print(all(map(torch.equal, plain, inside)), arena.last.planned > 5)
 """
