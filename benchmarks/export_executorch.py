@@ -25,6 +25,7 @@ from pathlib import Path
 import executorch
 import torch
 from hard_limit import can_limit, cgroup
+from torch import Tensor, nn
 from verifying import RESULTS, Rows, arguments, versions
 
 from costmodel import (
@@ -41,6 +42,7 @@ from costmodel import (
     trace,
     way,
 )
+from costmodel.export.forms import Forms
 from costmodel.step.simulation import CATEGORIES
 from costmodel.training.optimizers import make_optimizer
 from planner.campaign.exporting import packed_tensors
@@ -76,7 +78,7 @@ ROWS: tuple[tuple[str, Way, str, str, str], ...] = (
 )
 COLUMNS = (
     "network", "way", "schedule", "optimizer", "delegate", "arena_bytes",
-    "state_bytes", "program_bytes", "loss_difference", "weight_difference", "rounding", "imported_difference",
+    "state_bytes", "program_bytes", "steps", "loss_difference", "weight_difference", "rounding", "imported_difference",
     "resident_bytes", "survives_prediction", "step_seconds", "torch_step_seconds", "export_seconds",
 )  # fmt: skip
 KEY = COLUMNS[:5]
@@ -129,11 +131,11 @@ def native(runner: Path, folder: Path, limit: int | None = None) -> tuple[int, f
     return 1024 * int(resident[1]), float(seconds[1])
 
 
-def network_of(model: str) -> torch.nn.Module:
+def network_of(model: str) -> nn.Module:
     """Return an untrained network whose running statistics are those of random images, as a trained one's would be."""
     torch.manual_seed(0)
     network = build(model, CLASSES).train()
-    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momentum = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # the statistics are those of all images
@@ -142,6 +144,22 @@ def network_of(model: str) -> torch.nn.Module:
     for norm, own in zip(norms, momentum, strict=True):
         norm.momentum = own
     return network
+
+
+def train(network: nn.Module, images: Tensor, labels: Tensor, optimizer: str, size: int) -> list[float]:
+    """Train with PyTorch, with the random numbers of the program; return the seconds of each step."""
+    network.train()
+    update, times = make_optimizer(optimizer, network, RATE), []
+    for number, (x, y) in enumerate(zip(images.split(BATCH), labels.split(BATCH), strict=True)):
+        begin = time.perf_counter()
+        torch.manual_seed(0)  # as when the step was recorded
+        for some, own in zip(x.split(size), y.split(size), strict=True):
+            with Forms(torch.tensor(number), random_only=True):
+                (nn.functional.cross_entropy(network(some), own) * (size / BATCH)).backward()
+        update.step()
+        update.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - begin)
+    return times
 
 
 def measure(model: str, one: Way, schedule: str, optimizer: str, delegate: str, folder: Path) -> dict:
@@ -166,16 +184,7 @@ def measure(model: str, one: Way, schedule: str, optimizer: str, delegate: str, 
     assert found is not None  # without a limit nothing is killed
     survives = limited is not None if can_limit() else None
     imported, _ = import_state(folder, folder / "trained.state")
-    network.train()
-    update = make_optimizer(optimizer, network, RATE)
-    size, times = step.micro_batch, []
-    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-        begin = time.perf_counter()
-        for some, own in zip(x.split(size), y.split(size), strict=True):
-            (torch.nn.functional.cross_entropy(network(some), own) * (size / BATCH)).backward()
-        update.step()
-        update.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - begin)
+    times = train(network, images, labels, optimizer, step.micro_batch)
     own = network.state_dict()
     apart = max(
         float((imported[name] - value).abs().max() / max(1.0, float(value.abs().max())))
@@ -186,7 +195,7 @@ def measure(model: str, one: Way, schedule: str, optimizer: str, delegate: str, 
     return {
         "network": model, "way": one.label, "schedule": schedule, "optimizer": optimizer, "delegate": delegate,
         "arena_bytes": program.arena_bytes["step"], "state_bytes": program.state_bytes,
-        "program_bytes": len(program.content), "loss_difference": check.loss_difference,
+        "program_bytes": len(program.content), "steps": check.steps, "loss_difference": check.loss_difference,
         "weight_difference": check.weight_difference, "rounding": check.rounding, "imported_difference": apart,
         "resident_bytes": found[0], "survives_prediction": survives, "step_seconds": found[1],
         "torch_step_seconds": sorted(times)[len(times) // 2], "export_seconds": seconds,
@@ -215,12 +224,13 @@ def table(rows: Rows, date: str, machine: str) -> str:
         "memory cgroup limited to the predicted memory of the process. `off` of the process is a share of its "
         f"memory without the images, {IMAGES / 1e6:.1f} MB. `rounding`: PyTorch's weights in single beside those in "
         "double precision, where the program's differ by more than 1e-4. Times were taken on one core of a machine "
-        "that did other work.",
+        "that did other work. Predicted are portable kernels; "
+        "XNNPACK's packed weights and working memory lie outside the arena.",
         "",
         "| network | way | schedule | optimizer | delegate | arena, predicted | arena | off | state | program "
-        "| losses differ by | weights | rounding | imported | resident, predicted | resident | off | survives | step "
-        "| PyTorch's |",
-        "|---" * 20 + "|",
+        "| steps compared | losses differ by | weights | rounding | imported | resident, predicted | resident | off "
+        "| survives | step | PyTorch's |",
+        "|---" * 21 + "|",
     ]
     known = {(model, one.label, *rest): (model, one, *rest) for model, one, *rest in ROWS}
     for row in rows.rows:
@@ -228,10 +238,11 @@ def table(rows: Rows, date: str, machine: str) -> str:
         step = step_of(model, one, schedule, optimizer)
         arena, predicted = int(row["arena_bytes"]), arena_bytes(step)
         resident, process = int(row["resident_bytes"]), process_bytes(step)
+        off = f"{100 * (predicted / arena - 1):+.2f} %" if delegate == "none" else "-"
         cells = [
             model, one.label, schedule, optimizer, delegate, f"{predicted:,}", f"{arena:,}",
-            f"{100 * (predicted / arena - 1):+.2f} %", f"{int(row['state_bytes']):,}",
-            f"{int(row['program_bytes']):,}", f"{float(row['loss_difference']):.1e}",
+            off, f"{int(row['state_bytes']):,}",
+            f"{int(row['program_bytes']):,}", row["steps"], f"{float(row['loss_difference']):.1e}",
             f"{float(row['weight_difference']):.1e}", f"{float(row['rounding']):.1e}" if row["rounding"] else "",
             f"{float(row['imported_difference']):.1e}", f"{process / 1e6:.1f} MB", f"{resident / 1e6:.1f} MB",
             f"{100 * (process - resident) / (resident - IMAGES):+.1f} %", SAID.get(row["survives_prediction"], "-"),

@@ -402,7 +402,7 @@ def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, how: Exec
         kind = 0 if first == 0 else 1 if any(first < turn <= last for turn in turns) else 2
         changes[first][kind] += size
         changes[last + 1][kind] -= size
-    calls = len(program.places) + step.further_calls + len(graph.layers)  # with those of a prediction
+    calls = len(program.places) + step.further_calls
     weights, buffers = (sum(tensor.bytes(1) for tensor in each.values()) for each in (graph.parameters, graph.buffers))
     fixed = {"weights": weights, "buffers": buffers + CALL_BYTES * calls}
     now, found = [0, 0, 0], []

@@ -3,7 +3,8 @@
 What rounding alone does is measured, not guessed: where losses or weights differ by more than `LOSS_TOLERANCE` or
 `WEIGHT_TOLERANCE`, PyTorch in double precision trains too, and the program may be as far from PyTorch as PyTorch was by
 then from that, some times over. Adam needs this: it divides a gradient by its own size, so that of one that is zero but
-for rounding it makes full steps. So do large learning rates, which let a difference grow from step to step.
+for rounding it makes full steps. Untrained networks let a difference grow tenfold from step to step: what comes after
+PyTorch's own rounding has grown that far says nothing (`comparable_steps`).
 """
 
 from __future__ import annotations
@@ -51,6 +52,12 @@ class Check:
     rounding: float | None
     loss_rounding: tuple[float, ...] | None
     right: bool
+
+    @property
+    def comparable_steps(self) -> int:
+        """How many steps there are before rounding alone, some times over, is more than is tolerated of a loss."""
+        grown = accumulate(self.loss_rounding or (0.0,) * self.steps, max)
+        return sum(TIMES_ROUNDING * rounding <= LOSS_TOLERANCE for rounding in grown)
 
     @property
     def agrees(self) -> bool:

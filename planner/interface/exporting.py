@@ -90,6 +90,8 @@ def export_command(
         f"compared with PyTorch over {check['steps']} steps: losses differ by up to {check['loss_difference']:.1e}, "
         f"weights by {check['weight_difference']:.1e}"
     )
+    if delegate != "none":
+        print(f"{delegate} packs the frozen weights and has working memory of its own, beside what is planned")
     print(f"{out}/README.md says how to build the runner and to train")
 
 

@@ -119,10 +119,11 @@ class Data {
   size_t pixels_ = 0;
 };
 
-// A loaded program. Its methods share one arena for what comes and goes and one for what stays, the state.
+// A loaded program. Its methods share one arena for what comes and goes and one for what stays, the state. Only what is
+// asked for is loaded: a delegate packs a copy of the weights for each method.
 class Network {
  public:
-  explicit Network(const std::string& path) {
+  Network(const std::string& path, const std::string& command) {
     Mapped file(path);
     Identity own = identify(file.data, file.size);
     memcpy(head_, "FTPSTATE", 8);
@@ -134,7 +135,8 @@ class Network {
     auto program = Program::load(loader_.get());
     if (!program.ok()) fail(path + " is no program of this runtime");
     program_ = std::make_unique<Program>(std::move(program.get()));
-    const char* names[] = {"step", "predict", "state"};
+    const char* wanted = command == "train" ? "step" : "predict";
+    const char* names[] = {wanted, "state"};
     std::vector<size_t> sizes;
     for (const char* name : names) {
       auto meta = program_->method_meta(name);
@@ -152,8 +154,7 @@ class Network {
     }
     arena_ = std::make_unique<HierarchicalAllocator>(Span<Span<uint8_t>>(arenas_.data(), arenas_.size()));
     manager_ = std::make_unique<MemoryManager>(&pool_, arena_.get(), &temporary_);
-    step_ = load("step");  // loading writes first values into the state, so all are loaded before the first step
-    predict_ = load("predict");
+    method_ = load(wanted);  // loading writes first values into the state, so all is loaded before anything runs
     state_ = load("state");
     auto x = program_->method_meta("step")->input_tensor_meta(0);
     for (size_t i = 0; i < 4; ++i) shape[i] = x->sizes()[i];
@@ -163,20 +164,20 @@ class Network {
     int32_t labels[] = {shape[0]};
     TensorImpl images(ScalarType::Float, 4, shape, x.data()), answers(ScalarType::Long, 1, labels, y.data()),
         one(ScalarType::Float, 0, nullptr, &rate);
-    check(step_->set_input(EValue(Tensor(&images)), 0), "cannot hand over the images");
-    check(step_->set_input(EValue(Tensor(&answers)), 1), "cannot hand over the labels");
-    check(step_->set_input(EValue(Tensor(&one)), 2), "cannot hand over the learning rate");
-    check(step_->execute(), "the step failed");
-    *right += step_->get_output(1).toTensor().const_data_ptr<int64_t>()[0];
-    return step_->get_output(0).toTensor().const_data_ptr<float>()[0];
+    check(method_->set_input(EValue(Tensor(&images)), 0), "cannot hand over the images");
+    check(method_->set_input(EValue(Tensor(&answers)), 1), "cannot hand over the labels");
+    check(method_->set_input(EValue(Tensor(&one)), 2), "cannot hand over the learning rate");
+    check(method_->execute(), "the step failed");
+    *right += method_->get_output(1).toTensor().const_data_ptr<int64_t>()[0];
+    return method_->get_output(0).toTensor().const_data_ptr<float>()[0];
   }
 
   const float* predict(std::vector<float>& x, size_t* classes) {
     int32_t one[] = {1, shape[1], shape[2], shape[3]};
     TensorImpl images(ScalarType::Float, 4, one, x.data());
-    check(predict_->set_input(EValue(Tensor(&images)), 0), "cannot hand over the images");
-    check(predict_->execute(), "the prediction failed");
-    Tensor logits = predict_->get_output(0).toTensor();
+    check(method_->set_input(EValue(Tensor(&images)), 0), "cannot hand over the images");
+    check(method_->execute(), "the prediction failed");
+    Tensor logits = method_->get_output(0).toTensor();
     *classes = size_t(logits.size(1));
     return logits.const_data_ptr<float>();
   }
@@ -230,7 +231,7 @@ class Network {
   std::unique_ptr<HierarchicalAllocator> arena_;
   MallocMemoryAllocator pool_, temporary_;
   std::unique_ptr<MemoryManager> manager_;
-  std::unique_ptr<Method> step_, predict_, state_;
+  std::unique_ptr<Method> method_, state_;
 };
 
 struct Options {
@@ -334,7 +335,7 @@ int main(int count, char** words) {
   Options options = parse(count, words);
   runtime_init();
   Data data(options.data);
-  Network network(options.program);
+  Network network(options.program, options.command);
   if (int(data.header.height) != network.shape[2] || int(data.header.width) != network.shape[3])
     fail("the images have " + std::to_string(data.header.height) + " pixels, the program takes " +
          std::to_string(network.shape[2]) + "; prepare the data with --resolution " + std::to_string(network.shape[2]));

@@ -249,6 +249,7 @@ class Doubled(nn.Module):
     (Sorted(), r"aten::sort"),
     (Doubled(), r"costmodel_tests::doubled"),
     (nn.ConvTranspose2d(4, 4, 3), r"convolution_backward of a transposed convolution"),
+    (nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 4, 3)), r"convolution_backward of other than two dimensions"),
 ])  # fmt: skip
 def test_what_the_runtime_has_not_is_named(layer, named):
     """A kernel that is there may still refuse: that of convolutions' gradients takes two dimensions, not transposed."""
