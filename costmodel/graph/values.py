@@ -72,6 +72,11 @@ class Tensor:
         return self.version < self.storage.writes
 
     @property
+    def bits(self) -> int:
+        """Bits of one element."""
+        return 8 * BYTES_PER_ELEMENT[self.dtype]
+
+    @property
     def shape_text(self) -> str:
         """The shape with the batch written as N, such as 'N x 16 x 112 x 112'."""
         first, *rest = self.shape or (1,)
