@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
-from elastic_letters import FOLDER, RECIPE, RENDERED, WEIGHTS
+from elastic_letters import ALL, FOLDER, LARGEST, RENDERED, WEIGHTS
 from tasks import NETWORKS, digits
 from verifying import RESULTS, Rows, versions
 
@@ -161,7 +161,9 @@ def table(date: str, machine: str) -> None:
     parts = [RUNS] if RUNS.exists() else []
     parts += sorted(RESULTS.glob(f"{RUNS.stem}.*.csv"))
     done = [row for path in parts for row in csv.DictReader(path.open(newline=""))]
-    done = list({tuple(row[name] for name in RUN_COLUMNS[:4]): row for row in done}.values())
+    asked = list(csv.DictReader(FOUND.open(newline="")))
+    keys = {tuple(row[name] for name in RUN_COLUMNS[:4]) for row in asked}  # runs of an earlier choice do not count
+    done = list({key: row for row in done if (key := tuple(row[name] for name in RUN_COLUMNS[:4])) in keys}.values())
     with RUNS.open("w", newline="") as file:
         writer = csv.DictWriter(file, RUN_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -169,15 +171,14 @@ def table(date: str, machine: str) -> None:
     for path in parts:
         if path != RUNS:
             path.unlink()
-    asked = list(csv.DictReader(FOUND.open(newline="")))
     chosen = [row for row in asked if row["kind"] == "chosen"]
     quality = {row["seed"]: row for row in chosen}
     text = [
         "# A sub-network chosen for the data", "",
         f"{date}, {machine}; {versions()}; `benchmarks/adaptation.py`.", "",
-        f"Super-network pre-trained on {RENDERED:,} letters, {RECIPE.epochs} epochs; on digits, {IMAGES_PER_CLASS} per "
-        f"class: {SUPER_EPOCHS} epochs for each of two folds, {SUBNETWORKS} sub-networks measured, the chosen one "
-        f"fine-tuned for {TUNING.epochs} epochs by TinyTL-L+B with Adam, learning rate {TUNING.learning_rate:g}.", "",
+        f"Super-network pre-trained on {RENDERED:,} letters, {LARGEST.epochs} epochs the largest network and "
+        f"{ALL.epochs} all; on digits, {IMAGES_PER_CLASS} per class: {SUPER_EPOCHS} epochs for each of two folds, "
+        f"{SUBNETWORKS} sub-networks measured, the chosen one fine-tuned for {TUNING.epochs} epochs by TinyTL-L+B with Adam, learning rate {TUNING.learning_rate:g}.", "",
         "Top-1 in percent on 899 digits of other writers, in brackets the standard deviation. Beaten: the share of the "
         "random sub-networks of that memory that is below the mean of the chosen ones. Fixed: the way of MobileNetV2 "
         "at width 0.35 that turned out best of those that fit, 20 epochs, its own pre-training and learning rate.", "",

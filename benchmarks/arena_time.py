@@ -1,7 +1,7 @@
 """Time of a training step in the planned arena, against stock PyTorch with default malloc and with tcmalloc.
 
     python benchmarks/arena_time.py --date 2026-11-21 --machine '2-core x86-64 virtual machine' \\
-        [--tcmalloc FILE] [--threads 2]
+        [--tcmalloc FILE] [--threads 1]
 
 Every variant is a process of its own; they take turns, step by step, so that all see the same machine. Medians of
 ROUNDS steps, and of the rounds' ratios to stock. On one thread the time is that of the processor (user and system, page
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--date")
     parser.add_argument("--machine")
     parser.add_argument("--tcmalloc", help="the library's file")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--worker", type=json.loads)
     given = parser.parse_args()
     if given.worker:
@@ -133,10 +133,11 @@ def main() -> None:
         "tcmalloc |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for configuration in CONFIGURATIONS:
-        lines.append(measure(configuration, given.threads, given.tcmalloc))
-        print(lines[-1], flush=True)
-        RESULT.write_text("\n".join(lines) + "\n")
+    for threads in given.threads:
+        for configuration in CONFIGURATIONS:
+            lines.append(measure(configuration, threads, given.tcmalloc))
+            print(lines[-1], flush=True)
+            RESULT.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ import torch
 from verifying import RESULTS, TWELVE, Rows, arguments, versions
 
 from costmodel import Step, best_schedule, block_count, trace, way
-from costmodel.checking.floor import measure_floors
+from costmodel.checking.floor import CLASSES, measure_floors
 from costmodel.machine.process import Floor, library_of, process_of
-from planner.training.sample import CLASSES, make_images, plan_of
+from planner.interface.sample import make_images, plan_of
 
 SEED, COUNT, STEPS = 17, 60, 6
 COMPARED = 3  # of every so many the other allocators are measured, too
@@ -172,18 +172,17 @@ def measure(one: dict, rows: Rows, floors: dict[str, Floor]) -> None:
 
 def table(rows: Rows, date: str, machine: str) -> str:
     """Return the results for people."""
-    numbers = [{name: value for name, value in row.items() if value not in ("", None)} for row in rows.rows]
 
     def ratios(name: str) -> list[float]:
-        return [int(row[name]) / int(row["process_bytes"]) for row in numbers if name in row]
+        return [int(row[name]) / int(row["process_bytes"]) for row in rows.rows if row[name]]
 
-    survived = [row for row in numbers if str(row["survives_prediction"]) == "True"]
+    survived = [row for row in rows.rows if row["survives_prediction"] == "True"]
     lines = [
         "# Training under a hard memory limit", "",
         f"{date}; {versions()}; {machine}, {torch.get_num_threads()} thread(s). Written by `python "
         "benchmarks/hard_limit.py`; a row per configuration stands in `hard_limit.csv`.", "",
-        f"{len(survived)} of {len(numbers)} plans, drawn at random, are trained by `planner train` for an epoch under "
-        "a memory cgroup of exactly the predicted `process_bytes`.", "",
+        f"{len(survived)} of {len(rows.rows)} plans, drawn at random, are trained by `planner train` for an epoch "
+        "under a memory cgroup of exactly the predicted `process_bytes`.", "",
         "In parts of the predicted process (floor, step with kernels, what the arena may hold):", "",
         "| | configurations | median | least | most |", "|---|---|---|---|---|",
     ]  # fmt: skip
@@ -197,7 +196,7 @@ def table(rows: Rows, date: str, machine: str) -> str:
     lines += [
         f"- {row['model']}, {row['way']}, {row['step']}, {row['schedule']}: predicted "
         f"{int(row['process_bytes']) / 1e6:.0f} MB, anonymous {int(row['arena_anonymous_bytes']) / 1e6:.0f} MB"
-        for row in numbers if row not in survived
+        for row in rows.rows if row not in survived
     ] or ["None."]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -26,10 +26,10 @@ from ..machine.process import Floor
 from ..step.step import Step
 from ..traces.stored import trace
 
-# By the library that builds the network, which adds its own modules: a small network of it.
-MODELS = {"torchvision": "torchvision:mobilenet_v3_small", "timm": "timm:mobilenetv3_small_100"}
-BATCH, RESOLUTION = 2, 96
-PROGRAM = "planner.training.sample"  # run, not imported: this package stands below it
+# By the library that builds the network, which adds its own modules: a network of it.
+MODELS = {"torchvision": "torchvision:mobilenet_v2", "timm": "timm:mobilenetv2_100"}
+BATCH, RESOLUTION, CLASSES = 2, 96, 2
+PROGRAM = "planner.interface.sample"  # run, not imported: this package stands below it
 _SECONDS = 300  # of a run, on the slowest board
 
 
@@ -64,7 +64,7 @@ def measure_floors(runs: int = 3, libraries: Iterable[str] = tuple(MODELS)) -> d
 def _floor(library: str, model: str, runs: int) -> Floor:
     found = [_run(model) for _ in range(runs)]
     threads = found[0]["threads"]
-    step = Step(trace(model, RESOLUTION), batch=BATCH, kernels=Kernels("layers", threads))
+    step = Step(trace(model, RESOLUTION, CLASSES), batch=BATCH, kernels=Kernels("layers", threads))
     own = [one["anonymous"] + one["files_in_use"] for one in found]
     return Floor(
         int(statistics.median(own)) - footprint(step).peak_bytes,
@@ -77,8 +77,11 @@ def _floor(library: str, model: str, runs: int) -> Floor:
 def _run(model: str) -> dict[str, int]:
     if not os.path.exists("/proc/self/smaps"):
         raise ModelError("this system does not say what memory a process holds (/proc/self/smaps); measure it on Linux")
-    command = [sys.executable, "-m", PROGRAM, model, str(BATCH), str(RESOLUTION)]
+    command = [sys.executable, "-m", PROGRAM, model, str(BATCH), str(RESOLUTION), str(CLASSES)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:
         raise ModelError(f"a small training process fails here: {one_line(done.stderr[-300:])}")
-    return json.loads(done.stdout.splitlines()[-1])
+    said = json.loads(done.stdout.splitlines()[-1])
+    held = [parse(text) for text in said["smaps"]]
+    *_, after_step, _ = held
+    return {**after_step, "anonymous": max(one["anonymous"] for one in held), "threads": said["threads"]}

@@ -23,8 +23,9 @@ from costmodel.units import format_bytes
 from ..estimates.subnetworks import LEAST, Quality, SubnetworkAccuracy, fit
 from .programme import Programme
 
-# The unit of accuracy in which sub-networks are told apart, in points. Assumption: far below any predictor's error.
-UNIT_POINTS = 0.01
+# The unit of accuracy in which sub-networks are told apart, in logits; of 50 percent that is a hundredth of a point.
+# Assumption: far below any predictor's error.
+UNIT_LOGITS = 0.0004
 _TRIED_FIRST = 3000  # sub-networks at random: the best that fits is what the search has to beat
 _REPEATS = 8
 _BUDGETS = 12  # of a frontier
@@ -51,7 +52,7 @@ class Search:
         self.prices, self.accuracy, self.design = prices, accuracy, prices.design
         self.tried = list(dict.fromkeys(_tried(self.design)))
         self.known = prices.price(self.tried)
-        self.units = {key: round(value / UNIT_POINTS) for key, value in accuracy.values.items()}
+        self.units = {key: round(value / UNIT_LOGITS) for key, value in accuracy.values.items()}
         self.tried_units = np.array([self._units(chosen) for chosen in self.tried])
 
     def _units(self, chosen: Subnetwork) -> int:

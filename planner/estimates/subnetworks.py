@@ -1,11 +1,12 @@
 """The accuracy of sub-networks of an elastic super-network, from that of some hundred: a sum of what each block adds.
 
-    accuracy[s] = c + sum over the blocks b of s of  there[b] + kernel[b, k of b] + expansion[b, e of b]
+    logit accuracy[s] = c + sum over the blocks b of s of  there[b] + kernel[b, k of b] + expansion[b, e of b]
 
 fitted by ridge regression; the penalty is the one with the least error when each observation is left out in turn
-(generalised cross-validation: Golub, Heath, Wahba, Technometrics 21, 1979). A sum is less than a neural network could
-say, which TinyTL and once-for-all fit; in return the best sub-network within a budget is found exactly. How far it is
-off is measured on sub-networks that it was not fitted to.
+(generalised cross-validation: Golub, Heath, Wahba, Technometrics 21, 1979). Of logits, since the best sub-network is
+expected to be better than all that were measured, and a sum in percent would go beyond 100. A sum is less than a neural
+network could say, which TinyTL and once-for-all fit; in return the best sub-network within a budget is found exactly.
+How far it is off is measured on sub-networks that it was not fitted to.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from costmodel import Design, Subnetwork
 from costmodel.graph.elastic import EXPANSIONS, KERNELS
 
 from .intervals import Z95
+from .logits import logit, percent
 
 FOLDS = 10
 LEAST = 20  # Assumption: fewer observations tell nothing of a hundred numbers
@@ -44,7 +46,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class SubnetworkAccuracy:
-    """What every block adds to the accuracy, in percent.
+    """What every block adds to the accuracy, in logits.
 
     values: by (stage, place, kernel, expansion); constant: of the network without elastic blocks. quality: how far off.
     """
@@ -57,7 +59,8 @@ class SubnetworkAccuracy:
     def percent(self, chosen: Subnetwork) -> float:
         """Return the expected accuracy in percent."""
         blocks = zip(self.design.places_of(chosen), chosen.kernels, chosen.expansions, strict=True)
-        return self.constant + sum(self.values[*place, kernel, expansion] for place, kernel, expansion in blocks)
+        logits = self.constant + sum(self.values[*place, kernel, expansion] for place, kernel, expansion in blocks)
+        return float(percent(logits))
 
     @cached_property
     def half_points(self) -> float:
@@ -74,8 +77,8 @@ def fit(design: Design, observed: Sequence[tuple[Subnetwork, float]]) -> Subnetw
         raise ValueError(f"{len(observed)} sub-networks are too few to fit what blocks add; measure {LEAST} or more")
     names = _features(design)
     x = np.array([_row(design, names, chosen) for chosen, _ in observed])
-    y = np.array([percent for _, percent in observed])
-    constant, weights = _ridge(x, y)
+    y = np.array([known for _, known in observed])
+    constant, weights = _ridge(x, logit(y))
     parts = {name: float(weight) for name, weight in zip(names, weights, strict=True)}
     values = {
         (*place, k, e): parts[*place, "there", 0] + parts[*place, "k", k] + parts[*place, "e", e]
@@ -122,8 +125,8 @@ def _quality(x: np.ndarray, y: np.ndarray) -> Quality:
     predicted, mean = np.empty(len(y)), np.empty(len(y))
     for part in np.array_split(order, FOLDS):
         rest = np.setdiff1d(order, part)
-        constant, weights = _ridge(x[rest], y[rest])
-        predicted[part], mean[part] = constant + x[part] @ weights, y[rest].mean()
+        constant, weights = _ridge(x[rest], logit(y[rest]))
+        predicted[part], mean[part] = percent(constant + x[part] @ weights), y[rest].mean()
     ranks = [pandas.Series(each).rank().to_numpy() for each in (predicted, y)]
     told = all(np.ptp(each) for each in ranks)
     errors = predicted - y

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -10,11 +9,9 @@ import typer
 from costmodel import InputError
 from costmodel.interface import options as given
 from costmodel.interface.programs import flat, for_programs
-from costmodel.interface.running import INTERRUPTED
-from costmodel.secrets import shown
-from costmodel.units import parse_bytes
 
-from .space import RUNS, DeviceName, Ram, Save, Storage, Strict, decimals, named_device
+from .campaigns import interruptible, ram_bytes_of, rates_of
+from .space import RUNS, DeviceName, Ram, Save, Storage, Strict
 
 
 def adapt_command(
@@ -98,33 +95,25 @@ def adapt_command(
     if accuracies is not None:
         from ..choosing.subnetworks import plan_without_data
 
-        ram_bytes = None if ram is None and device is None else _ram_bytes(ram, device)
+        ram_bytes = None if ram is None and device is None else ram_bytes_of(ram, device)
         found = plan_without_data(model, accuracies, ram_bytes, trained, resolution, classes, batch, optimizer)
         whole = found.to_dict()
         if not for_programs(whole, whole["frontier"], as_json, as_csv):
             show_subnetworks(found)
         return
     assert data is not None  # as one of the two is
-    ram_bytes = _ram_bytes(ram, device)
+    ram_bytes = ram_bytes_of(ram, device)
     from ..campaign.adapt import adapt
     from ..campaign.fine_tuning import Recipe
-    from ..campaign.rates import default_rates
     from .measure_view import Bars
 
-    rates = default_rates(optimizer) if lr is None else decimals(lr, "--lr")
-    try:
-        with Bars() as watch:
-            adapted = adapt(
-                model, data, ram_bytes, weights=weights, recipe=Recipe(epochs, rates[0], batch, resolution, optimizer),
-                trained=trained, rates=rates if len(rates) > 1 else (), subnetworks=subnetworks, folds=folds,
-                super_epochs=super_epochs, seeds=seeds, hours=hours, storage=storage, strict=strict, watch=watch,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        print(
-            f"finished runs are kept in {shown(storage)}; the same command continues with the next one",
-            file=sys.stderr,
-        )
-        raise typer.Exit(INTERRUPTED) from None
+    rates = rates_of(lr, optimizer)
+    with interruptible(storage), Bars() as watch:
+        adapted = adapt(
+            model, data, ram_bytes, weights=weights, recipe=Recipe(epochs, rates[0], batch, resolution, optimizer),
+            trained=trained, rates=rates if len(rates) > 1 else (), subnetworks=subnetworks, folds=folds,
+            super_epochs=super_epochs, seeds=seeds, hours=hours, storage=storage, strict=strict, watch=watch,
+        )  # fmt: skip
     if save is not None:
         adapted.plan.save(save)
     whole = adapted.to_dict()
@@ -133,17 +122,6 @@ def adapt_command(
     show_adapted(adapted, ram_bytes)
     if save is not None:
         print(f"wrote {save}; use it with planner.Plan.load({save!r}).apply(model)")
-
-
-def _ram_bytes(ram: str | None, device: str | None) -> int:
-    """Return the memory for the training. Errors: InputError if neither is given."""
-    target = named_device(device)
-    ram_bytes = None if ram is None else parse_bytes(ram)
-    if target is not None:
-        ram_bytes = min(ram_bytes or target.training_ram_bytes, target.training_ram_bytes)
-    if ram_bytes is None:
-        raise InputError("no limit was given; give --ram 64MB, or --device raspberry-pi-zero-2w")
-    return ram_bytes
 
 
 def add_adaptation(app: typer.Typer, panel: str) -> None:

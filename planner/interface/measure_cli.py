@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from costmodel import InputError
 from costmodel.interface import options as given
 from costmodel.interface.programs import for_programs
-from costmodel.interface.running import INTERRUPTED
-from costmodel.secrets import shown
-from costmodel.units import parse_bytes
 
-from .space import RUNS, DeviceName, Images, Ram, Storage, Strict, Weights, decimals, named_device
+from .campaigns import interruptible, ram_bytes_of, rates_of
+from .space import RUNS, DeviceName, Images, Ram, Storage, Strict, Weights
 
 evidence_app = typer.Typer(no_args_is_help=True, help="The accuracies that estimates rest on.")
 
@@ -88,33 +84,18 @@ def measure_command(
     The same command again continues where the last one stopped; several at once, with one --storage, share the runs.
     Then `planner recommend MODEL --ram ... --evidence runs.db` uses what was measured.
     """
-    target = named_device(device)
-    ram_bytes = None if ram is None else parse_bytes(ram)
-    if target is not None:
-        ram_bytes = min(ram_bytes or target.training_ram_bytes, target.training_ram_bytes)
-    if ram_bytes is None:
-        raise InputError("no limit was given; give --ram 64MB, or --device raspberry-pi-zero-2w")
+    ram_bytes = ram_bytes_of(ram, device)
     from ..campaign.fine_tuning import Recipe
     from ..campaign.measure import measure
-    from ..campaign.rates import default_rates
     from .measure_view import Bars, tables
 
-    rates = default_rates(optimizer) if lr is None else decimals(lr, "--lr")
-    watch = Bars()
-    try:
-        with watch:
-            outcome = measure(
-                model, data, {"memory": ram_bytes}, weights=weights,
-                recipe=Recipe(epochs, rates[0], batch, resolution, optimizer), rates=rates if len(rates) > 1 else (),
-                trials=trials, hours=hours, seeds=seeds,
-                storage=storage, strict=strict, watch=watch, allocator=allocator,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        print(
-            f"finished runs are kept in {shown(storage)}; the same command continues with the next one",
-            file=sys.stderr,
-        )
-        raise typer.Exit(INTERRUPTED) from None
+    rates = rates_of(lr, optimizer)
+    with interruptible(storage), Bars() as watch:
+        outcome = measure(
+            model, data, {"memory": ram_bytes}, weights=weights,
+            recipe=Recipe(epochs, rates[0], batch, resolution, optimizer), rates=rates if len(rates) > 1 else (),
+            trials=trials, hours=hours, seeds=seeds, storage=storage, strict=strict, watch=watch, allocator=allocator,
+        )  # fmt: skip
     if not for_programs(outcome.to_dict(), [run.to_dict() for run in outcome.runs], as_json, as_csv):
         from .report import console
 

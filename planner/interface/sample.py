@@ -1,8 +1,9 @@
 """A small training by `planner train`, and what its process holds: `costmodel calibrate` runs it.
 
-    python -m planner.training.sample torchvision:mobilenet_v3_small 2 96
+    python -m planner.interface.sample MODEL BATCH RESOLUTION CLASSES
 
-Prints JSON: bytes as `costmodel.checking.floor.parse` names them, the anonymous ones at their most; threads; policy.
+Prints JSON: smaps, what the system said of the process's pages at the end of each epoch's steps and of each epoch; the
+last step is the one before the last; threads.
 """
 
 from __future__ import annotations
@@ -14,19 +15,16 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from PIL import Image
 
 from costmodel import Step, footprint, trace, way
-from costmodel.checking.floor import parse
 
 from ..choosing.plan import Evidence, Network, Plan, Promises, parameters_digest
-from ..interface.train_view import TrainingBars
-from .course import Course
-from .train import train
-from .trained import Epoch
+from ..training.course import Course
+from ..training.trained import Epoch
+from .train_view import TrainingBars
 
-CLASSES, STEPS, EPOCHS = 2, 6, 2  # the arena is planned after the fourth step
+STEPS, EPOCHS = 6, 2  # the arena is planned after the fourth step
 
 
 class _Held(TrainingBars):
@@ -34,7 +32,7 @@ class _Held(TrainingBars):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[dict[str, int]] = []
+        self.smaps: list[str] = []
 
     def step(self, done: int, total: int, text: str) -> None:
         """Have the system forget which pages were used, before the last step; look after it."""
@@ -50,7 +48,7 @@ class _Held(TrainingBars):
         self._look()
 
     def _look(self) -> None:
-        self.found.append(parse(Path("/proc/self/smaps").read_text()))
+        self.smaps.append(Path("/proc/self/smaps").read_text())
 
 
 def plan_of(step: Step) -> Plan:
@@ -75,27 +73,29 @@ def plan_of(step: Step) -> Plan:
     )  # fmt: skip
 
 
-def make_images(folder: Path, count: int, resolution: int) -> None:
+def make_images(folder: Path, count: int, resolution: int, classes: int = 2) -> None:
     """Write so many images of noise to train with, and as many to test with."""
     for number in range(count):
         for part in ("train", "test"):
-            place = folder / part / str(number % CLASSES)
+            place = folder / part / str(number % classes)
             place.mkdir(parents=True, exist_ok=True)
             Image.effect_noise((resolution, resolution), 99).convert("RGB").save(place / f"{number}.png")
 
 
 def main() -> None:
     """Train, and print what the process held."""
-    model, batch, resolution = sys.argv[1], *map(int, sys.argv[2:])
+    import torch
+
+    from ..training.train import train
+
+    model, batch, resolution, classes = sys.argv[1], *map(int, sys.argv[2:])
     warnings.simplefilter("ignore")
-    plan = plan_of(Step(trace(model, resolution, CLASSES), way("full"), batch))
+    plan = plan_of(Step(trace(model, resolution, classes), way("full"), batch))
     with TemporaryDirectory() as folder, _Held() as held:
-        make_images(Path(folder), STEPS * batch, resolution)
+        make_images(Path(folder), STEPS * batch, resolution, classes)
         course = Course(epochs=EPOCHS, learning_rate=1e-6)
         train(plan, folder, Path(folder, "out"), weights="random", course=course, watch=held)
-    steps, ends = held.found[-2], held.found
-    found = {**steps, "anonymous": max(one["anonymous"] for one in ends)}
-    print(json.dumps({**found, "threads": torch.get_num_threads()}))
+    print(json.dumps({"smaps": held.smaps, "threads": torch.get_num_threads()}))
 
 
 if __name__ == "__main__":
