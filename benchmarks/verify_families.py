@@ -141,7 +141,8 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
         f"{date}; {versions()}; {machine}. Written by `python benchmarks/verify_families.py`; a row per configuration "
         "stands in `verify_families.csv`.",
         "",
-        f"{len({row['model'] for row in measured})} networks, {len(measured)} configurations (what trains, batch). "
+        f"{len({row['model'] for row in measured})} networks, {len(measured)} configurations (what trains, batch); the "
+        f"list has {len(names())} networks, each at batch 2 and 3, and a run can be resumed. "
         f"Saved bytes differ in {len(differing)}, FLOPs in {len(miscounted)}; the peak is off by more than "
         f"{100 * PEAK_GOAL:.1f} % in {len(off)} ({100 * len(off) / max(1, len(measured)):.1f} %).",
         "",

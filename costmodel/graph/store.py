@@ -272,7 +272,7 @@ def _read_layer(index: int, row: Any, tensors: list[Tensor], storages: list[Stor
     _require(type(row) is list and len(row) <= len(_LAYER) + 2, "its rows have the right fields")
     row, more = row[: len(_LAYER)], row[len(_LAYER) :]
     seen = more[0] if more else None
-    beside: list = more[1] if len(more) > 1 else []
+    beside: Any = more[1] if len(more) > 1 else []
     _is_row(row, _LAYER)
     name, module, ordinal, op, inputs, outputs, attributes, inplace, in_place_of = row
     read = _named(inputs, tensors)
