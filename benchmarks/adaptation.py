@@ -178,7 +178,8 @@ def table(date: str, machine: str) -> None:
         f"{date}, {machine}; {versions()}; `benchmarks/adaptation.py`.", "",
         f"Super-network pre-trained on {RENDERED:,} letters, {LARGEST.epochs} epochs the largest network and "
         f"{ALL.epochs} all; on digits, {IMAGES_PER_CLASS} per class: {SUPER_EPOCHS} epochs for each of two folds, "
-        f"{SUBNETWORKS} sub-networks measured, the chosen one fine-tuned for {TUNING.epochs} epochs by TinyTL-L+B with Adam, learning rate {TUNING.learning_rate:g}.", "",
+        f"{SUBNETWORKS} sub-networks measured, the chosen one fine-tuned for {TUNING.epochs} "
+        f"epochs by TinyTL-L+B with Adam, learning rate {TUNING.learning_rate:g}.", "",
         "Top-1 in percent on 899 digits of other writers, in brackets the standard deviation. Beaten: the share of the "
         "random sub-networks of that memory that is below the mean of the chosen ones. Fixed: the way of MobileNetV2 "
         "at width 0.35 that turned out best of those that fit, 20 epochs, its own pre-training and learning rate.", "",

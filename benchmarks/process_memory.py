@@ -79,7 +79,7 @@ def main() -> None:
     for stage, program in STAGES.items():
         runs = [measured(program) for _ in range(given.runs)]
         rows[stage] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+    torch.set_num_threads(THREADS)
     floor = measure_floors(given.runs, [LIBRARY])[LIBRARY]
 
     def cells(row: dict[str, float]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from ..graph.layer_graph import LayerGraph
@@ -80,15 +80,42 @@ class Books:
 Instant = tuple[str, str, dict[str, int]]
 
 
+class Again(NamedTuple):
+    """Layers that run again. keeps: whether what they keep of their own for backward is made anew, too."""
+
+    layers: tuple[int, ...]
+    keeps: bool
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a step is carried out, as far as an accounting's own timeline asks.
+
+    batch: images of a pass. float_bytes: of one number of an activation. passes: whose gradients are added up. prefix:
+    the layers below this one run for `piece` images at a time. at_most: pieces whose moments are wanted, of which the
+    second is as all others. again: by layer, what runs again before its backward.
+    """
+
+    batch: int
+    float_bytes: int
+    passes: int = 1
+    optimizer: str = "sgd"
+    prefix: int = 0
+    piece: int = 0
+    at_most: int = 2
+    again: Mapping[int, tuple[Again, ...]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Accounting:
     """A way of keeping the books: `keep` turns the wanted gradients into what is stored.
 
-    kernels: whose working memory counts. timeline: (graph, assignment, books, batch, bytes of one float) -> its own
-    moments in place of the step's; what such books say of optimizers, micro-batches' gradients and frozen weights'
-    precision is theirs, whatever is asked for. whole_step: whether its moments are those of a whole training step, of
-    which a peak can be compared with a RAM. linear_in_batch: whether they grow linearly with the batch, but for bits
-    that are packed into bytes. leaves_out: what a reader must not look for in them.
+    kernels: whose working memory counts. timeline: its own moments in place of the step's; what such books say of
+    frozen weights' precision is theirs, whatever is asked for. follows_schedules: whether its timeline is that of the
+    schedule, with the gradients that passes add up; else these are added, and the network cannot be cut up. whole_step:
+    whether its moments are those of a whole training step, of which a peak can be compared with a RAM. linear_in_batch:
+    whether they grow linearly with the batch, but for bits that are packed into bytes. leaves_out: what a reader must
+    not look for in them.
     """
 
     name: str
@@ -96,15 +123,16 @@ class Accounting:
     source: str
     keep: Callable[[LayerGraph, Assignment, Sequence[Facts], Wanted], Books]
     kernels: Kernels = NO_KERNELS
-    timeline: Callable[[LayerGraph, Assignment, Books, int, int], list[Instant]] | None = None
+    timeline: Callable[[LayerGraph, Assignment, Books, Execution], list[Instant]] | None = None
+    follows_schedules: bool = False
     whole_step: bool = True
     linear_in_batch: bool = True
     leaves_out: str = ""
 
 
-def all_at_once(graph: LayerGraph, assignment: Assignment, books: Books, batch: int, float_bytes: int) -> list[Instant]:
+def all_at_once(graph: LayerGraph, assignment: Assignment, books: Books, how: Execution) -> list[Instant]:
     """Return the timeline of books that are one number: a moment at which everything that they have is there."""
-    total = sum(saved.bytes(batch, float_bytes) for saved in books.saved.values())
+    total = sum(saved.bytes(how.batch, how.float_bytes) for saved in books.saved.values())
     return [("forward", "", {"saved_activations": total})]
 
 

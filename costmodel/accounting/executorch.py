@@ -6,7 +6,12 @@ What is counted differs from PyTorch's step:
                  the result of an element-wise call lies where an operand of its size lies that ends there. The
                  gradient of a parameter ends with its update, which comes as soon as it is there.
     the state    trained parameters and the optimizer's state lie in memory of their own, beside the arena
-    the file     all weights and buffers are mapped from the program's file
+    the file     frozen weights and buffers are mapped from the program's file; of what trains the file holds first
+                 values, whose pages are let go when they are copied
+    the calls    take memory for themselves: instructions in the file, structures of the runtime; counted with buffers
+
+    a schedule   of a prefix in pieces, each image is copied into its piece, and the results into one tensor; what runs
+                 again is computed again when it is asked for; gradients of passes are added up in the arena
 
 Kept for backward is what `lean` keeps; working memory of kernels is none: portable kernels are loops. Values of one
 number per channel count where they are kept (mean and deviation of a norm); smaller ones do not, nor that the runtime
@@ -18,21 +23,24 @@ with the plans of exported programs in tests/costmodel/export/test_export.py and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from ..graph.layer_graph import LayerGraph
 from ..graph.values import Layer, Tensor
 from ..methods.assignment import Assignment
 from ..rules.table import operation
-from .books import Accounting, Books, Instant, dense_key
+from .arena import Program, Value
+from .books import Accounting, Books, Execution, Instant, dense_key
 from .gradients import wanted_gradients
 from .lean import LEAN
 
-# What the process takes beside file, state and arena: libraries, the loader's structures. Source: peak resident memory
-# of the C++ runner on x86-64, 10,868 KiB, less its arenas (690,112 bytes), program (118,640) and images (196,792);
-# executorch 1.5.1, portable kernels. Assumption: as much on Arm; with XNNPACK's library more.
-RUNTIME_BYTES = 10_200_000
+# What the process takes beside arena, state, weights and calls: pages of libraries, 8,752 KiB, and some heap. Source:
+# /proc/PID/smaps of the C++ runner on x86-64; executorch 1.5.1, portable kernels. Assumption: as much on Arm; with
+# XNNPACK's library more.
+RUNTIME_BYTES = 9_000_000
+# Source: two programs of one network that differ in 668 calls: 259,968 bytes of file, and 749 KiB of heap (smaps).
+CALL_BYTES = 1_540
 _NUMBER = 4  # a value of one number
 
 _ONE_BIT = {"relu": 1, "leaky_relu": 1, "relu6": 2, "hardtanh": 2, "hardsigmoid": 2}  # comparisons of the test
@@ -41,74 +49,27 @@ _GATED = {"hardswish", "silu", "gelu", "mish"}  # a function of x times x
 _SIDES = {"add", "sub", "mul", "div"}
 
 
-@dataclass
-class Value:
-    """Something in the arena: its bytes, and the moments of the calls that make it and read it last."""
-
-    size: int
-    first: int
-    last: int
-    owner: Value | None = None
-
-    @property
-    def root(self) -> Value:
-        """The value whose memory it takes."""
-        return self if self.owner is None else self.owner.root
-
-
-@dataclass
-class Program:
-    """Calls, one after the other; `places` says in which phase and layer each is."""
-
-    values: list[Value] = field(default_factory=list)
-    calls: list[tuple[Value, tuple[Value, ...]]] = field(default_factory=list)  # element-wise results, operands
-    places: list[tuple[str, str]] = field(default_factory=list)
-    place: tuple[str, str] = ("start", "")
-
-    def call(self, size: int, *operands: Value | None, elementwise: bool = False) -> Value:
-        """Make a value of a number of bytes from others."""
-        now = len(self.places)
-        self.places.append(self.place)
-        given = tuple(one for one in operands if one is not None)
-        for one in given:
-            one.last = now
-        made = Value(size, now, now)
-        self.values.append(made)
-        if elementwise:
-            self.calls.append((made, given))
-        return made
-
-    def chain(self, size: int, *operands: Value | None) -> Value:
-        """Make a value by an element-wise call."""
-        return self.call(size, *operands, elementwise=True)
-
-    def finish(self) -> list[tuple[int, int, int]]:
-        """Return (bytes, first, last) of what lies in the arena: values that share their memory are one."""
-        for made, given in self.calls:
-            ending = (one for one in given if one.last == made.first and one.size == made.size)
-            made.owner = next(ending, None)
-        spans: dict[int, tuple[int, int, int]] = {}
-        for value in self.values:
-            size, first, last = spans.get(id(value.root), (value.size, value.first, value.last))
-            spans[id(value.root)] = size, min(first, value.first), max(last, value.last)
-        return list(spans.values())
-
-
 class _Step:
     """The calls of one step."""
 
-    def __init__(self, graph: LayerGraph, assignment: Assignment, books: Books, batch: int, float_bytes: int):
-        self.graph, self.assignment, self.books = graph, assignment, books
-        self.batch, self.float_bytes = batch, float_bytes
+    def __init__(self, graph: LayerGraph, assignment: Assignment, books: Books, how: Execution):
+        self.graph, self.assignment, self.books, self.how = graph, assignment, books, how
         _, self.wanted = wanted_gradients(graph, assignment)
+        self.images = how.batch  # in the present call
         self.program = Program()
+        self.further_calls = 0  # of pieces whose moments are as those of others
         self.made: dict[int, Value] = {}  # of activations, by tensor
         self.kept: dict[tuple[int, str], Value] = {}  # what a layer keeps of its own
-        self.gradients: dict[int, Value] = {}
+        self.gradients: dict[int, Value] = {}  # of activations, by tensor
+        self.sums: dict[str, Value] = {}  # of the gradients of parameters, as far as they are there
+        uses = (graph.layers[index].inputs[role] for index, roles in self.wanted.items() for role in roles)
+        self.missing = Counter({t.name: 0 for t in graph.parameters.values()})
+        for tensor in uses:
+            self.missing[tensor.name] += how.passes
 
     def size(self, tensor: Tensor) -> int:
         """Return the bytes of a tensor."""
-        return tensor.bytes(self.batch, self.float_bytes)
+        return tensor.bytes(self.images, self.how.float_bytes)
 
     def value(self, tensor: Tensor) -> Value | None:
         """Return where an activation lies; None for what lies in the file or the state."""
@@ -127,26 +88,58 @@ class _Step:
         return ""
 
     def run(self) -> None:
-        """Make all calls: forward, loss, backward with updates."""
-        program = self.program
-        self.made[self.graph.input.id] = program.call(self.size(self.graph.input))
-        for layer in self.graph.layers:
-            program.place = ("forward", layer.name)
-            self.forward(layer)
-        program.place = ("loss", "backward")
-        for tensor in self.graph.outputs:
-            if tensor.kind == "activation":
-                probabilities = program.call(self.size(tensor), self.value(tensor))
-                self.gradients[tensor.id] = program.chain(self.size(tensor), probabilities)
-        for layer in reversed(self.graph.layers):
-            if layer.index in self.wanted:
-                program.place = ("backward", layer.name)
-                self.backward(layer, self.wanted[layer.index])
+        """Make all calls: forward, loss, backward with updates, for each pass."""
+        program, given = self.program, self.graph.input
+        batch = program.call(self.how.passes * self.size(given))
+        several = program.calls_for([self.size(given)] * self.how.passes, batch)
+        for images in several if self.how.passes > 1 else [batch]:
+            self.made = {given.id: images}
+            if self.how.prefix:
+                self.prefix()
+            for layer in self.graph.layers[self.how.prefix :]:
+                program.place = ("forward", layer.name)
+                self.forward(layer)
+            program.place = ("loss", "backward")
+            for tensor in self.graph.outputs:
+                if tensor.kind == "activation":
+                    probabilities = program.call(self.size(tensor), self.value(tensor))
+                    self.gradients[tensor.id] = program.chain(self.size(tensor), probabilities)
+            for layer in reversed(self.graph.layers):
+                if layer.index in self.wanted:
+                    self.run_again(layer)
+                    program.place = ("backward", layer.name)
+                    self.backward(layer, self.wanted[layer.index])
+
+    def prefix(self) -> None:
+        """Run the frozen prefix for one piece of the images after the other; collect the results."""
+        program, images, end = self.program, self.made[self.graph.input.id], self.how.prefix
+        output = next(t for layer in reversed(self.graph.layers[:end]) for t in layer.outputs if t.kind == "activation")
+        whole, before = None, len(program.places)
+        for _ in range(self.how.at_most):
+            self.images = self.how.piece
+            program.place = ("forward", "the next piece")
+            self.made = {self.graph.input.id: program.call(self.size(self.graph.input), images)}
+            for layer in self.graph.layers[:end]:
+                program.place = ("forward", layer.name)
+                self.forward(layer)
+            self.images = self.how.batch
+            whole = program.chain(self.size(output), whole or program.call(self.size(output)), self.made[output.id])
+        further = -(-self.how.batch // self.how.piece) - self.how.at_most
+        self.further_calls += further * (len(program.places) - before) // self.how.at_most
+        assert whole is not None  # there is a piece
+        self.made = {output.id: whole}
+
+    def run_again(self, layer: Layer) -> None:
+        """Make again what a layer's backward asks for."""
+        for again in self.how.again.get(layer.index, ()):
+            for index in again.layers:
+                self.program.place = ("recompute", self.graph.layers[index].name)
+                self.forward(self.graph.layers[index], again.keeps)
 
     # --- forward --------------------------------------------------------------------------------------------------
 
-    def forward(self, layer: Layer) -> None:
-        """Make a layer's results."""
+    def forward(self, layer: Layer, keeps: bool = True) -> None:
+        """Make a layer's results. keeps: with what it keeps of its own for backward."""
         if layer.is_view:
             for tensor in layer.outputs:
                 known = self.value(layer.input)
@@ -157,10 +150,11 @@ class _Step:
             return  # weights from parameters: of the file's size at most, and made where they are used
         name, given = self.name(layer), [self.value(tensor) for tensor in layer.inputs.values()]
         mask = name in _ONE_BIT and self.keeps(layer) not in ("output", "input", "") or self.is_masked(layer)
-        if mask:
+        if mask and keeps:
             self.mask(layer, _ONE_BIT.get(name, 1))
-        result = self.result(layer, name, given)
-        self.made[layer.output.id] = result
+        kept = dict(self.kept)
+        self.made[layer.output.id] = self.result(layer, name, given)
+        self.kept = self.kept if keeps else kept
         for tensor in layer.outputs[1:]:
             self.made[tensor.id] = self.program.call(self.size(tensor), *given)
 
@@ -170,13 +164,14 @@ class _Step:
         if name == "batch_norm":
             return self.batch_norm(layer, size)
         if name in _GATED:
-            gate = program.chain(program.chain(size, *given).size, program.values[-1])
+            gate = program.chain(size, program.chain(size, *given))
             return program.chain(size, gate, *given)
         if name == "hardsigmoid":
             return program.chain(size, program.chain(size, *given))
         if name == "max_pool2d":
             return self.max_pool(layer, size, given)
-        return program.call(size, *given, elementwise=name in _ELEMENTWISE | _SIDES | {"frozen_batch_norm"})
+        one_by_one = name in _ELEMENTWISE | _SIDES | {"frozen_batch_norm"}
+        return (program.chain if one_by_one else program.call)(size, *given)
 
     def is_masked(self, layer: Layer) -> bool:
         """Whether the method keeps one bit in place of an input that the exact backward needs."""
@@ -187,7 +182,7 @@ class _Step:
 
     def mask(self, layer: Layer, comparisons: int) -> None:
         """Make one bit for each element: comparisons in bytes, their product with powers of 2, sums of eight."""
-        program, elements = self.program, self.batch * layer.input.elements
+        program, elements = self.program, self.images * layer.input.elements
         bits = program.call(elements, self.value(layer.input))
         if comparisons == 2:
             other = program.call(elements, self.value(layer.input))
@@ -198,10 +193,10 @@ class _Step:
     def batch_norm(self, layer: Layer, size: int) -> Value:
         """Statistics of the batch, then x a + b; mean and deviation are kept."""
         program, x = self.program, self.value(layer.input)
-        channels = self.float_bytes * layer.input.shape[1]
+        channels = self.how.float_bytes * layer.input.shape[1]
         mean = program.call(channels, x)
-        squares = program.chain(size, program.chain(size, x, mean))
-        variance = program.call(channels, squares)
+        variance = program.call(channels, program.chain(size, program.chain(size, x, mean)))
+        program.leave(mean, variance)  # into the running statistics
         if layer.index in self.wanted:
             self.kept[layer.index, "mean"] = mean
             self.kept[layer.index, "deviation"] = variance
@@ -209,7 +204,7 @@ class _Step:
 
     def max_pool(self, layer: Layer, size: int, given: list[Value | None]) -> Value:
         """Pixels come as int64 and are kept as int32."""
-        program, elements = self.program, self.batch * layer.output.elements
+        program, elements = self.program, self.images * layer.output.elements
         pixels = program.call(8 * elements, *given)
         result = program.call(size, *given, pixels)
         if layer.index in self.wanted:
@@ -237,14 +232,51 @@ class _Step:
         self.gradients[tensor.id] = gradient
 
     def update(self, tensor: Tensor, gradient: Value) -> None:
-        """Update a parameter: rate x gradient, p - that, each in the gradient's own place."""
+        """Add a parameter's gradient to what is there of it; update the parameter when nothing is missing."""
+        if tensor.kind != "parameter":
+            return  # a weight that is computed: what goes back from it is no larger
         size = self.size(tensor)
-        self.program.chain(size, self.program.chain(size, gradient))
+        if tensor.name in self.sums:
+            gradient = self.program.chain(size, self.sums[tensor.name], gradient)
+        self.sums[tensor.name] = gradient
+        self.missing[tensor.name] -= 1
+        if not self.missing[tensor.name]:
+            mean = self.program.chain(size, gradient) if self.how.passes > 1 else gradient
+            self.program.leave(_UPDATES[self.how.optimizer](self.program, size, mean))
+
+
+def _sgd(program: Program, size: int, gradient: Value) -> Value:
+    return program.chain(size, program.chain(size, gradient))
+
+
+def _momentum(program: Program, size: int, gradient: Value) -> Value:
+    moved = program.chain(size, program.chain(size), gradient)
+    program.leave(moved)
+    return program.chain(size, program.chain(size, moved))
+
+
+def _adam(program: Program, size: int, gradient: Value) -> Value:
+    first = program.chain(size, program.chain(size), program.chain(size, gradient))
+    second = program.chain(size, program.chain(size), program.chain(size, program.chain(size, gradient)))
+    program.leave(first, second)
+    deviation = program.chain(size, program.chain(size, program.chain(size, second)))
+    return program.chain(size, program.chain(size, program.chain(size, first, deviation)))
+
+
+def _adamw(program: Program, size: int, gradient: Value) -> Value:
+    decayed = program.chain(size)
+    return program.chain(size, decayed, _adam(program, size, gradient))
+
+
+# The forms of costmodel/export/updates.py, which read parameters and state where they lie.
+_UPDATES: dict[str, Callable[[Program, int, Value], Value]] = {
+    "sgd": _sgd, "momentum": _momentum, "adam": _adam, "adamw": _adamw,
+}  # fmt: skip
 
 
 def _mask_backward(step: _Step, layer: Layer, dy: Value) -> Value:
     """Bits from bytes, as bytes; then dy where they are set."""
-    program, elements = step.program, step.batch * layer.input.elements
+    program, elements = step.program, step.images * layer.input.elements
     spread = program.call(elements, step.kept[layer.index, "mask"])
     bits = program.call(elements, spread)
     return program.chain(step.size(layer.input), bits, dy)
@@ -256,7 +288,7 @@ def _activation(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) ->
         step.add_gradient(layer.input, _mask_backward(step, layer, dy))
         return
     kept = step.value(layer.output if step.keeps(layer) == "output" else layer.input)
-    elements = step.batch * layer.input.elements
+    elements = step.images * layer.input.elements
     if name in _ONE_BIT:
         bits = program.call(elements, kept)
         if _ONE_BIT[name] == 2:
@@ -268,44 +300,49 @@ def _activation(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) ->
 
 
 def _convolution(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) -> None:
-    program, x, weight = step.program, layer.inputs["input"], layer.inputs["weight"]
+    program, x = step.program, layer.inputs["input"]
     reads = (dy, step.value(x)) if "weight" in roles else (dy,)
-    now = len(program.places)
-    gradients: dict[str, Value] = {}
-    for role in roles:
-        gradients[role] = program.call(step.size(layer.inputs[role]), *reads)
-    for value in gradients.values():  # of one call: all are there at once
-        value.first, value.last = now, len(program.places) - 1
-    if "weight" in roles and weight.kind == "parameter":
-        step.update(weight, gradients["weight"])
-    if "input" in roles:
-        step.add_gradient(x, gradients["input"])
+    made = program.calls_for([step.size(layer.inputs[role]) for role in roles], *reads)
+    for role, gradient in zip(roles, made, strict=True):
+        if role == "input":
+            step.add_gradient(x, gradient)
+        else:
+            step.update(layer.inputs[role], gradient)
 
 
 def _linear(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) -> None:
     program, x, weight = step.program, layer.inputs["input"], layer.inputs["weight"]
     if "input" in roles:
         step.add_gradient(x, program.call(step.size(x), dy))
-    if "weight" in roles and weight.kind == "parameter":
-        size = step.size(weight)
-        step.update(weight, program.call(size, program.call(size, dy, step.value(x))))
+    if "weight" in roles:
+        step.update(weight, program.call(step.size(weight), dy, step.value(x)))
+    if "bias" in roles:
+        step.update(layer.inputs["bias"], program.call(step.size(layer.inputs["bias"]), dy))
 
 
 def _frozen_norm(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) -> None:
     program, size = step.program, step.size(layer.output)
-    if "weight" in roles:
-        program.call(_NUMBER, program.chain(size, dy, program.chain(size, step.value(layer.input))))
-    if "input" in roles:
-        step.add_gradient(layer.input, program.chain(size, dy))
+    for role in roles:
+        own = layer.inputs[role]
+        if role == "input":
+            step.add_gradient(layer.input, program.chain(size, dy))
+        elif role == "bias":
+            step.update(own, program.call(step.size(own), dy))
+        else:
+            product = program.chain(size, dy, program.chain(size, step.value(layer.input)))
+            step.update(own, program.call(step.size(own), product))
 
 
 def _batch_norm(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) -> None:
     program, size, x = step.program, step.size(layer.output), step.value(layer.input)
+    if "bias" in roles:
+        step.update(layer.inputs["bias"], program.call(step.size(layer.inputs["bias"]), dy))
     if roles == ("bias",):
-        program.call(_NUMBER, dy)
         return
     mean, deviation = step.kept[layer.index, "mean"], step.kept[layer.index, "deviation"]
     scale = program.call(mean.size, program.chain(size, dy, program.chain(size, x, mean)), deviation)
+    if "weight" in roles:
+        step.update(layer.inputs["weight"], program.call(mean.size, scale))
     if "input" in roles:
         centred = program.chain(size, program.chain(size, x, mean), scale)
         step.add_gradient(layer.input, program.chain(size, program.chain(size, program.chain(size, dy), centred)))
@@ -321,11 +358,13 @@ def _sides(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) -> None
             gradient = program.call(size, gradient)  # a sum over what was broadcast
         if tensor.kind == "activation":
             step.add_gradient(tensor, gradient)
+        else:
+            step.update(tensor, gradient)
 
 
 def _max_pool(step: _Step, layer: Layer, roles: tuple[str, ...], dy: Value) -> None:
     program = step.program
-    pixels = program.call(8 * step.batch * layer.output.elements, step.kept[layer.index, "pixels"])
+    pixels = program.call(8 * step.images * layer.output.elements, step.kept[layer.index, "pixels"])
     shape = program.call(step.size(layer.input))
     step.add_gradient(layer.input, program.call(step.size(layer.input), dy, pixels, shape))
 
@@ -352,29 +391,25 @@ _BACKWARD: dict[str, Callable[[_Step, Layer, tuple[str, ...], Value], None]] = {
 }
 
 
-def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, batch: int, float_bytes: int) -> list[Instant]:
+def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, how: Execution) -> list[Instant]:
     """Return the arena at each call, beside the file and the state."""
-    step = _Step(graph, assignment, books, batch, float_bytes)
+    step = _Step(graph, assignment, books, how)
     step.run()
     program = step.program
-    turn = next(number for number, (phase, _) in enumerate(program.places) if phase == "loss")
+    turns = [number for number, (phase, _) in enumerate(program.places) if phase == "loss"]
     changes = [[0, 0, 0] for _ in range(len(program.places) + 1)]
     for size, first, last in program.finish():
-        kind = 0 if first == 0 else 1 if first < turn <= last else 2
+        kind = 0 if first == 0 else 1 if any(first < turn <= last for turn in turns) else 2
         changes[first][kind] += size
         changes[last + 1][kind] -= size
-    weights = sum(tensor.bytes(1) for tensor in graph.parameters.values())
-    trained = sum(graph.parameters[name].bytes(1) for name in assignment.trained)
-    fixed = {"weights": weights + trained, "buffers": _buffers(graph)}
+    calls = len(program.places) + step.further_calls + len(graph.layers)  # with those of a prediction
+    weights, buffers = (sum(tensor.bytes(1) for tensor in each.values()) for each in (graph.parameters, graph.buffers))
+    fixed = {"weights": weights, "buffers": buffers + CALL_BYTES * calls}
     now, found = [0, 0, 0], []
     for (phase, layer), change in zip(program.places, changes, strict=False):
         now = [one + more for one, more in zip(now, change, strict=True)]
         found.append((phase, layer, fixed | dict(zip(("input", "saved_activations", "transient"), now, strict=True))))
     return found
-
-
-def _buffers(graph: LayerGraph) -> int:
-    return sum(tensor.bytes(1) for tensor in graph.buffers.values())
 
 
 EXECUTORCH = Accounting(
@@ -383,5 +418,6 @@ EXECUTORCH = Accounting(
     "costmodel/export, checked against the plans of exported programs",
     LEAN.keep,
     timeline=_timeline,
-    leaves_out="the runtime's own code and the program's instructions",
+    follows_schedules=True,
+    leaves_out="the runtime's own code",
 )

@@ -24,7 +24,7 @@ from ..graph.values import Layer
 from ..methods.assignment import Assignment
 from ..rules.facts import Facts
 from ..units import bytes_of_bits
-from .books import Accounting, Books, Instant, Key, Saved
+from .books import Accounting, Books, Execution, Instant, Key, Saved
 from .gradients import Wanted
 
 MASK_BITS, ACTIVATION_BITS, WEIGHT_BITS, BIAS_BITS = 1, 8, 8, 32
@@ -58,7 +58,7 @@ def _keep(graph: LayerGraph, assignment: Assignment, facts: Sequence[Facts], wan
     return Books(saved, by_layer)
 
 
-def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, batch: int, float_bytes: int) -> list[Instant]:
+def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, how: Execution) -> list[Instant]:
     """Return one moment: what is kept of the forward pass, and the gradients of what trains."""
     head = {tensor.name for tensor in graph.layers[parts(graph).head].parameters.values()}
     bits = 0
@@ -66,7 +66,7 @@ def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, batch: in
         tensor = graph.parameters[name]
         count = assignment.trained_elements.get(name, tensor.elements)
         bits += count * (BIAS_BITS if len(tensor.shape) == 1 else WEIGHT_BITS)
-    kept = sum(saved.total_bits(batch) for saved in books.saved.values())
+    kept = sum(saved.total_bits(how.batch) for saved in books.saved.values())
     return [("backward", "", {"saved_activations": bytes_of_bits(kept), "gradients": bytes_of_bits(bits)})]
 
 

@@ -32,7 +32,7 @@ from ..kept import kept
 from ..methods.assignment import Assignment
 from ..rules.facts import Facts
 from ..units import FLOAT_BITS, bytes_of_bits
-from .books import Accounting, Books, Instant, Key, Saved
+from .books import Accounting, Books, Execution, Instant, Key, Saved
 from .gradients import Wanted
 
 TRAINED_BITS, FROZEN_BITS = 32, 8
@@ -120,7 +120,7 @@ def skip_elements(graph: LayerGraph) -> dict[int, int]:
     return around
 
 
-def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, batch: int, float_bytes: int) -> list[Instant]:
+def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, how: Execution) -> list[Instant]:
     """Return the forward pass: before each layer what is stored, what the layer takes, and the skip around it."""
     parameter_bits = FROZEN_BITS * graph.parameter_count
     for name in assignment.trained:
@@ -128,13 +128,13 @@ def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, batch: in
         parameter_bits += (TRAINED_BITS - FROZEN_BITS) * count
     weights, skips, stored_bits, instants = bytes_of_bits(parameter_bits), skip_elements(graph), 0, []
     for layer in graph.layers:
-        transient = (_temporary(layer) + skips.get(layer.index, 0)) * batch * float_bytes
+        transient = (_temporary(layer) + skips.get(layer.index, 0)) * how.batch * how.float_bytes
         bytes_by_category = {
             "weights": weights, "saved_activations": bytes_of_bits(stored_bits), "transient": transient
         }  # fmt: skip
         instants.append(("forward", layer.name, bytes_by_category))
         stored = (books.saved[key] for key in books.by_layer.get(layer.index, ()))
-        stored_bits += sum(saved.total_bits(batch, float_bytes) for saved in stored)
+        stored_bits += sum(saved.total_bits(how.batch, how.float_bytes) for saved in stored)
     return instants
 
 

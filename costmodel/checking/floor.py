@@ -19,6 +19,8 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 
+import torch
+
 from ..accounting.kernels import Kernels
 from ..answers.footprint import footprint
 from ..errors import ModelError, one_line
@@ -63,7 +65,7 @@ def measure_floors(runs: int = 3, libraries: Iterable[str] = tuple(MODELS)) -> d
 
 def _floor(library: str, model: str, runs: int) -> Floor:
     found = [_run(model) for _ in range(runs)]
-    threads = found[0]["threads"]
+    threads = torch.get_num_threads()
     step = Step(trace(model, RESOLUTION, CLASSES), batch=BATCH, kernels=Kernels("layers", threads))
     own = [one["anonymous"] + one["files_in_use"] for one in found]
     return Floor(
@@ -78,10 +80,10 @@ def _run(model: str) -> dict[str, int]:
     if not os.path.exists("/proc/self/smaps"):
         raise ModelError("this system does not say what memory a process holds (/proc/self/smaps); measure it on Linux")
     command = [sys.executable, "-m", PROGRAM, model, str(BATCH), str(RESOLUTION), str(CLASSES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment)
     if done.returncode:
         raise ModelError(f"a small training process fails here: {one_line(done.stderr[-300:])}")
-    said = json.loads(done.stdout.splitlines()[-1])
-    held = [parse(text) for text in said["smaps"]]
-    *_, after_step, _ = held
-    return {**after_step, "anonymous": max(one["anonymous"] for one in held), "threads": said["threads"]}
+    held = [parse(text) for text in json.loads(done.stdout.splitlines()[-1])]
+    *_, after_step, _ = held  # the last is of the end
+    return {**after_step, "anonymous": max(one["anonymous"] for one in held)}

@@ -1,8 +1,9 @@
 """A program beside PyTorch, step by step on the same random images.
 
-What rounding alone does is measured, not guessed: where weights differ by more than `WEIGHT_TOLERANCE`, PyTorch in
-double precision trains too, and the program may be as far from PyTorch as PyTorch is from that, some times over. Adam
-needs this: it divides a gradient by its own size, so that of one that is zero but for rounding it makes full steps.
+What rounding alone does is measured, not guessed: where losses or weights differ by more than `LOSS_TOLERANCE` or
+`WEIGHT_TOLERANCE`, PyTorch in double precision trains too, and the program may be as far from PyTorch as PyTorch was by
+then from that, some times over. Adam needs this: it divides a gradient by its own size, so that of one that is zero but
+for rounding it makes full steps. So do large learning rates, which let a difference grow from step to step.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from ..training.applied import Applied
 from ..training.optimizers import make_optimizer
@@ -35,8 +38,8 @@ class Check:
 
     losses, torch_losses: of each step. loss_difference, weight_difference, logit_difference: the largest; of weights
     and statistics as a share of the tensor's largest value, or of 1 if that is larger. rounding: how far PyTorch's own
-    weights are from those in double precision; None where that was not asked. right: whether as many images were
-    classified right at each step.
+    weights are from those in double precision; loss_rounding: its losses, at each step; None where that was not asked.
+    right: whether as many images were classified right at each step.
     """
 
     steps: int
@@ -46,13 +49,19 @@ class Check:
     weight_difference: float
     logit_difference: float
     rounding: float | None
+    loss_rounding: tuple[float, ...] | None
     right: bool
 
     @property
     def agrees(self) -> bool:
         """Whether the differences are those of rounding."""
-        allowed = max(WEIGHT_TOLERANCE, TIMES_ROUNDING * (self.rounding or 0.0))
-        return self.loss_difference <= LOSS_TOLERANCE and self.weight_difference <= allowed
+        weights = max(WEIGHT_TOLERANCE, TIMES_ROUNDING * (self.rounding or 0.0))
+        grown = accumulate(self.loss_rounding or (0.0,) * self.steps, max)
+        apart = (abs(one - two) for one, two in zip(self.losses, self.torch_losses, strict=True))
+        return self.weight_difference <= weights and all(
+            difference <= max(LOSS_TOLERANCE, TIMES_ROUNDING * rounding)
+            for difference, rounding in zip(apart, grown, strict=True)
+        )
 
 
 def compare(
@@ -70,19 +79,20 @@ def compare(
     state, own = running.state(), reference.state_dict()
     shared = [name for name, value in own.items() if name in state and value.is_floating_point()]
     weight_difference = _apart([state[name] for name in shared], [own[name] for name in shared])
-    rounding = None
-    if weight_difference > WEIGHT_TOLERANCE:
+    loss_difference = max(abs(one - two) for one, two in zip(losses, torch_losses, strict=True))
+    rounding = loss_rounding = None
+    if weight_difference > WEIGHT_TOLERANCE or loss_difference > LOSS_TOLERANCE:
         double = copy.deepcopy(network).train().double()
-        for _ in _train(double, recording, optimizer, rate, steps):
-            pass
+        exact_losses = [loss for loss, _ in _train(double, recording, optimizer, rate, steps)]
         exact = double.state_dict()
         rounding = _apart([own[name].double() for name in shared], [exact[name] for name in shared])
+        loss_rounding = tuple(abs(one - two) for one, two in zip(torch_losses, exact_losses, strict=True))
     with torch.no_grad():
         logits = reference.eval()(images)
+    predicted = torch.cat([running.predict(image) for image in images.split(1)])
     return Check(
         steps, tuple(losses), tuple(torch_losses),
-        max(abs(one - two) for one, two in zip(losses, torch_losses, strict=True)),
-        weight_difference, _apart([running.predict(images)], [logits]), rounding, right,
+        loss_difference, weight_difference, _apart([predicted], [logits]), rounding, loss_rounding, right,
     )  # fmt: skip
 
 
@@ -109,7 +119,7 @@ def _train(
                 with Forms(torch.tensor(number), random_only=True) if recording.drew else nullcontext():
                     out = network(x)
                     loss = F.cross_entropy(out, y)
-                    (loss / passes).backward()
+                    torch.autograd.backward(get_gradient_edge(loss / passes))  # as in `forms.gradients_of`
                 total += float(loss.detach()) / passes
                 right += int((out.argmax(1) == y).sum())
         update.step()

@@ -129,7 +129,10 @@ def export_step(
     check = None
     if check_steps:
         running = Running(program.content, [name for name, *_ in program.state])
-        check = compare(running, network, recording, optimizer, learning_rate, check_steps)
+        try:
+            check = compare(running, network, recording, optimizer, learning_rate, check_steps)
+        except RuntimeError as error:
+            raise ModelError(f"the runtime cannot run the program: {error}; nothing was written") from error
     if check is not None and not check.agrees:
         raise ModelError(
             f"the program does not train as PyTorch does: after {check.steps} steps losses differ by up to "

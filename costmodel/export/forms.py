@@ -15,12 +15,13 @@ those of the calls that they stand for (a test compares them), but for the rando
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -83,6 +84,17 @@ class Forms(TorchFunctionMode):
         if isinstance(p, Tensor):
             raise ModelError("the network draws random bits of probabilities in a tensor, which cannot be recorded")
         return input.copy_(self.bits(input.shape, p))
+
+
+def gradients_of(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Return a loss's gradients, zeros where it does not depend on a leaf; backward runs under the present modes.
+
+    Going back from a tensor, PyTorch takes the modes off, and a segment that runs again there would run without its
+    forms. It does not going back from the edge of the graph that the tensor stands for.
+    """
+    edges = [get_gradient_edge(leaf) for leaf in leaves]
+    found = torch.autograd.grad(get_gradient_edge(loss), edges, allow_unused=True)
+    return [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=True)]
 
 
 def _hashed(numbers: Tensor) -> Tensor:

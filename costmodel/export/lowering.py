@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.dialects._ops import ops
+from executorch.exir.dialects.edge._ops import EdgeOpOverload
 from executorch.exir.memory_planning import MemoryPlanningAlgorithmSuite, greedy
 from executorch.exir.pass_base import PassBase, PassResult
 from executorch.exir.passes import MemoryPlanningPass
@@ -73,7 +74,7 @@ def lower(recording: Recording, delegate: str = "none") -> Program:
     with _quiet():
         programs = {
             STEP_METHOD: _exported(recording.step, recording.inputs, recording),
-            PREDICT_METHOD: _exported(recording.predict, recording.inputs[:1], recording),
+            PREDICT_METHOD: _exported(recording.predict, (recording.inputs[0][:1],), recording),
         }
         state = tuple(_names(recording)[buffer] for buffer in _written(programs[STEP_METHOD]))
         programs[STATE_METHOD] = _exported(_State(recording, state), (), recording)
@@ -85,6 +86,8 @@ def lower(recording: Recording, delegate: str = "none") -> Program:
         if delegate == "xnnpack":
             edge = edge.to_backend(partitioner(changed))
         delegated = sum(check_delegates(edge.exported_program(name), changed) for name in programs)
+        if refused := {each for name in programs for each in _refused(edge.exported_program(name).graph)}:
+            raise _no_kernel(refused)
         made = edge.to_executorch(
             ExecutorchBackendConfig(
                 passes=[InitializedMutableBufferPass([""]), _WriteBackEarly()],
@@ -95,11 +98,8 @@ def lower(recording: Recording, delegate: str = "none") -> Program:
         )
     plans = {plan.name: plan for plan in made.executorch_program.execution_plan}
     operators = sorted({_name(operator) for plan in plans.values() for operator in plan.operators})
-    if missing := sorted(set(operators) - set(Runtime.get().operator_registry.operator_names)):
-        raise ModelError(
-            f"the runtime has no kernel for {', '.join(missing)}, which this network's training step needs; train it "
-            "with PyTorch, or in a way that does not go through that layer"
-        )
+    if missing := set(operators) - set(Runtime.get().operator_registry.operator_names):
+        raise _no_kernel(missing)
     sizes = {name: plan.non_const_buffer_sizes for name, plan in plans.items()}
     return Program(
         bytes(made.buffer),
@@ -108,6 +108,29 @@ def lower(recording: Recording, delegate: str = "none") -> Program:
         tuple((name, *_shown(recording.values[name])) for name in state),
         tuple(operators),
         delegated,
+    )
+
+
+def _refused(graph: torch.fx.Graph) -> Iterator[str]:
+    """Yield what the compiler has no form of that writes into given memory, and what the runtime's kernels refuse."""
+    for node in graph.nodes:
+        target: Any = node.target
+        if node.op != "call_function" or not isinstance(target, EdgeOpOverload):
+            continue
+        name = target._schema.name
+        if name == "aten::convolution_backward" and (node.args[7] or node.args[2].meta["val"].dim() != 4):
+            # Source: check_convolution_backward_args in kernels/portable/cpu/op_convolution_backward.cpp.
+            yield f"{name} of {'a transposed convolution' if node.args[7] else 'other than two dimensions'}"
+        try:
+            target.to_out_variant()
+        except RuntimeError:
+            yield name
+
+
+def _no_kernel(names: Set[str]) -> ModelError:
+    return ModelError(
+        f"the runtime has no kernel for {', '.join(sorted(names))}, which this network's training step needs; train it "
+        "with PyTorch, or in a way that does not go through that layer"
     )
 
 

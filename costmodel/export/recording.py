@@ -17,7 +17,7 @@ from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..training.applied import Applied
-from .forms import Forms
+from .forms import Forms, gradients_of
 from .updates import UPDATES
 
 STEP = "step"  # the name of the number of steps made
@@ -28,8 +28,8 @@ _STATE = "optimizer:"
 class Recording:
     """A network's training step and its prediction as modules whose buffers are `values`, by state-dict name.
 
-    step: (images, labels, learning rate) -> (loss, how many were right). predict: images -> logits. trained: names of
-    the trained parameters. inputs: of `step`, as examples. micro_batch: images per pass. drew: whether the network
+    step: (images, labels, learning rate) -> (loss, how many were right). predict: one image -> logits. trained: names
+    of the trained parameters. inputs: of `step`, as examples. micro_batch: images per pass. drew: whether the network
     draws random numbers.
     """
 
@@ -86,7 +86,7 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
             for images, labels in zip(_pieces(x, size), _pieces(y, size), strict=True):
                 out = torch.func.functional_call(network, tensors, (images,))
                 one = F.cross_entropy(out, labels)
-                found = torch.autograd.grad(one, list(leaves.values()), materialize_grads=True)
+                found = gradients_of(one, list(leaves.values()))
                 gradients = found if gradients is None else [a + b for a, b in zip(gradients, found, strict=True)]
                 loss = one.detach() if loss is None else loss + one.detach()
                 hits = (out.detach().argmax(1) == labels).sum()
@@ -113,7 +113,7 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
     x, y = torch.zeros(batch, 3, resolution, resolution), torch.zeros(batch, dtype=torch.int64)
     inputs = (x, y, torch.tensor(0.01))
     graphs = []
-    for function, arguments, training in ((step, inputs, True), (logits, (x,), False)):
+    for function, arguments, training in ((step, inputs, True), (logits, (x[:1],), False)):
         network.train(training)
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
             torch.manual_seed(0)
@@ -121,7 +121,7 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
             copies = [value.clone() for value in values.values()]
             graphs.append(make_fx(function, decomposition_table=_decompositions())(copies, *arguments))
     predict = Recorded(graphs[1], values)
-    classes = int(predict(x).shape[1])
+    classes = int(predict(x[:1]).shape[1])
     return Recording(Recorded(graphs[0], values), predict, values, trained, inputs, size, classes, drew[-1])
 
 

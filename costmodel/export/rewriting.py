@@ -20,7 +20,10 @@ _TRANSPOSED = (_aten.t.default, _aten.permute.default, _aten.transpose.int)
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Take out copies, and write products with a transposed weight as linear maps, which copy no weight."""
+    """Take out copies and sums with zeros, and write products with a transposed weight as linear maps.
+
+    A call in place gives its input, as it was before, a gradient of zeros; a linear map copies no weight.
+    """
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -28,6 +31,8 @@ def simplify(graph: fx.Graph) -> None:
             _become(node, node.args[0])
         elif node.target is _aten.copy.default and _alike(node, node.args[1]):
             _become(node, node.args[1])
+        elif node.target is _aten.add.Tensor and (other := _added_to_zeros(node)) and _alike(node, other):
+            _become(node, other)
         elif node.target in (_aten.mm.default, _aten.addmm.default):
             _make_linear(graph, node)
     graph.eliminate_dead_code()
@@ -44,6 +49,18 @@ def _alike(node: fx.Node, other: object) -> bool:
         isinstance(one, Tensor) and isinstance(two, Tensor)
         and (one.shape, one.dtype, one.stride()) == (two.shape, two.dtype, two.stride())
     )  # fmt: skip
+
+
+def _added_to_zeros(node: fx.Node) -> fx.Node | None:
+    """Return what a sum adds to zeros, if it does."""
+    one, two = node.args
+    if node.kwargs.get("alpha", 1) != 1 or not isinstance(one, fx.Node) or not isinstance(two, fx.Node):
+        return None
+    return two if _is_zeros(one) else one if _is_zeros(two) else None
+
+
+def _is_zeros(node: fx.Node) -> bool:
+    return node.target in (_aten.full.default, _aten.full_like.default) and node.args[1] in (0, 0.0)
 
 
 def _become(node: fx.Node, other: fx.Node) -> None:

@@ -31,7 +31,7 @@ class Running:
         return float(loss), int(right)
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of a batch."""
+        """Return the logits of one image, 1 x C x H x W."""
         return self.methods[PREDICT_METHOD].execute([x.contiguous()])[0].clone()
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any, Generic
 
 import numpy as np
 
-from ..accounting.books import dense_key
+from ..accounting.books import Again, Execution, dense_key
 from ..accounting.kernels import Kernels
 from ..accounting.requirements import Requirements
 from ..accounting.table import ACCOUNTINGS
@@ -17,7 +17,7 @@ from ..units import Count
 from .optimizers import OPTIMIZERS, Optimizer
 from .precision import Precision
 from .regions import Regions, Segment, regions
-from .schedule import Schedule
+from .schedule import PLAIN, Schedule
 from .simulation import CATEGORIES, GRADIENTS, SAVED, TRANSIENT, Gradient, Moment, Simulation
 from .sizes import prefix_bytes, sizes, trained_bytes
 from .step import Step
@@ -163,25 +163,49 @@ def _own_timeline(required: Requirements, carried: Carried[Count]) -> list[Momen
 
     Where they are those of a whole step, what the optimizer keeps is added, and the gradients that passes add up.
 
-    Errors: InputError for such books and a schedule that cuts the network up.
+    Errors: InputError for a schedule that cuts the network up, if the books follow none, and for a cache.
     """
-    books, micro_batch = ACCOUNTINGS.find(required.accounting), carried.micro_batch
+    books, schedule = ACCOUNTINGS.find(required.accounting), carried.schedule
     assert books.timeline is not None  # who calls this has looked
     more: dict[str, int] = {}
     if books.whole_step:
-        if carried.schedule.is_cut:
-            raise InputError(f"the accounting {books.name!r} prices no prefix in pieces and no segments; take lean")
+        if schedule.cache is not None or (schedule.is_cut and not books.follows_schedules):
+            lever = "prefix from a cache" if books.follows_schedules else "prefix in pieces and no segments"
+            raise InputError(f"the accounting {books.name!r} prices no {lever}; take lean")
         trained = trained_bytes(required, carried.precision)
         more["optimizer"] = sum(map(carried.optimizer.state_bytes, trained.values()))
-        more["gradients"] = sum(trained.values()) if carried.passes > 1 else 0
-    several = isinstance(micro_batch, np.ndarray)
-    batches = micro_batch.tolist() if several else [micro_batch]
-    float_bytes = carried.precision.activation_bytes
-    each = [books.timeline(required.graph, required.assignment, required.books, one, float_bytes) for one in batches]
+        if carried.passes > 1 and not books.follows_schedules:
+            more["gradients"] = sum(trained.values())
+    each = [
+        books.timeline(required.graph, required.assignment, required.books, how)
+        for how in _executions(required, carried)
+    ]
     found: list[Moment[Any]] = []
     for instants in zip(*each, strict=True):
         phase, layer, _ = instants[0]
         rows = [[(more | by_category).get(name, 0) for _, _, by_category in instants] for name in CATEGORIES]
+        several = isinstance(carried.micro_batch, np.ndarray)
         by_category: Any = np.array(rows) if several else tuple(row[0] for row in rows)  # `Count`, as in `now`
         found.append(Moment(phase, layer, by_category))
     return found
+
+
+def _executions(required: Requirements, carried: Carried[Count]) -> list[Execution]:
+    """Return how a step is carried out, for each batch."""
+    follows = ACCOUNTINGS.find(required.accounting).follows_schedules
+    cut = regions(required, carried.schedule if follows else PLAIN)
+    again: dict[int, tuple[Again, ...]] = {}
+    for segment in cut.segments:
+        if segment.runs_again:
+            again[segment.stop] = (Again(tuple(segment.rerun), keeps=True),)
+        for index, demands in segment.demands.items():
+            again[index] = again.get(index, ()) + tuple(Again(each.layers, keeps=False) for each in demands)
+    batches = np.atleast_1d(carried.micro_batch).tolist()
+    piece = carried.schedule.prefix_batch or max(batches)
+    return [
+        Execution(
+            batch, carried.precision.activation_bytes, carried.passes, carried.optimizer.name, cut.prefix,
+            min(batch, piece), 1 + (max(batches) > piece), again,
+        )
+        for batch in batches
+    ]  # fmt: skip

@@ -2,8 +2,8 @@
 
     python -m planner.interface.sample MODEL BATCH RESOLUTION CLASSES
 
-Prints JSON: smaps, what the system said of the process's pages at the end of each epoch's steps and of each epoch; the
-last step is the one before the last; threads.
+Prints, as a list in JSON, what the system said of the process's pages (/proc/self/smaps) after the last step, and at
+the end of each epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from PIL import Image
 from costmodel import Step, footprint, trace, way
 
 from ..choosing.plan import Evidence, Network, Plan, Promises, parameters_digest
-from ..training.course import Course
 from ..training.trained import Epoch
 from .train_view import TrainingBars
 
@@ -84,8 +83,7 @@ def make_images(folder: Path, count: int, resolution: int, classes: int = 2) -> 
 
 def main() -> None:
     """Train, and print what the process held."""
-    import torch
-
+    from ..training.course import Course
     from ..training.train import train
 
     model, batch, resolution, classes = sys.argv[1], *map(int, sys.argv[2:])
@@ -95,7 +93,7 @@ def main() -> None:
         make_images(Path(folder), STEPS * batch, resolution, classes)
         course = Course(epochs=EPOCHS, learning_rate=1e-6)
         train(plan, folder, Path(folder, "out"), weights="random", course=course, watch=held)
-    print(json.dumps({"smaps": held.smaps, "threads": torch.get_num_threads()}))
+    print(json.dumps(held.smaps))
 
 
 if __name__ == "__main__":

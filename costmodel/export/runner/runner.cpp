@@ -172,7 +172,8 @@ class Network {
   }
 
   const float* predict(std::vector<float>& x, size_t* classes) {
-    TensorImpl images(ScalarType::Float, 4, shape, x.data());
+    int32_t one[] = {1, shape[1], shape[2], shape[3]};
+    TensorImpl images(ScalarType::Float, 4, one, x.data());
     check(predict_->set_input(EValue(Tensor(&images)), 0), "cannot hand over the images");
     check(predict_->execute(), "the prediction failed");
     Tensor logits = predict_->get_output(0).toTensor();
@@ -319,16 +320,12 @@ static void train(Network& network, const Data& data, const Options& options) {
 }
 
 static void test(Network& network, const Data& data) {
-  size_t batch = size_t(network.shape[0]), right = 0;
-  std::vector<float> x(batch * data.pixels());
-  for (size_t start = 0; start < data.header.count; start += batch) {
-    size_t here = std::min(batch, data.header.count - start), classes = 0;
-    for (size_t i = 0; i < batch; ++i) data.image(start + std::min(i, here - 1), x.data() + i * data.pixels());
+  size_t right = 0, classes = 0;
+  std::vector<float> x(data.pixels());
+  for (size_t i = 0; i < data.header.count; ++i) {
+    data.image(i, x.data());
     const float* logits = network.predict(x, &classes);
-    for (size_t i = 0; i < here; ++i) {
-      const float* own = logits + i * classes;
-      right += std::max_element(own, own + classes) - own == data.label(start + i);
-    }
+    right += std::max_element(logits, logits + classes) - logits == data.label(i);
   }
   printf("accuracy %.2f %% of %u images\n", 100.0 * right / data.header.count, data.header.count);
 }

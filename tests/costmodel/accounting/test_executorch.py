@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from networks import traced
 
-from costmodel import InputError, Schedule, Step, footprint, price, way
-from costmodel.accounting.executorch import Program
+from costmodel import InputError, Schedule, Step, best_schedule, footprint, price, way
+from costmodel.accounting.arena import Program
+from costmodel.accounting.executorch import CALL_BYTES
 from costmodel.accounting.lean import LEAN
 from costmodel.step.simulation import CATEGORIES
 
@@ -19,28 +22,36 @@ def most(program: Program) -> int:
 
 def test_a_result_of_another_kind_lies_beside_its_operand():
     program = Program()
-    program.call(100, program.call(100))
-    assert most(program) == 200
+    program.leave(program.call(160, program.call(160)))
+    assert most(program) == 320
 
 
 def test_an_element_wise_result_takes_the_place_of_what_ends():
     program = Program()
-    program.chain(100, program.chain(100, program.call(100)))
-    assert most(program) == 100
+    program.leave(program.chain(160, program.chain(160, program.call(160))))
+    assert most(program) == 160
 
 
 def test_not_of_what_is_read_later():
     program = Program()
-    x = program.call(100)
-    y = program.chain(100, x)
-    program.call(10, x, y)
-    assert most(program) == 210  # x, y and the last
+    x = program.call(160)
+    y = program.chain(160, x)
+    program.leave(program.call(16, x, y))
+    assert most(program) == 336  # x, y and the last
 
 
 def test_not_of_what_has_another_size():
     program = Program()
-    program.chain(100, program.call(40))
-    assert most(program) == 140
+    program.leave(program.chain(160, program.call(48)))
+    assert most(program) == 208
+
+
+def test_what_nobody_needs_is_not_computed():
+    program = Program()
+    x = program.call(160)
+    program.call(64, program.call(64, x))  # whose result nobody reads
+    program.leave(program.call(16, x))
+    assert most(program) == 176
 
 
 NETWORK = "torchvision:mobilenet_v2"
@@ -51,10 +62,21 @@ def graph():
     return traced(NETWORK, 96)
 
 
-def test_what_trains_has_a_second_place_beside_the_file(graph):
-    found = footprint(graph, "last", batch=4, accounting="executorch")
-    head = 1280 * 1000 + 1000  # weights and biases
-    assert found.memory_bytes["weights"] == 4 * (graph.parameter_count + head)
+def test_weights_lie_in_the_file_or_in_the_state(graph):
+    for method in ("last", "full"):
+        found = footprint(graph, method, batch=4, accounting="executorch")
+        assert found.memory_bytes["weights"] == 4 * graph.parameter_count
+
+
+def test_calls_take_memory_for_themselves(graph):
+    """Eight pieces of one image are six times the calls of the prefix more than two of four."""
+    one, four = (
+        footprint(Step(graph, way("last"), 8, Schedule(prefix_batch=images), accounting="executorch"))
+        for images in (1, 4)
+    )
+    calls = (one.memory_bytes["buffers"] - four.memory_bytes["buffers"]) / CALL_BYTES
+    prefix = sum(not layer.is_view for layer in graph.layers) - 1  # all but the head
+    assert calls / 6 == pytest.approx(prefix + 2, abs=2)  # with copies of an image in and of the result out
 
 
 @pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 0), ("momentum", 1), ("adam", 2)])
@@ -78,10 +100,38 @@ def test_it_is_never_below_what_must_be_kept(graph):
         assert arena >= footprint(graph, method, blocks, 8, accounting=LEAN.name).saved_bytes
 
 
-def test_schedules_that_cut_the_network_up_are_refused(graph):
-    step = Step(graph, way("last"), 8, Schedule(prefix_batch=1), accounting="executorch")
+def arena_bytes(step: Step) -> int:
+    """Return the predicted arena."""
+    places = [CATEGORIES.index(name) for name in ("input", "saved_activations", "transient")]
+    return max(sum(moment.by_category[place] for place in places) for moment in footprint(step).moments)
+
+
+def test_schedules_take_less_arena(graph):
+    """What each lever saves it saves here, too; how much is compared with exported programs."""
+    last, full = (Step(graph, way(name), 8, accounting="executorch") for name in ("last", "full"))
+    # One image at a time the frozen layers take an eighth; what is left is the gradient of the head, 1280 x 1000.
+    assert arena_bytes(replace(last, schedule=Schedule(prefix_batch=1))) == pytest.approx(4 * 1280 * 1000, rel=0.02)
+    assert arena_bytes(replace(full, schedule=Schedule(micro_batch=4))) < 0.8 * arena_bytes(full)
+    lean = replace(full, accounting="lean")
+    assert arena_bytes(replace(full, schedule=best_schedule(lean, most_flops=1.33))) < 0.8 * arena_bytes(full)
+
+
+def test_gradients_of_passes_lie_in_the_arena(graph):
+    """Of 2 passes the first one's gradients wait: those of the head, 1280 x 1000 weights and 1000 biases."""
+    whole, halves = (
+        Step(graph, way("last"), 2, Schedule(micro_batch=size), accounting="executorch") for size in (2, 1)
+    )
+    assert footprint(halves).memory_bytes["gradients"] == 0
+    waiting = next(moment for moment in reversed(footprint(halves).moments) if moment.phase == "loss")
+    assert (
+        sum(waiting.by_category[CATEGORIES.index(name)] for name in ("saved_activations", "transient")) > 4 * 1281_000
+    )
+    assert arena_bytes(halves) > 4 * 1281_000 and arena_bytes(whole) > 0
+
+
+def test_a_cache_is_refused(graph):
     with pytest.raises(InputError, match="take lean"):
-        footprint(step)
+        footprint(Step(graph, way("last"), 8, Schedule(cache="int8"), accounting="executorch"))
 
 
 def test_every_category_has_its_place(graph):

@@ -102,7 +102,8 @@ def test_from_a_plan_to_a_network_that_the_runner_trained(photos, tmp_path):
     plan, out, state, weights = (tmp_path / name for name in ("plan.json", "out", "state", "weights.pt"))
     for command in (
         ["recommend", f"{MODEL}:make", "--ram", "64MB", "--runtime", "executorch", "--classes", str(CLASSES),
-         "--resolution", str(SIDE), "--batch", "4", "--method", "full", "--save", str(plan)],
+         "--resolution", str(SIDE), "--batch", "4", "--method", "full", "--norm-statistics", "own",
+         "--save", str(plan)],
         ["export", str(plan), "--weights", "random", "--out", str(out)],
         ["prepare-data", str(photos), "--resolution", str(SIDE), "--out", str(tmp_path / "data")],
     ):  # fmt: skip
