@@ -2,11 +2,11 @@
 
     python benchmarks/verify_families.py --date 2026-11-21 --machine '2-core x86-64 virtual machine' [--resume]
 
-The smallest network of every family of timm (a file of it) and every classification and segmentation model of
-torchvision that trace_zoo.csv has as priced, at the lowest resolution that it accepts, by full, last, norm, bias,
-blocks 2 and two random sets of parameters, at batch 2 and 3, in train mode. Saved bytes: one forward pass on this CPU
-under saved-tensor hooks. FLOPs: PyTorch's counter (corrected for grouped convolutions) over the same pass and its
-backward. Peak: the profiler's memory events of a step of plain SGD, above what is there when it begins.
+The smallest network of every family of timm (a file of it) and every model of torchvision that trace_zoo.csv has as
+priced, smallest first, at the lowest resolution that it accepts, by full, last, norm, bias, blocks 2 and two random
+sets of parameters, at batch 2 and 3, in train mode. Saved bytes: one forward pass on this CPU under saved-tensor hooks.
+FLOPs: PyTorch's counter (corrected for grouped convolutions) over the same pass and its backward. Peak: the profiler's
+memory events of a step of plain SGD, above what is there when it begins.
 
 No difference of bytes and FLOPs is allowed; goal for the peak: within 0.5 % in 95 % of the rows. Writes
 benchmarks/results/verify_families.csv (a row per configuration, as they come; --resume skips those that are there) and
@@ -29,7 +29,7 @@ import torch
 from verifying import RESULTS, Rows, arguments, build, family_of, versions
 
 from costmodel import CostModelError, Kernels, LayerGraph, block_count, footprint
-from costmodel.checking.measuring import counted_step, loss_of, peak_bytes, prepare
+from costmodel.checking.measuring import counted_step, loss_of, peak_bytes, prepare, result_of
 from costmodel.tracing.tracer import trace
 
 RESOLUTIONS = (64, 96, 128, 160, 192, 224, 256)
@@ -70,7 +70,7 @@ def smallest(model: str) -> tuple[LayerGraph, torch.nn.Module]:
             graph = trace(model, resolution)
             answer = footprint(graph, "full", batch=min(BATCHES))
             prepare(network, answer.graph, answer.assignment)
-            network(torch.zeros(min(BATCHES), *graph.input.shape[1:]))
+            result_of(network, torch.zeros(min(BATCHES), *graph.input.shape[1:]))
         except (CostModelError, RuntimeError, ValueError, AssertionError) as error:
             reason = error
             continue
@@ -109,7 +109,7 @@ def verify(model: str, batch: int, rows: Rows) -> None:
         update = torch.optim.SGD([each for each in network.parameters() if each.requires_grad], 1e-6)
 
         def step(images=images, update=update) -> None:
-            loss_of(network(images)).backward()
+            loss_of(result_of(network, images)).backward()
             update.step()
             update.zero_grad(set_to_none=True)
 
@@ -141,7 +141,8 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
         f"{date}; {versions()}; {machine}. Written by `python benchmarks/verify_families.py`; a row per configuration "
         "stands in `verify_families.csv`.",
         "",
-        f"{len({row['model'] for row in measured})} networks, {len(measured)} configurations (what trains, batch). "
+        f"{len({row['model'] for row in measured})} networks, {len(measured)} configurations (what trains, batch); the "
+        f"list has {len(names())} networks, each at batch 2 and 3, and a run can be resumed. "
         f"Saved bytes differ in {len(differing)}, FLOPs in {len(miscounted)}; the peak is off by more than "
         f"{100 * PEAK_GOAL:.1f} % in {len(off)} ({100 * len(off) / max(1, len(measured)):.1f} %).",
         "",

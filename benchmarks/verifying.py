@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import platform
 import warnings
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def build(name: str, device: str = "cpu") -> nn.Module:
     """
     source, _, model = name.partition(":")
     make = {
-        "torchvision": lambda: torchvision.models.get_model(model, weights=None),
+        "torchvision": lambda: _torchvision(model),
         "timm": lambda: timm.create_model(model),
         "zoo": lambda: ZOO[model](),
     }[source]
@@ -62,6 +63,13 @@ def build(name: str, device: str = "cpu") -> nn.Module:
         for path, buffer in network.named_buffers():
             buffer.fill_(1 if path.endswith("running_var") else 0)
     return network
+
+
+def _torchvision(name: str) -> nn.Module:
+    accepted = inspect.signature(torchvision.models.get_model_builder(name)).parameters
+    return torchvision.models.get_model(
+        name, **{each: None for each in ("weights", "weights_backbone") if each in accepted}
+    )
 
 
 def family_of(name: str) -> str:

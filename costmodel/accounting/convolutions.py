@@ -11,7 +11,6 @@ import numpy as np
 from ..graph.blocks import is_depthwise
 from ..graph.memory_order import Sizes, suggests_channels_last
 from ..graph.values import Layer, Tensor
-from ..units import FLOAT_BYTES
 
 _MANY_IMAGES, _SMALL_IMAGE = 16, 20480  # Source: as `unfolds`
 
@@ -38,6 +37,8 @@ def unfolds(layer: Layer, start: Tensor, batch: int, threads: int) -> bool:
     ConvParams::use_mkldnn in aten/src/ATen/native/Convolution.cpp of PyTorch 2.15.
     """
     shape, kernel = start.shape[1:], (1, *layer.inputs["weight"].shape[2:])  # one dimension counts as rows of one
+    if start.dtype == "float64":  # which oneDNN does not compute with
+        return True
     if threads == 1 and batch < _MANY_IMAGES and are(1, layer, "stride", "dilation") and kernel[-2:] == (1, 1):
         return True
     is_small = batch == 1 and math.prod(shape[:3]) <= _SMALL_IMAGE
@@ -55,7 +56,7 @@ def unfolding(layer: Layer, wanted: tuple[str, ...], batch: int, float_bytes: in
     x, y, weight = layer.inputs["input"], layer.output, layer.inputs["weight"]
     groups = given(layer, "groups")
     if groups > 1:
-        sizes = {"input": x.bytes(batch, float_bytes), "weight": FLOAT_BYTES * weight.elements}
+        sizes = {"input": x.bytes(batch, float_bytes), "weight": weight.bytes(1)}
         parts = sum(size for role, size in sizes.items() if role in wanted)
         return y.bytes(batch, float_bytes), max(parts, (sizes["input"] + y.bytes(batch, float_bytes)) // groups)
     pixels = 0 if is_matrix_product(layer) else math.prod(weight.shape[1:]) * math.prod(y.shape[2:])

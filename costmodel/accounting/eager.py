@@ -23,7 +23,6 @@ from ..rules.facts import Dense, Facts, Private
 from ..rules.linear import small_factor
 from ..rules.table import operation
 from ..table import Table
-from ..units import FLOAT_BITS
 from .books import Accounting, Books, Ledger
 from .gradients import Wanted
 from .kernels import Kernels
@@ -82,7 +81,7 @@ def _convolution(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     # One side gets half of an odd total more than the other: that pixel is padded first.
     sides = [size + total % 2 for size, total in zip(layer.input.shape[2:], _same_padding(layer), strict=True)]
     pixels, padded = math.prod(layer.input.shape[2:]), math.prod(sides)
-    yield Private("padded input", layer.input.elements // pixels * padded, FLOAT_BITS, layer.input.batched)
+    yield Private("padded input", layer.input.elements // pixels * padded, layer.input.bits, layer.input.batched)
 
 
 def _input_or_output_in_place(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
@@ -113,7 +112,7 @@ def _matmul(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
             continue
         matrices = 1 if folds else layer.output.elements // math.prod(layer.output.shape[-2:])
         elements = kept.elements if folds else matrices * math.prod(kept.shape[-2:])
-        yield Private(f"copied {other}", elements, FLOAT_BITS, layer.output.batched)
+        yield Private(f"copied {other}", elements, kept.bits, layer.output.batched)
 
 
 def _quotient(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
@@ -136,7 +135,7 @@ def _linear(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     if "weight" in wanted:
         x = layer.inputs["input"]
         copied = layer.attributes.get("copies_input", False)
-        yield Private("copied input", x.elements, FLOAT_BITS, x.batched) if copied else Dense(x)
+        yield Private("copied input", x.elements, x.bits, x.batched) if copied else Dense(x)
     if "input" in wanted:
         yield Dense(layer.inputs["weight"])
 
@@ -146,16 +145,16 @@ def _norm(statistics: Callable[[Layer], int], batched: bool) -> Keeps:
 
     def keeps(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
         yield from _roles("input", "weight")(layer, wanted)
-        yield Private("statistics", 2 * statistics(layer), FLOAT_BITS, batched)
+        yield Private("statistics", 2 * statistics(layer), layer.input.bits, batched)
 
     return keeps
 
 
 def _dropout(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
     if layer.attributes.get("p") == 1:  # a product with a zero, which is a tensor
-        yield Private("zero", 1, FLOAT_BITS, batched=False)
+        yield Private("zero", 1, layer.input.bits, batched=False)
     else:
-        yield Private("mask", layer.input.elements, FLOAT_BITS, layer.input.batched)
+        yield Private("mask", layer.input.elements, layer.input.bits, layer.input.batched)
 
 
 def _max_pool(layer: Layer, wanted: tuple[str, ...]) -> Iterator[Item]:
@@ -194,10 +193,10 @@ def _standardized_convolution(layer: Layer, wanted: tuple[str, ...]) -> Iterator
     """A convolution whose weight is standardised by ordinary calls: see `costmodel.layers.standardize`."""
     weight = layer.inputs["weight"]
     yield Dense(layer.inputs["input"])
-    yield Private("standardised weight", weight.elements, FLOAT_BITS, batched=False)
+    yield Private("standardised weight", weight.elements, weight.bits, batched=False)
     if "weight" in wanted:  # the centred weight, its deviations and what it is divided by
-        yield Private("centred weight", weight.elements, FLOAT_BITS, batched=False)
-        yield Private("deviations", 2 * weight.shape[0], FLOAT_BITS, batched=False)
+        yield Private("centred weight", weight.elements, weight.bits, batched=False)
+        yield Private("deviations", 2 * weight.shape[0], weight.bits, batched=False)
 
 
 KEEPS: Table[Keeps] = Table("operation", {

@@ -25,7 +25,7 @@ from ..step.schedule import PLAIN, Schedule
 from ..step.simulation import CATEGORIES
 from ..step.step import Step
 from ..tracing.inputs import Inputs, Shapes, Spec
-from ..tracing.models import build, other_dtypes
+from ..tracing.models import build
 from ..tracing.tracer import has_classes, inputs_of, trace
 from ..training.applied import apply, refuse_stock
 from ..training.cache import cached_prefix
@@ -125,8 +125,6 @@ def verify(
         raise InputError("this machine has no CUDA device; leave out --device cuda")
     if loss is not None and (accounting == LEAN.name or schedule.is_cut):
         raise InputError("a loss is stock PyTorch's own step: verify it with --accounting eager and without a schedule")
-    if not isinstance(model, str) and (other := other_dtypes(model)):
-        raise InputError(f"{type(model).__name__} is in {other}, and predictions are for float32; verify model.float()")
     progress("tracing")
     graph = trace(model, resolution, classes, input=input, loss=loss, targets=targets)
     way = method if isinstance(method, Way) else way_of(graph, method, blocks, options, trained)
@@ -172,7 +170,11 @@ def _examples(
 ) -> Inputs:
     """Return what the network is called with, without numbers."""
     given = inputs_of(network, resolution, input, targets)
-    return given if isinstance(given, Inputs) else Inputs((Spec(graph.input.shape),), {})
+    return (
+        given
+        if isinstance(given, Inputs)
+        else Inputs((Spec(graph.input.shape, getattr(torch, graph.input.dtype)),), {})
+    )
 
 
 def _with_targets(loss: Callable[..., Any], targets: Any) -> Loss:

@@ -118,7 +118,7 @@ class _Rows:
             if tensor.elements != _elements(tensor.shape, tensor.batched):
                 raise InputError(f"tensor {tensor.name!r} cannot be saved: its elements do not follow from its shape")
             row = [
-                tensor.id, self._storage(tensor.storage), list(tensor.shape), tensor.dtype, tensor.kind,
+                tensor.id, self.storage(tensor.storage), list(tensor.shape), tensor.dtype, tensor.kind,
                 tensor.batched, tensor.version, tensor.name, *([list(tensor.strides)] if tensor.strides else []),
             ]  # fmt: skip
             self._numbers[id(tensor)] = len(self.tensors)
@@ -128,7 +128,7 @@ class _Rows:
     def named(self, tensors: dict[str, Tensor]) -> list[list]:
         return [[name, self.number(tensor)] for name, tensor in tensors.items()]
 
-    def _storage(self, storage: Storage) -> int:
+    def storage(self, storage: Storage) -> int:
         if id(storage) not in self._numbers:
             self._numbers[id(storage)] = len(self.storages)
             self.storages.append([
@@ -151,7 +151,7 @@ def encode(graph: LayerGraph) -> str:
         layers.append([
             layer.name, layer.module, layer.ordinal, layer.op,
             rows.named(layer.inputs), [rows.number(tensor) for tensor in layer.outputs], attributes, layer.inplace,
-            layer.in_place_of, *([] if layer.learned is None else [layer.learned.to_rows()]),
+            layer.in_place_of, *_more(layer, rows),
         ])  # fmt: skip
     outputs = [rows.number(tensor) for tensor in graph.outputs]
     more = [[rows.number(tensor) for tensor in graph.more_inputs], graph.ends_in_loss]
@@ -162,6 +162,14 @@ def encode(graph: LayerGraph) -> str:
         ],
         separators=(",", ":"),
     )  # fmt: skip
+
+
+def _more(layer: Layer, rows: _Rows) -> list[Any]:
+    """Return the ends of a layer's row that most layers have no use for."""
+    learned = None if layer.learned is None else layer.learned.to_rows()
+    if layer.beside:
+        return [learned, [rows.storage(storage) for storage in layer.beside]]
+    return [] if learned is None else [learned]
 
 
 def _elements(shape: Iterable[int], batched: bool) -> int | None:
@@ -214,7 +222,7 @@ def _fields(document: Any) -> Fields:
     _require(all(tensor.kind == "constant" for tensor in buffers.values()), "buffers are constants")
     image, *further = (_at(tensors, number) for number in (given, *more[0]))
     known = {image.id, *(tensor.id for tensor in further), *(tensor.id for tensor in parameters.values())}
-    layers = tuple(_read_layer(index, row, tensors, known) for index, row in enumerate(calls))
+    layers = tuple(_read_layer(index, row, tensors, storages, known) for index, row in enumerate(calls))
     outputs = tuple(_at(tensors, number) for number in finished)
     _require(all(tensor.kind == "input" for tensor in (image, *further)), "a network is given inputs")
     _require(any(tensor.id in known for tensor in outputs), "it leads from input to output")
@@ -259,10 +267,12 @@ def _read_tensor(row: Any, storages: list[Storage]) -> Tensor:
     return Tensor(id_, tuple(shape), elements, dtype, kind, batched, storage, version, name, tuple(strides))
 
 
-def _read_layer(index: int, row: Any, tensors: list[Tensor], known: set[int]) -> Layer:
+def _read_layer(index: int, row: Any, tensors: list[Tensor], storages: list[Storage], known: set[int]) -> Layer:
     """Return a layer; `known` are the ids of the tensors that are there before it, and after it those that it made."""
-    _require(type(row) is list and len(row) <= len(_LAYER) + 1, "its rows have the right fields")
-    row, seen = row[: len(_LAYER)], row[len(_LAYER) :]
+    _require(type(row) is list and len(row) <= len(_LAYER) + 2, "its rows have the right fields")
+    row, more = row[: len(_LAYER)], row[len(_LAYER) :]
+    seen = more[0] if more else None
+    beside: Any = more[1] if len(more) > 1 else []
     _is_row(row, _LAYER)
     name, module, ordinal, op, inputs, outputs, attributes, inplace, in_place_of = row
     read = _named(inputs, tensors)
@@ -276,10 +286,11 @@ def _read_layer(index: int, row: Any, tensors: list[Tensor], known: set[int]) ->
     )
     known.update(tensor.id for tensor in made)
     values = {_text(key): _value(value) for key, value in attributes}
-    learned = Learned.from_rows(seen[0], read, len(made)) if seen else None
+    learned = None if seen is None else Learned.from_rows(seen, read, len(made))
     read, values = _Arguments(read), _Arguments(values)
     read.layer = values.layer = f"{name} ({op})"
-    return Layer(index, name, module, ordinal, op, read, made, values, inplace, in_place_of, learned)
+    taken = tuple(_at(storages, number) for number in beside)
+    return Layer(index, name, module, ordinal, op, read, made, values, inplace, in_place_of, learned, taken)
 
 
 class _Arguments(dict):

@@ -72,6 +72,11 @@ class Tensor:
         return self.version < self.storage.writes
 
     @property
+    def bits(self) -> int:
+        """Bits of one element."""
+        return 8 * BYTES_PER_ELEMENT[self.dtype]
+
+    @property
     def shape_text(self) -> str:
         """The shape with the batch written as N, such as 'N x 16 x 112 x 112'."""
         first, *rest = self.shape or (1,)
@@ -95,7 +100,8 @@ class Layer:
     `weight`, `bias`, `other`, `input.0`, ...) to its tensor, parameters included. `attributes` are the arguments that
     are not tensors. `inplace` layers write the storage of their first input. `in_place_of` is the operation of the
     network's own call where a method has put another operation in its place; layers that a method adds have the ordinal
-    `ADDED`. `learned` is what was seen of a call that had no rule when it was traced.
+    `ADDED`. `learned` is what was seen of a call that had no rule when it was traced. `beside` is memory that the
+    program took since the layer before for what depends on neither input nor parameters (positions, masks).
     """
 
     index: int
@@ -109,6 +115,7 @@ class Layer:
     inplace: bool = False
     in_place_of: str = ""
     learned: Learned | None = None
+    beside: tuple[Storage, ...] = ()
 
     @property
     def input(self) -> Tensor:
@@ -119,6 +126,12 @@ class Layer:
     def output(self) -> Tensor:
         """The first output."""
         return self.outputs[0]
+
+    @property
+    def new_storages(self) -> list[Storage]:
+        """The memory that may be new when it runs: of results, and of what depends on neither input nor parameters."""
+        constants = (tensor for tensor in self.inputs.values() if tensor.kind == "constant")
+        return [*self.beside, *(tensor.storage for tensor in (*self.outputs, *constants))]
 
     @property
     def is_view(self) -> bool:

@@ -33,7 +33,7 @@ def scaled_dot_product(layer: Layer) -> Facts:
     query, key, value = (layer.inputs[role] for role in ("query", "key", "value"))
     keys = key.shape[-2]
     product, sum_ = (FLOPS_PER_MAC * keys * tensor.elements for tensor in (query, layer.output))
-    weights = [Dense(query), Dense(key), Private("statistics", _rows(layer), FLOAT_BITS)]
+    weights = [Dense(query), Dense(key), Private("statistics", _rows(layer), max(FLOAT_BITS, query.bits))]
     if MASK in layer.inputs:
         weights.append(_mask(layer))
     kept = [*weights, Dense(value), Dense(layer.output)]
@@ -55,4 +55,6 @@ def _rows(layer: Layer) -> int:
 def _mask(layer: Layer) -> Dense | Private:
     """Return what is kept of a mask: itself, or numbers in place of truth values."""
     mask = layer.inputs[MASK]
-    return Private("mask's numbers", mask.elements, FLOAT_BITS, mask.batched) if mask.dtype == "bool" else Dense(mask)
+    if mask.dtype != "bool":
+        return Dense(mask)
+    return Private("mask's numbers", mask.elements, layer.output.bits, mask.batched)

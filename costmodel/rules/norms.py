@@ -7,7 +7,7 @@ n image, c channel, p pixel; m mean, r reciprocal standard deviation, h the norm
     dx (own statistics) = s r (dy - mean(dy) - h mean(dy h)): needs h, that is x, m and r, even when only b trains
     dx (frozen statistics) = s r dy: needs parameters and buffers only
     ds = sum(dy h): needs x (and m, r);  db = sum(dy): needs nothing
-    m and r are per channel (batch norm), per image and group (group norm) or per row (layer norm), 32 bits each.
+    m and r are per channel (batch norm), per image and group (group norm) or per row (layer norm), in the input's type.
 
 Assumption (element-wise FLOPs): per element, mean 1, variance 3, normalising 2, scale 1, shift 1; backward: shift 1,
 scale 2 (and 2 to normalise again), input 5 with own statistics, 1 with frozen ones.
@@ -23,11 +23,10 @@ from .facts import NOTHING, Facts, Private, dense
 _FORWARD_OWN, _FORWARD_FROZEN = 8, 4
 _BACKWARD_OWN = {"input": 5, "weight": 4, "bias": 1}
 _BACKWARD_FROZEN = {"input": 1, "weight": 4, "bias": 1}
-_STATISTICS_BITS = 32
 
 
 def _norm(layer: Layer, statistics: int, batched: bool) -> Facts:
-    kept = (*dense(layer.inputs["input"]), Private("statistics", 2 * statistics, _STATISTICS_BITS, batched))
+    kept = (*dense(layer.inputs["input"]), Private("statistics", 2 * statistics, layer.input.bits, batched))
     return _facts(layer, (kept,), (kept,), _FORWARD_OWN, _BACKWARD_OWN)
 
 

@@ -200,8 +200,7 @@ class Simulation(Generic[Count]):
         allocated_first_here: set = set()
         for layer in self.graph.layers[part.start : part.stop]:
             again = self.cut.segment_of.get(layer.index)
-            for tensor in (*layer.outputs, *(t for t in layer.inputs.values() if t.kind == "constant")):
-                storage = tensor.storage
+            for storage in layer.new_storages:
                 if storage.id not in live and storage.id not in self.graph.resident_storages:
                     live[storage.id] = size = storage.bytes(batch, float_bytes)
                     now[SAVED if storage.id in kept else TRANSIENT] += size
@@ -453,11 +452,7 @@ def update_working(trained: Mapping[str, int], optimizer: Optimizer) -> Iterator
 def _dying(graph: LayerGraph) -> dict[int, list[int]]:
     """Return the storages that the program's variables drop after each layer."""
     dying: dict[int, list[int]] = {}
-    storages = {
-        tensor.storage.id: tensor.storage
-        for layer in graph.layers
-        for tensor in (*layer.outputs, *(t for t in layer.inputs.values() if t.kind == "constant"))
-    }
+    storages = {storage.id: storage for layer in graph.layers for storage in layer.new_storages}
     for storage in storages.values():
         if storage.id not in graph.resident_storages:
             dying.setdefault(storage.held_until, []).append(storage.id)

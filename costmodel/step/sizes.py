@@ -11,7 +11,7 @@ from ..accounting.books import CAST_WEIGHT
 from ..accounting.kernels import Call, Kernels
 from ..accounting.orders import gradient_orders
 from ..accounting.requirements import Requirements
-from ..graph.values import Layer
+from ..graph.values import Layer, element_bytes
 from ..kept import kept
 from ..rules.table import operation
 from ..units import FLOAT_BYTES, Count
@@ -86,7 +86,11 @@ def prefix_bytes(required: Requirements, precision: Precision, end: int) -> tupl
 @kept
 def trained_bytes(required: Requirements, precision: Precision) -> dict[str, int]:
     """Return the bytes of each trained parameter's gradient."""
-    return {name: precision.gradient_bytes * count for name, count in required.trained_elements.items()}
+    parameters = required.graph.parameters
+    return {
+        name: element_bytes(parameters[name].dtype, precision.gradient_bytes) * count
+        for name, count in required.trained_elements.items()
+    }
 
 
 @kept
@@ -118,13 +122,19 @@ def _working(
     orders = gradient_orders(required.graph, required.wanted)
     for layer in required.graph.layers:
         call = Call(
-            layer, required.wanted.get(layer.index, ()), 1, precision.activation_bytes,
+            layer, required.wanted.get(layer.index, ()), 1, _float_bytes(layer, precision),
             any(key.label == "mask" for key in books.by_layer.get(layer.index, ())), kernels.threads,
             operation(layer, layer.index in required.assignment.frozen_statistics) == "frozen_batch_norm",
             orders.get(layer.output.id, ()),
         )  # fmt: skip
         found[layer.index] = _at_each(kernels, call, micro_batch)
     return found
+
+
+def _float_bytes(layer: Layer, precision: Precision) -> int:
+    """Return the bytes of one number that a layer computes with."""
+    given = layer.input.dtype
+    return element_bytes(given, precision.activation_bytes) if "float" in given else precision.activation_bytes
 
 
 def _at_each(kernels: Kernels, call: Call, batch: Count) -> tuple[Count, Count]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 
@@ -11,7 +13,7 @@ from ..errors import ModelError
 from ..graph.layer_graph import LayerGraph
 from ..graph.values import TRACE_BATCH, Layer, Storage, Tensor
 from ..units import BYTES_PER_ELEMENT
-from .recorded import Store, Value, counts, grows
+from .recorded import Call, Store, Value, counts, grows
 from .runs import Run
 
 
@@ -47,7 +49,7 @@ class Freeze:
             layers.append(
                 Layer(
                     index, name, call.module, call.ordinal, call.op, inputs, outputs, call.attributes, call.inplace,
-                    learned=call.learned,
+                    learned=call.learned, beside=tuple(self.beside(call)),
                 )
             )  # fmt: skip
         outputs = tuple(self.tensor(value) for value in run.finished)
@@ -56,6 +58,12 @@ class Freeze:
             self.label, max(first.shape[2:], default=1), max(map(_classes, outputs)), tuple(layers), first, outputs,
             parameters, buffers, notes, more_inputs=tuple(more), ends_in_loss=run.has_loss,
         )  # fmt: skip
+
+    def beside(self, call: Call) -> Iterator[Storage]:
+        """Yield the memory of constants that were made before a call, but for what does not grow with the batch."""
+        for value in call.beside:
+            with suppress(ModelError):  # no layer reads it, so that its size is no reason to refuse the network
+                yield self.tensor(value).storage
 
     def tensor(self, value: Value, name: str = "") -> Tensor:
         """Return a value as a tensor of the graph; errors: ModelError if its size has no number per image."""

@@ -11,7 +11,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,14 @@ class Inputs:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     targets: Any = None
+
+    def of_type(self, dtype: torch.dtype) -> Inputs:
+        """Return it with floats of another type."""
+
+        def other(leaf: Any) -> Any:
+            return replace(leaf, dtype=dtype) if isinstance(leaf, Spec) and leaf.dtype is torch.float32 else leaf
+
+        return Inputs(*tree_map(other, (self.args, dict(self.kwargs), self.targets)))
 
     def meta(self, batch: int) -> Inputs:
         """Return it with tensors without numbers."""

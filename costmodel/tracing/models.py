@@ -245,21 +245,20 @@ def _build(name: str, classes: int | None, device: str, as_supernetwork: bool = 
             ) from error
 
 
-def other_dtypes(model: nn.Module) -> str:
-    """Return the floating-point types of a network's parameters but for float32, such as 'bfloat16'; '' for none."""
-    found = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()} - {torch.float32}
-    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+def float_type(model: nn.Module) -> torch.dtype:
+    """Return the floating-point type that all of a network's parameters have; float32 if they have several, or none."""
+    found = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
+    return found.pop() if len(found) == 1 else torch.float32
 
 
 def to_meta(model: nn.Module) -> nn.Module:
-    """Return a copy of a module on the meta device, in float32; no weight is copied and the module is not touched."""
+    """Return a copy of a module on the meta device; no weight is copied and the module is not touched."""
     memo: dict[int, Any] = {}
 
     def empty(tensor: torch.Tensor) -> torch.Tensor:
-        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         if tensor.is_contiguous():  # much quicker
-            return torch.empty(tensor.shape, device="meta", dtype=dtype)
-        return torch.empty_like(tensor, device="meta", dtype=dtype)
+            return torch.empty(tensor.shape, device="meta", dtype=tensor.dtype)
+        return torch.empty_like(tensor, device="meta")
 
     for module in model.modules():
         for tensors in (module._parameters, module._buffers, module.__dict__):

@@ -54,6 +54,7 @@ class Call:
     inplace: bool
     outputs: list[Value] | None = None
     learned: Learned | None = None
+    beside: tuple[Value, ...] = ()
 
 
 def kinds(inputs: dict[str, Value]) -> set[str]:

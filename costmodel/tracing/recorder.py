@@ -48,6 +48,7 @@ class Recorder(CallTracker):
         self.known: dict[int, Value] = {}  # id of a live torch tensor -> its current value
         self.stores: dict[int, Store] = {}
         self.notes: list[str] = []
+        self.beside: list[Value] = []  # constants that were made since the last call
         self.gradients_on = True  # as far as the network itself has said
 
     def value(self, tensor: torch.Tensor, kind: str, name: str = "") -> Value:
@@ -101,7 +102,9 @@ class Recorder(CallTracker):
         else:
             for tensor in outputs:  # random numbers, masks, counters: a value, but nothing that is differentiated
                 if id(tensor) not in self.known:
-                    self.value(tensor, "constant")
+                    is_new = tensor.untyped_storage()._cdata not in self.stores
+                    value = self.value(tensor, "constant")
+                    self.beside += [value] if is_new else []
         return result
 
     def _run(self, function, args: tuple, kwargs: dict) -> tuple[Any, dict[str, Any]]:
@@ -149,6 +152,8 @@ class Recorder(CallTracker):
         if call.op == "matmul" and len(tensors) == 2 and (copies := matmul_copies(*tensors)):
             call.attributes["copies"] = copies
         self.calls.append(call)
+        call.beside = tuple(value for value in self.beside if value.store.live)
+        self.beside.clear()
         kind = "activation" if self._depends_on_batch(call, outputs) else "derived"
         there = {value.store for value in call.inputs.values()}
         call.outputs = [self.value(tensor, kind) for tensor in outputs]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -16,7 +17,7 @@ from ..errors import InputError, ModelError, require_count
 from ..graph.layer_graph import LayerGraph
 from .freezing import Freeze
 from .inputs import Inputs, Shapes, images, of_examples, of_shapes
-from .models import build, other_dtypes, replace_head, resolve, to_meta, usual_shape
+from .models import build, float_type, replace_head, resolve, to_meta, usual_shape
 from .recorder import USUAL_CHANNELS
 from .runs import OtherChannels, Run
 
@@ -48,8 +49,9 @@ def trace(
     if classes is not None and not has_classes(graph, classes):  # its builder could not set them
         replace_head(module, graph, classes)
         graph = _trace_meta(module, label, given, loss)
-    if isinstance(model, nn.Module) and (other := other_dtypes(model)):
-        note = f"the network is in {other}, and is priced as it would be in float32"
+    if isinstance(model, nn.Module) and (dtype := float_type(module)) is not torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        note = f"the network is in {name}: the working memory of its kernels is not known, so a peak may be higher"
         graph = replace(graph, notes=(*graph.notes, note))
     return graph
 
@@ -60,7 +62,7 @@ def inputs_of(module: nn.Module, resolution: Any, input: Shapes | None, targets:
     Errors: InputError for a resolution below 1, or shapes or examples that are none.
     """
     if input is not None:
-        return of_shapes(module, input)
+        return of_shapes(module, input).of_type(float_type(module))
     if not isinstance(resolution, int | float | str):
         return of_examples(module, resolution, targets)
     require_count("resolution", resolution)
@@ -93,10 +95,11 @@ def _trace_meta(module: nn.Module, label: str, given: Inputs | int, loss: Callab
     if isinstance(given, Inputs):
         run = Run(module, label, given, loss)
     else:
+        dtype = float_type(module)
         try:
-            run = Run(module, label, images(USUAL_CHANNELS, given), loss)
+            run = Run(module, label, images(USUAL_CHANNELS, given).of_type(dtype), loss)
         except OtherChannels as asked:
-            run = Run(module, label, images(asked.channels, given), loss)
+            run = Run(module, label, images(asked.channels, given).of_type(dtype), loss)
     if run.has_fixed_sizes:
         run.compare(Run(module, label, run.inputs, loss, _OTHER_BATCH))
     by_accident = run.seems_squared and run.is_proportional(Run(module, label, run.inputs, loss, _OTHER_BATCH))

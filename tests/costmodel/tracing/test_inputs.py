@@ -286,10 +286,19 @@ def test_a_batch_norm_that_averages_all_batches():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_network_of_another_type_says_what_it_is_priced_as(dtype):
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).to(dtype)
-    name = str(dtype).removeprefix("torch.")
-    assert any(f"is in {name}" in note and "float32" in note for note in trace(network, 8).notes)
-    with pytest.raises(InputError, match=rf"is in {name}.*model\.float\(\)"):
-        verify(network, "full", batch=2, resolution=8)
+@pytest.mark.parametrize("method", ["full", "bias"])
+def test_a_network_of_another_type_is_priced_in_its_type(dtype, method):
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(),
+        nn.MaxPool2d(2), nn.Dropout(0.1), nn.Flatten(), nn.LayerNorm(8 * 9), nn.Linear(8 * 9, 2),
+    ).to(dtype)  # fmt: skip
+    found = verify(network, method, batch=3, resolution=8)
+    assert found.saved.agrees and found.forward.agrees and found.backward.agrees
+    graph = trace(network, 8)
+    # 3 x 8 x 9 + 8, 2 x 8, 8 x 8 x 9 + 8, 2 x 8, 2 x 72, 72 x 2 + 2 parameters, 3 x 3 x 8 x 8 numbers of input
+    answer = footprint(graph, "full", batch=3, accounting="eager")
+    weights, given, gradients = (answer.start.by_category[0], answer.start.by_category[2], 1130 * dtype.itemsize)
+    assert (weights, given) == (1130 * dtype.itemsize, 576 * dtype.itemsize)
+    assert max(moment.by_category[4] for moment in answer.moments) == gradients
+    assert any(f"is in {str(dtype).removeprefix('torch.')}" in note for note in graph.notes)
     assert trace(network.float(), 8).notes == ()

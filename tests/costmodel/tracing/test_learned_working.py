@@ -124,3 +124,34 @@ def test_memory_that_an_expanded_tensor_repeats_is_there_once():
     spread = next(t for layer in graph.layers for t in layer.inputs.values() if t.shape == (TRACE_BATCH, 16, 1))
     assert spread.batched and not spread.storage.batched and spread.storage.elements == 16
     assert verify(Expanded(), batch=3, resolution=32).saved.agrees
+
+
+class Rotated(nn.Module):
+    """Positions are made in every step: numbers that depend on neither input nor parameters, and live for a while."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = rows(self.conv(x))
+        places = torch.arange(x.shape[1], device=x.device)[:, None] * torch.ones(8, device=x.device)
+        left, right = x[..., ::2], x[..., 1::2]
+        turned = torch.stack(
+            [left * places.cos() - right * places.sin(), left * places.sin() + right * places.cos()], 3
+        )
+        return self.head(turned.flatten(2).mean(1))
+
+
+@pytest.mark.parametrize("method", ["full", "last"])
+def test_numbers_that_are_made_beside_the_layers_are_in_the_peak(method, tmp_path):
+    found = verify(Rotated(), method, batch=2, resolution=32)
+    assert found.agrees and not found.peak.slack
+    graph = trace(Rotated(), 32)
+    assert any(layer.beside for layer in graph.layers)
+    graph.save(tmp_path / "graph.trace")
+    again = graph.load(tmp_path / "graph.trace")
+    assert [[each.id for each in layer.beside] for layer in again.layers] == [
+        [each.id for each in layer.beside] for layer in graph.layers
+    ]
+    assert footprint(again, method, batch=2).peak_bytes == footprint(graph, method, batch=2).peak_bytes
