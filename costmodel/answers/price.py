@@ -175,7 +175,7 @@ def price(
     ways = [as_way(way) for way in ways]
     books, updates = ACCOUNTINGS.find(accounting), [OPTIMIZERS.find(name) for name in optimizers]
     used = books.kernels if kernels is None else as_kernels(kernels)
-    batch, micro, alike = _batches(batches)
+    batch, micro, alike = _batches(batches, books)
     places: dict[Place, int] = {}
     shape = (len(ways), len(precisions), len(batch), len(updates))
     prices = np.empty((len(_PRICES), *shape), np.int64)
@@ -204,10 +204,10 @@ def price(
 _Alike = list[tuple[tuple[Schedule, int], slice | Counts]]
 
 
-def _batches(given: Sequence[Batch]) -> tuple[Counts, Counts, _Alike]:
+def _batches(given: Sequence[Batch], books: Accounting) -> tuple[Counts, Counts, _Alike]:
     """Return images per update, images per pass, and the places of the batches whose moments are alike.
 
-    These have one schedule, and one pass or several.
+    These have one schedule, and one pass or several; in books with a timeline of their own, as many passes.
     """
     if all(isinstance(each, int) for each in given):
         batch = np.array(given, np.int64)
@@ -215,9 +215,10 @@ def _batches(given: Sequence[Batch]) -> tuple[Counts, Counts, _Alike]:
     pairs = [(each, PLAIN) if isinstance(each, int) else each for each in given]
     batch, micro = np.array([(size, schedule.images_per_pass(size)) for size, schedule in pairs], np.int64).T
     groups: dict[tuple[Schedule, int], list[int]] = {}
-    for place, ((_, schedule), passes) in enumerate(zip(pairs, np.minimum(batch // micro, 2).tolist(), strict=True)):
+    passes = batch // micro if books.timeline is not None else np.minimum(batch // micro, 2)
+    for place, ((_, schedule), several) in enumerate(zip(pairs, passes.tolist(), strict=True)):
         # Which images make a micro-batch is said by the batch: the moments are those of a pass.
-        groups.setdefault((replace(schedule, micro_batch=None), passes), []).append(place)
+        groups.setdefault((replace(schedule, micro_batch=None), several), []).append(place)
     if len(groups) == 1:
         return batch, micro, [(key, slice(None)) for key in groups]
     return batch, micro, [(key, np.array(mine)) for key, mine in groups.items()]
