@@ -31,10 +31,12 @@ from tempfile import TemporaryDirectory
 import torch
 from verifying import RESULTS, TWELVE, Rows, arguments, versions
 
-from costmodel import Step, best_schedule, block_count, trace, way
+from costmodel import Step, best_schedule, block_count, footprint, trace, way
 from costmodel.checking.floor import CLASSES, measure_floors
 from costmodel.machine.process import Floor, library_of, process_of
-from planner.interface.sample import make_images, plan_of
+from planner.choosing.plan import Plan
+from planner.estimates.estimated import Estimate
+from planner.interface.sample import make_images
 
 SEED, COUNT, STEPS = 17, 60, 6
 COMPARED = 3  # of every so many the other allocators are measured, too
@@ -152,8 +154,8 @@ def measure(one: dict, rows: Rows, floors: dict[str, Floor]) -> None:
     seen: dict[str, int | None] = dict.fromkeys(ALLOCATORS)
     with TemporaryDirectory() as folder:
         place, limit = Path(folder), None
-        plan_of(step).save(place / "plan.json")
-        make_images(place, STEPS * step.batch, one["resolution"])
+        Plan.of_step(step, footprint(step), Estimate.unknown("nothing")).save(place / "plan.json")
+        make_images(place, STEPS * step.batch, one["resolution"], CLASSES)
         inside = run(place, "arena", found.bytes if can_limit() else None)
         seen["arena"] = inside or run(place, "arena")
         assert seen["arena"] is not None  # without a limit nothing is killed

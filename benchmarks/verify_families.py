@@ -32,7 +32,7 @@ from costmodel import CostModelError, Kernels, LayerGraph, block_count, footprin
 from costmodel.checking.measuring import counted_step, loss_of, peak_bytes, prepare, result_of
 from costmodel.tracing.tracer import trace
 
-RESOLUTIONS = (64, 96, 128, 160, 192, 224, 256)
+RESOLUTIONS = (64, 96, 128, 160, 192, 224, 256, 299)
 BATCHES = (2, 3)
 PEAK_GOAL, SHARE_GOAL = 0.005, 0.95
 SHARE_TRAINED = 0.3  # of the parameters, in a random set
@@ -59,7 +59,7 @@ def own_resolution(model: str) -> int:
     """Return the resolution that timm states for a network."""
     source, _, name = model.partition(":")
     config = timm.get_pretrained_cfg(name) if source == "timm" else None
-    return config.input_size[-1] if config else RESOLUTIONS[-1]
+    return config.input_size[-1] if config else 256
 
 
 def smallest(model: str) -> tuple[LayerGraph, torch.nn.Module]:

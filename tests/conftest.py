@@ -24,14 +24,15 @@ hypothesis.settings.load_profile("reproducible")
 _CACHE = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 os.environ["COSTMODEL_CACHE"] = _CACHE.name
 
-# The tests' tensors are small: on a busy machine threads that wait for each other cost more than they bring.
-torch.set_num_threads(1)
-
 
 @pytest.fixture(autouse=True)
-def _seeded():
-    """Make every test draw the same random numbers, whichever ran before."""
+def _alike():
+    """Make every test draw the same random numbers and compute with one thread, whichever ran before.
+
+    The tests' tensors are small: on a busy machine threads that wait for each other cost more than they bring.
+    """
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=TWELVE, ids=short)

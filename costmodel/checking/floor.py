@@ -33,8 +33,8 @@ from ..units import format_bytes
 MODELS = {"torchvision": "torchvision:mobilenet_v2", "timm": "timm:mobilenetv2_100"}
 BATCH, RESOLUTION, CLASSES = 2, 96, 2
 PROGRAM = "planner.interface.sample"  # run, not imported: this package stands below it
-# Larger networks have more modules and a longer trace. Source: benchmarks/results/hard_limit.md: without it one of 51
-# plans, on EfficientNet-B0, was killed under the predicted memory.
+# Larger networks have more modules and a longer trace. Source: benchmarks/results/hard_limit.md: without it three of 60
+# plans, on EfficientNet-B0 and FBNet-C, were killed under the predicted memory.
 _SPREAD_BYTES = 4_000_000
 _SECONDS = 300  # of a run, on the slowest board
 

@@ -24,6 +24,7 @@ from costmodel import (
     ACCOUNTINGS,
     METHODS,
     OPTIMIZERS,
+    Footprint,
     InputError,
     LayerGraph,
     Precision,
@@ -38,6 +39,7 @@ from costmodel import (
 from costmodel.errors import require_count
 from costmodel.reading import first_problem, read_file
 
+from ..estimates.estimated import Estimate
 from .candidate import Candidate
 
 if TYPE_CHECKING:
@@ -200,7 +202,11 @@ class Plan(_Part):
     @classmethod
     def of(cls, candidate: Candidate) -> Self:
         """Return the plan of a candidate."""
-        guess, step = candidate.recovery, candidate.step
+        return cls.of_step(candidate.step, candidate, candidate.recovery)
+
+    @classmethod
+    def of_step(cls, step: Step, cost: Candidate | Footprint, guess: Estimate) -> Self:
+        """Return the plan of a step. cost: what it takes. guess: the accuracy to expect of it."""
         graph = step.graph
         return cls(
             made_with=version("finetune-planner"),
@@ -212,8 +218,8 @@ class Plan(_Part):
             way=step.way, schedule=step.schedule, precision=step.precision, batch=step.batch, optimizer=step.optimizer,
             accounting=step.accounting,
             promises=Promises(
-                peak_bytes=candidate.peak_bytes, saved_bytes=candidate.saved_bytes, total_flops=candidate.total_flops,
-                trained_parameters=candidate.trained_parameters, recovery=guess.value, recovery_low=guess.low,
+                peak_bytes=cost.peak_bytes, saved_bytes=cost.saved_bytes, total_flops=cost.total_flops,
+                trained_parameters=cost.trained_parameters, recovery=guess.value, recovery_low=guess.low,
                 recovery_high=guess.high, accuracy_percent=guess.accuracy_percent,
                 accuracy_low_percent=guess.accuracy_low_percent, accuracy_high_percent=guess.accuracy_high_percent,
             ),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +18,8 @@ from PIL import Image
 
 from costmodel import Step, footprint, trace, way
 
-from ..choosing.plan import Evidence, Network, Plan, Promises, parameters_digest
+from ..choosing.plan import Plan
+from ..estimates.estimated import Estimate
 from ..training.trained import Epoch
 from .train_view import TrainingBars
 
@@ -50,29 +50,7 @@ class _Held(TrainingBars):
         self.smaps.append(Path("/proc/self/smaps").read_text())
 
 
-def plan_of(step: Step) -> Plan:
-    """Return the plan of a step, with no word on its accuracy."""
-    graph, found = step.graph, footprint(step)
-    expected = ("recovery", "recovery_low", "recovery_high")
-    accuracy = ("accuracy_percent", "accuracy_low_percent", "accuracy_high_percent")
-    return Plan(
-        made_with=version("finetune-planner"),
-        network=Network(
-            model=graph.model, resolution=graph.resolution, classes=graph.classes,
-            parameters=parameters_digest((name, tensor.shape) for name, tensor in graph.parameters.items()),
-            parameter_count=graph.parameter_count,
-        ),
-        batch=step.batch, way=step.way, schedule=step.schedule, precision=step.precision, optimizer=step.optimizer,
-        accounting=step.accounting,
-        promises=Promises(
-            peak_bytes=found.peak_bytes, saved_bytes=found.saved_bytes, total_flops=found.total_flops,
-            trained_parameters=found.trained_parameters, **dict.fromkeys(expected + accuracy),
-        ),
-        evidence=Evidence(kind="unknown", rests_on="nothing"),
-    )  # fmt: skip
-
-
-def make_images(folder: Path, count: int, resolution: int, classes: int = 2) -> None:
+def make_images(folder: Path, count: int, resolution: int, classes: int) -> None:
     """Write so many images of noise to train with, and as many to test with."""
     for number in range(count):
         for part in ("train", "test"):
@@ -88,7 +66,8 @@ def main() -> None:
 
     model, batch, resolution, classes = sys.argv[1], *map(int, sys.argv[2:])
     warnings.simplefilter("ignore")
-    plan = plan_of(Step(trace(model, resolution, classes), way("full"), batch))
+    step = Step(trace(model, resolution, classes), way("full"), batch)
+    plan = Plan.of_step(step, footprint(step), Estimate.unknown("nothing"))
     with TemporaryDirectory() as folder, _Held() as held:
         make_images(Path(folder), STEPS * batch, resolution, classes)
         course = Course(epochs=EPOCHS, learning_rate=1e-6)

@@ -77,21 +77,13 @@ CALLS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512",
     reason="the working memory of convolutions is known for AVX-512 alone",
 )
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("method", ["full", "last", "bias"])
-def test_the_peak_of_a_formula(one_thread, name, method):
+def test_the_peak_of_a_formula(name, method):
     call, modules = CALLS[name]
     found = verify(Between(call, **modules), method, batch=2, resolution=32)
     assert found.agrees and not found.peak.slack, [check for check in found.checks if not check.agrees]

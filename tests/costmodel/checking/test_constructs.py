@@ -104,14 +104,6 @@ def test_what_is_read_after_a_view_of_it_was_overwritten_is_refused():
         trace(ReadsWhatAViewOverwrote(), PIXELS)
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def normed() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1),
@@ -121,7 +113,7 @@ def normed() -> nn.Module:
 
 @pytest.mark.parametrize("trained", [["0.weight"], ["0.weight", "1.bias"], ["1.bias"]])
 @pytest.mark.parametrize("accounting", ["eager", "lean"])
-def test_batch_statistics_under_a_frozen_affine_allocate_the_gradient_twice(one_thread, trained, accounting):
+def test_batch_statistics_under_a_frozen_affine_allocate_the_gradient_twice(trained, accounting):
     assert verify(normed(), batch=2, resolution=32, accounting=accounting, trained=trained).agrees
 
 
@@ -138,7 +130,7 @@ class Segmenter(nn.Module):
 
 @pytest.mark.parametrize("method", ["full", "last", "bias"])
 @pytest.mark.parametrize("accounting", ["eager", "lean"])
-def test_a_dense_output_is_gone_when_the_loss_goes_backward(one_thread, method, accounting):
+def test_a_dense_output_is_gone_when_the_loss_goes_backward(method, accounting):
     assert verify(Segmenter(), method, batch=2, resolution=32, accounting=accounting).agrees
 
 
@@ -203,7 +195,7 @@ avx512 = pytest.mark.skipif(
          "indices", "one dimension"],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["full", "bias", "last"])
-def test_the_peak_of_a_construct(request, one_thread, network, method):
+def test_the_peak_of_a_construct(request, network, method):
     """Within 0.5 %, no slack. In forward gemm blocks pixels by the size of a cache, which is not followed."""
     if "last-dilated" in request.node.callspec.id:
         pytest.skip("not counted")

@@ -11,14 +11,6 @@ from costmodel import UnknownOperationError, footprint, trace, verify
 from costmodel.graph.values import TRACE_BATCH
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Between(nn.Module):
     """Two convolutions, `module` called by `call` on what they give, and a head."""
 
