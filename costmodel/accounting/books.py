@@ -111,14 +111,15 @@ class Execution:
 class Part(NamedTuple):
     """A part of a network between two places that one tensor passes.
 
-    given: the tensor that it reads; given_is_kept: whether a part before keeps it, which counts it then. result: the
-    tensor that it gives; None if the loss follows.
+    given: the tensor that it reads; given_is_kept: whether a part before counts it as kept. result: the tensor that it
+    gives, None if the loss follows; counts_result: whether this part counts it as kept until the next one's backward.
     """
 
     layers: range
     given: Tensor
     given_is_kept: bool
     result: Tensor | None
+    counts_result: bool
 
 
 class PartBytes(NamedTuple):

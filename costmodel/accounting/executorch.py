@@ -73,6 +73,8 @@ def _part(graph: LayerGraph, assignment: Assignment, books: Books, how: Executio
         step.loss()
     else:
         program.leave(program.call(0, step.value(part.result)))  # which the next part reads
+        if part.counts_result:
+            program.leave(program.call(0, step.value(part.result)))  # in its backward, too
         step.gradients[part.result.id] = program.call(step.size(part.result))
     step.run_backward(part.layers)
     program.leave(program.call(0, step.gradients.get(part.given.id)))

@@ -12,6 +12,8 @@ from .arena import Program, Value
 from .books import Books, Execution, dense_key
 from .exported_layers import BACKWARD, COMPARISONS, FORWARD, UPDATES, in_one_call, mask, one_call_each
 
+_PASSES = 3  # the first, one that adds to its gradients, and the last
+
 
 class ExportedStep:
     """The calls of a step, made in turn; `program` has them."""
@@ -20,13 +22,14 @@ class ExportedStep:
         self.graph, self.assignment, self.books, self.how = graph, assignment, books, how
         self.images = how.batch  # in the present call
         self.program = Program()
-        self.further_calls = 0  # of pieces whose moments are as those of others
+        self.further_calls = 0  # of pieces and passes whose moments are as those of others
         self.made: dict[int, Value] = {}  # of activations, by tensor
         self.kept: dict[tuple[int, str], Value] = {}  # what a layer keeps of its own
         self.gradients: dict[int, Value] = {}  # of activations, by tensor
         self.sums: dict[str, Value] = {}  # of the gradients of parameters, as far as they are there
+        self.passes = min(how.passes, _PASSES)
         uses = (graph.layers[index].inputs[role] for index, roles in how.wanted.items() for role in roles)
-        self.missing = Counter(tensor.name for tensor in uses for _ in range(how.passes))
+        self.missing = Counter(tensor.name for tensor in uses for _ in range(self.passes))
 
     def size(self, tensor: Tensor) -> int:
         """Return the bytes of a tensor."""
@@ -54,17 +57,27 @@ class ExportedStep:
     # --- a whole step ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Make all calls: forward, loss, backward with updates, for each pass."""
-        program, given, layers = self.program, self.graph.input, self.graph.layers
-        batch = program.call(self.how.passes * self.size(given))
-        several = program.calls_for([self.size(given)] * self.how.passes, batch)
-        for images in several if self.how.passes > 1 else [batch]:
-            self.made = {given.id: images}
-            if self.how.prefix:
-                self.prefix()
-            self.run_forward(range(self.how.prefix, len(layers)))
-            self.loss()
-            self.run_backward(range(len(layers)))
+        """Make all calls: forward, loss, backward with updates, for each pass; further passes are as the second."""
+        program, size, passes = self.program, self.size(self.graph.input), self.how.passes
+        further = passes - self.passes
+        batch = program.call(passes * size)
+        several = program.calls_for([size] * self.passes + [further * size], batch) if passes > 1 else [batch]
+        for number in range(self.passes):
+            before = len(program.places) + self.further_calls
+            self.run_pass(several[number])
+            if number == 1:
+                self.further_calls += further * (len(program.places) + self.further_calls - before)
+                program.hold(several[-1])  # images of further passes wait
+
+    def run_pass(self, images: Value) -> None:
+        """Make the calls of one pass."""
+        layers = self.graph.layers
+        self.made = {self.graph.input.id: images}
+        if self.how.prefix:
+            self.prefix()
+        self.run_forward(range(self.how.prefix, len(layers)))
+        self.loss()
+        self.run_backward(range(len(layers)))
 
     def prefix(self) -> None:
         """Run the frozen prefix for one piece of the images after the other; collect the results."""

@@ -136,9 +136,10 @@ def export_step(
     if check is not None and not check.agrees:
         raise ModelError(
             f"the program does not train as PyTorch does: in one of {check.steps} single steps losses differ by "
-            f"{check.loss_difference:.1e}, predictions by {check.logit_difference:.1e}, and the change of "
-            f"{check.tensor} by {check.change_difference:.1%}, where {tolerated(check.rounding):.1%} would be rounding; "
-            "nothing was written; please report it with the network"
+            f"{check.loss_difference:.1e}, predictions by {check.logit_difference:.1e}, statistics by "
+            f"{check.statistics_difference:.1e}, and the change of {check.tensor} by {check.change_difference:.1%}, "
+            f"where {tolerated(check.rounding):.1%} would be rounding; nothing was written; please report it with the "
+            "network"
         )
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     return Export(program, check, optimizer, delegate, batch, resolution, recording.classes, learning_rate, weights)

@@ -200,9 +200,10 @@ class Chain:
         # From the second pass on all gradients are there.
         held = sum(trained_bytes(self.required, step.precision).values()) if step.passes > 1 else 0
         self.always = plain.start.total_bytes + held
-        if self.own_parts:  # images lie in the arena until they are read; those of further passes wait
+        if self.own_parts:  # where images lie with values, and those of further passes wait
             images = self.required.graph.input.bytes(step.micro_batch, step.precision.activation_bytes)
-            self.always -= (step.passes - max(step.passes - 2, 0)) * images
+            waiting = max((step.passes - 1) * images, (step.passes - 2) * images + held)
+            self.always = plain.start.total_bytes - step.passes * images + waiting
         self.places = self._places()
         self.steps = self.places[0].steps
 

@@ -145,9 +145,12 @@ def _own_part(
         carried.micro_batch, carried.precision.activation_bytes, required.wanted, optimizer=carried.optimizer.name,
         again=_again(() if segment is None else (segment,)),
     )  # fmt: skip
+    result = places.get(part.stop)
+    saved = required.books.saved.get(dense_key(result)) if result else None
+    counts_result = saved is not None and any(use in part for use in saved.uses) and max(saved.uses) >= part.stop
     taken = books.part(
         graph, required.assignment, required.books, how,
-        Part(part, places[part.start], given_is_kept, places.get(part.stop)),
+        Part(part, places[part.start], given_is_kept, result, counts_result),
     )  # fmt: skip
     trained = trained_bytes(required, carried.precision)
     own = {t.name for index in part for t in graph.layers[index].parameters.values()} & trained.keys()
@@ -205,7 +208,8 @@ def _own_timeline(required: Requirements, carried: Carried[Count]) -> list[Momen
     found: list[Moment[Any]] = []
     for instants in zip(*each, strict=True):
         phase, layer, _ = instants[0]
-        rows = [[(more | by_category).get(name, 0) for _, _, by_category in instants] for name in CATEGORIES]
+        whole = [more | by_category for _, _, by_category in instants]
+        rows = [[one.get(name, 0) for one in whole] for name in CATEGORIES]
         several = isinstance(carried.micro_batch, np.ndarray)
         by_category: Any = np.array(rows) if several else tuple(row[0] for row in rows)  # `Count`, as in `now`
         found.append(Moment(phase, layer, by_category))
@@ -221,8 +225,8 @@ def _executions(required: Requirements, carried: Carried[Count]) -> list[Executi
     piece = carried.schedule.prefix_batch or max(batches)
     return [
         Execution(
-            batch, carried.precision.activation_bytes, required.wanted, carried.passes, carried.optimizer.name, cut.prefix,
-            min(batch, piece), 1 + (max(batches) > piece), again,
+            batch, carried.precision.activation_bytes, required.wanted, carried.passes, carried.optimizer.name,
+            cut.prefix, min(batch, piece), 1 + (max(batches) > piece), again,
         )
         for batch in batches
     ]  # fmt: skip
