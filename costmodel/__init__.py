@@ -59,7 +59,7 @@ from .step.step import Step
 if TYPE_CHECKING:
     from .checking.measuring import peak_bytes
     from .checking.verification import Verification, check_peak, verify
-    from .export.exporting import Export, export_step
+    from .export.exporting import Export, export_step, require_new
     from .export.saved import import_state
     from .interface.summary import Summary, summary
     from .machine.calibration import calibration
@@ -85,6 +85,7 @@ _LATER = {
     "check_peak": "checking.verification",
     "peak_bytes": "checking.measuring",
     "export_step": "export.exporting",
+    "require_new": "export.exporting",
     "import_state": "export.saved",
     "make_optimizer": "training.optimizers",
     "replace_head": "tracing.models",
@@ -181,6 +182,7 @@ __all__ = [
     "register_method",
     "register_rule",
     "replace_head",
+    "require_new",
     "restore",
     "schedule_from",
     "schedule_frontier",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, ModelError, missing_package
+from ..errors import InputError, ModelError, missing_package, unknown
 from ..step.schedule import Schedule
 from ..training.applied import Applied
 from .comparing import Check, compare, tolerated
@@ -81,10 +81,9 @@ class Export:
 
         Errors: InputError if there is something in the folder, or it cannot be written.
         """
+        require_new(folder)
         target = Path(folder)
         try:
-            if target.exists() and (not target.is_dir() or any(target.iterdir())):
-                raise InputError(f"{target} is not empty; give --out a folder that does not exist yet")
             target.mkdir(parents=True, exist_ok=True)
             (target / PROGRAM).write_bytes(self.program.content)
             (target / MANIFEST).write_text(json.dumps(manifest or self.manifest(), indent=2) + "\n", encoding="utf-8")
@@ -95,6 +94,13 @@ class Export:
                         shutil.copyfile(file, target / file.name)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot write {str(target)!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def require_new(folder: str | Path) -> None:
+    """Raise InputError for a path where something is already, but for an empty folder."""
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} is not empty; give --out a folder that does not exist yet")
 
 
 def export_step(
@@ -125,10 +131,12 @@ def export_step(
     micro_batch = schedule.images_per_pass(batch)
     network = copy.deepcopy(network).train()
     try:
-        from .lowering import lower
+        from .lowering import DELEGATES, lower
         from .running import Running
     except ModuleNotFoundError as error:
         raise missing_package(error, "export_step") or error from error
+    if delegate not in DELEGATES:
+        raise unknown("delegate", delegate, DELEGATES)
     recording = record(network, optimizer, batch, resolution, micro_batch)
     program = lower(recording, delegate)
     check = None

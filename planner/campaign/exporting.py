@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from costmodel import InputError, footprint, import_state, native_floor, process_of, trace
+from costmodel import InputError, footprint, import_state, native_floor, process_of, require_new, trace
+from costmodel.errors import require_count
 
 from ..choosing.plan import Plan
 from .images import Images, list_folder, read_folder
@@ -42,16 +43,18 @@ class ExportedPlan:
 
 
 def export_plan(
-    plan: Plan, weights: str | None, delegate: str = "none", learning_rate: float | None = None
+    plan: Plan, weights: str | None, out: str | Path, delegate: str = "none", learning_rate: float | None = None
 ) -> ExportedPlan:  # fmt: skip
     """Return a plan's network, with its weights, as a program that trains it as planned.
 
-    weights: as in `planner measure`. learning_rate: of the check's ten steps; default: 0.001 for Adam, else 0.01.
+    weights: as in `planner measure`. out: where it is to be written, which is refused before the work if something is
+    there. learning_rate: of the check's ten steps; default: 0.001 for Adam, else 0.01.
 
     Errors: those of `load_weights`, `Plan.apply` and `costmodel.export_step`.
     """
     from costmodel import export_step  # which loads the runtime
 
+    require_new(out)
     graph = trace(plan.model, plan.resolution, plan.classes)
     network, _ = make_network(graph, load_weights(graph.model, weights), seed=0)
     rate = learning_rate or (0.001 if plan.optimizer.startswith("adam") else 0.01)
@@ -79,6 +82,7 @@ def prepare_data(folder: str | Path, resolution: int, out: str | Path, strict: b
 
     Errors: InputError for a folder without images, or an `out` that cannot be written.
     """
+    require_count("resolution", resolution)
     listed = list_folder(folder)
     data = read_folder(listed, resolution, strict=strict)
     target = Path(out)

@@ -73,7 +73,7 @@ def export_command(
     from ..choosing.plan import Plan
 
     chosen = Plan.load(plan)
-    made = export_plan(chosen, weights, delegate)
+    made = export_plan(chosen, weights, out, delegate)
     made.write(out)
     manifest = made.manifest()
     if as_json:
