@@ -123,10 +123,9 @@ def _convolution_backward(step: ExportedStep, layer: Layer, roles: tuple[str, ..
 
 
 def _linear_backward(step: ExportedStep, layer: Layer, roles: tuple[str, ...], dy: Value) -> None:
-    for role in ("input", "weight", "bias"):
-        if role in roles:
-            reads = (dy, step.value(layer.input)) if role == "weight" else (dy,)
-            step.add_gradient(layer.inputs[role], step.program.call(step.size(layer.inputs[role]), *reads))
+    for role in roles:
+        reads = (dy, step.value(layer.input)) if role == "weight" else (dy,)
+        step.add_gradient(layer.inputs[role], step.program.call(step.size(layer.inputs[role]), *reads))
 
 
 def _frozen_norm_backward(step: ExportedStep, layer: Layer, roles: tuple[str, ...], dy: Value) -> None:

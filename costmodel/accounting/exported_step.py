@@ -157,7 +157,9 @@ class ExportedStep:
         if layer.is_view:
             self.add_gradient(layer.input, given[0])
             return
-        BACKWARD.get(self.name(layer), one_call_each)(self, layer, self.how.wanted[layer.index], given[0])
+        # What belongs to one parameter comes as early as it can (`hoist_updates`): before the gradient of the input.
+        roles = sorted(self.how.wanted[layer.index], key=lambda role: layer.inputs[role].kind == "activation")
+        BACKWARD.get(self.name(layer), one_call_each)(self, layer, tuple(roles), given[0])
 
     def add_gradient(self, tensor: Tensor, gradient: Value) -> None:
         """Enter a gradient, or add it to the one that is there; update a parameter when nothing is missing of its own.

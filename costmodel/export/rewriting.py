@@ -33,6 +33,8 @@ def simplify(graph: fx.Graph) -> None:
             _become(node, node.args[1])
         elif node.target is _aten.add.Tensor and (other := _added_to_zeros(node)) and _alike(node, other):
             _become(node, other)
+        elif node.target in _TRANSPOSED and (original := _transposed_back(node)) and _alike(node, original):
+            _become(node, original)
         elif node.target in (_aten.mm.default, _aten.addmm.default):
             _make_linear(graph, node)
     graph.eliminate_dead_code()
@@ -61,6 +63,30 @@ def _added_to_zeros(node: fx.Node) -> fx.Node | None:
 
 def _is_zeros(node: fx.Node) -> bool:
     return node.target in (_aten.full.default, _aten.full_like.default) and node.args[1] in (0, 0.0)
+
+
+def _transposed_back(node: fx.Node) -> fx.Node | None:
+    """Return what was transposed twice, in the second call back to what it was; else None.
+
+    A runtime without views copies the matrix each time: going back through a linear map its weight, and its gradient.
+    """
+    given = node.args[0]
+    if not isinstance(given, fx.Node) or given.target not in _TRANSPOSED or not isinstance(given.args[0], fx.Node):
+        return None
+    first, second = _order(given), _order(node)
+    return given.args[0] if [first[place] for place in second] == sorted(first) else None
+
+
+def _order(node: fx.Node) -> list[int]:
+    """Return the dimensions of what a call transposes, in the order of its result."""
+    arguments: Any = node.args
+    dims = arguments[0].meta["val"].dim()
+    order = list(range(dims))
+    if node.target is _aten.permute.default:
+        return [place % dims for place in arguments[1]]
+    one, other = (0, dims - 1) if node.target is _aten.t.default else (arguments[1], arguments[2])
+    order[one], order[other] = order[other], order[one]
+    return order
 
 
 def _become(node: fx.Node, other: fx.Node) -> None:
