@@ -175,9 +175,10 @@ def _max_pool_backward(step: ExportedStep, layer: Layer, roles: tuple[str, ...],
 
 
 def one_call_each(step: ExportedStep, layer: Layer, roles: tuple[str, ...], dy: Value) -> None:
-    """Make the gradients of an operation that is not in the table, of all that the layer reads."""
+    """Make the gradients of an operation that is not in the table, of all that the layer reads if it keeps anything."""
+    reads = step.given(layer) if step.keeps(layer) else ()
     for role in roles:
-        gradient = step.program.call(step.size(layer.inputs[role]), dy, *step.given(layer))
+        gradient = step.program.call(step.size(layer.inputs[role]), dy, *reads)
         step.add_gradient(layer.inputs[role], gradient)
 
 

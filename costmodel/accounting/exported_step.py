@@ -162,10 +162,7 @@ class ExportedStep:
         BACKWARD.get(self.name(layer), one_call_each)(self, layer, tuple(roles), given[0])
 
     def add_gradient(self, tensor: Tensor, gradient: Value) -> None:
-        """Enter a gradient, or add it to the one that is there; update a parameter when nothing is missing of its own.
-
-        A weight that is computed gets none: what goes back from it is no larger.
-        """
+        """Enter a gradient, or add it to the one that is there; update a parameter when nothing is missing of its own."""
         if tensor.kind == "activation":
             known = self.gradients.get(tensor.id)
             if known is not None and known is not gradient:
@@ -173,6 +170,12 @@ class ExportedStep:
             self.gradients[tensor.id] = gradient
         elif tensor.kind == "parameter":
             self._add_to_parameter(tensor, gradient)
+        elif (
+            tensor.kind == "derived"
+        ):  # A standardised weight is made again: w - mean, and two terms of its gradient, lie beside that.
+            centred, size = self.program.call(self.size(tensor)), self.size(tensor)
+            term = self.program.call(size, gradient)
+            self.program.leave(self.program.call(0, gradient, centred, term, self.program.call(size, term, centred)))
 
     def _add_to_parameter(self, tensor: Tensor, gradient: Value) -> None:
         size = self.size(tensor)
