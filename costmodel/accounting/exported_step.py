@@ -162,7 +162,7 @@ class ExportedStep:
         BACKWARD.get(self.name(layer), one_call_each)(self, layer, tuple(roles), given[0])
 
     def add_gradient(self, tensor: Tensor, gradient: Value) -> None:
-        """Enter a gradient, or add it to the one that is there; update a parameter when nothing is missing of its own."""
+        """Enter a gradient, or add it to the one that is there; update a parameter when none of its own is missing."""
         if tensor.kind == "activation":
             known = self.gradients.get(tensor.id)
             if known is not None and known is not gradient:
