@@ -21,7 +21,15 @@ from ..errors import ModelError
 from ..graph.learned import Learned
 from ..graph.values import TRACE_BATCH
 from ..rules.table import RULES
-from .calls import CONVOLUTION_ARGUMENTS, CallTracker, arguments_by_name, has_gradient, operation_name, tensors_in
+from .calls import (
+    CONVOLUTION_ARGUMENTS,
+    CallTracker,
+    arguments_by_name,
+    has_gradient,
+    named_tensors,
+    operation_name,
+    tensors_in,
+)
 from .learning import ON_META, Learner, TracedCall, Unlearnable, attention
 from .quick import QuickCalls
 from .recorded import Call, Store, Value, grows, kinds, plain_value
@@ -124,7 +132,10 @@ class Recorder(CallTracker):
 
     def _learn(self, made: Call, function, args: tuple, kwargs: dict) -> Learned | None:
         """Return what a call without a rule does; None, with a note, if that cannot be told."""
-        roles = [role for role, value in made.inputs.items() if value.kind in ("activation", "parameter", "derived")]
+        given = named_tensors(function, args, kwargs)
+        kinds_with_gradient = ("activation", "parameter", "derived")
+        roles = [role for role, value in made.inputs.items() if value.kind in kinds_with_gradient]
+        roles = [role for role in roles if has_gradient(given[role])]
         try:
             return self.learner.learn(TracedCall(function, args, kwargs, self.batch), roles)
         except Unlearnable as reason:
