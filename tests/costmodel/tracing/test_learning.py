@@ -7,6 +7,7 @@ import itertools
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_eager_keeps_and_computes_what_is_predicted_for_every_set_of_trained_par
 class Recurrent(nn.Module):
     """A recurrent layer of many weights between a convolution and a head."""
 
-    def __init__(self, kind: type[nn.RNNBase], **options):
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], **options: Any):
         super().__init__()
         self.stem, self.layer, self.head = (
             nn.Conv2d(3, 4, 2, 2),
