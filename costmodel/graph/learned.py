@@ -5,8 +5,8 @@ Counts are per image where the layer's result grows with the batch, else absolut
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 
@@ -64,15 +64,13 @@ class Learned:
     """What a call does. patterns: by wanted gradients; one for each set of roles that can be wanted together.
 
     counts_flops: whether PyTorch's counter has a formula for anything in it; else its FLOPs are not counted.
-    working: beside arguments and results, in forward where no gradient is wanted. products: by role, where it has too
-    many to see every set of them, the FLOPs of each product in backward.
+    working: beside arguments and results, in forward where no gradient is wanted.
     """
 
     patterns: tuple[Pattern, ...]
     forward_flops: int
     counts_flops: bool
     working: Working = UNSEEN
-    products: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def working_of(self, wanted: tuple[str, ...]) -> tuple[Working, Working]:
         """Return the working memory in forward and backward; of a set that was not seen, that of all together."""
@@ -94,8 +92,7 @@ class Learned:
             ]
             for each in self.patterns
         ]
-        products = [[role, *flops] for role, flops in self.products.items()]
-        return [patterns, self.forward_flops, self.counts_flops, list(self.working), products]
+        return [patterns, self.forward_flops, self.counts_flops, list(self.working)]
 
     @staticmethod
     def from_rows(rows: Any, roles: Iterable[str], outputs: int) -> Learned:
@@ -111,12 +108,9 @@ class Learned:
             _require(type(working) is list and len(working) == 4)
             forward, backward = _working(working[:2]), _working(working[2:])
             patterns.append(Pattern(tuple(wanted), held, flops, tuple(passes), forward, backward))
-        _, flops, counts, working, products = rows
+        _, flops, counts, working = rows
         _require(_is_count(flops) and type(counts) is bool)
-        found = {role: tuple(each) for role, *each in products}
-        _require(roles.issuperset(found) and len({*map(len, found.values())}) <= 1)
-        _require(all(_is_count(each) for own in found.values() for each in own))
-        return Learned(tuple(patterns), flops, counts, _working(working), found)
+        return Learned(tuple(patterns), flops, counts, _working(working))
 
 
 def _working(row: list) -> Working:

@@ -5,7 +5,6 @@ Counts are per image where the layer's result grows with the batch, else absolut
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import UnknownOperationError
@@ -48,8 +47,6 @@ class Facts:
     together: by the roles that are wanted, what backward must have kept for all of them, where that is known of each
         set of roles only and not of each role.
     together_flops: by the roles that are wanted, the backward FLOPs where a kernel computes these gradients together.
-    products: by role, the FLOPs of each product in backward, where what is kept for several roles is what any of them
-    needs: for these each product counts as much as for the one of them that needs it most.
     """
 
     needs: dict[str, tuple[Alternative, ...]]
@@ -61,28 +58,35 @@ class Facts:
     views_gradient: bool = False
     together: dict[tuple[str, ...], Alternative] = field(default_factory=dict)
     together_flops: dict[tuple[str, ...], int] = field(default_factory=dict)
-    products: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def kept_together(self, layer: Layer, wanted: tuple[str, ...]) -> Alternative:
-        """Return what backward must have kept for these roles.
+        """Return what backward must have kept for these roles; of a set that is not known, what each alone needs.
 
-        Errors: UnknownOperationError for a set that was not seen and does not follow from those that were.
+        Errors: UnknownOperationError where that is not so for other sets, or where these keep memory of their own,
+        which may be the same or not.
         """
         if wanted in self.together:
             return self.together[wanted]
-        if not self.products:
+        kept = self._of_each(wanted)
+        own, most = (
+            {item for item in items if isinstance(item, Private)}
+            for items in (kept, self.together[max(self.together, key=len)])
+        )
+        if (own and own != most) or any({*self._of_each(roles)} != {*seen} for roles, seen in self.together.items()):
             raise UnknownOperationError(
                 f"what {layer.location} keeps was not seen for the gradients of {', '.join(wanted)} without those of "
                 "its other arguments; train all of these, or its biases alone, or none"
             )
+        return kept
+
+    def _of_each(self, wanted: tuple[str, ...]) -> Alternative:
+        """Return what these roles need, each alone."""
         return tuple(dict.fromkeys(item for role in wanted for item in self.together[role,]))
 
     def backward_flops_of(self, wanted: tuple[str, ...]) -> dict[str, int]:
         """Return the backward FLOPs by role; what is computed together stands with the first of them."""
         if wanted in self.together_flops:
             return {wanted[0]: self.together_flops[wanted]}
-        if self.products and wanted:
-            return {wanted[0]: sum(map(max, zip(*(self.products[role] for role in wanted), strict=True)))}
         return {role: self.backward_flops.get(role, 0) for role in wanted}
 
 

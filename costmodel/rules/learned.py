@@ -21,7 +21,6 @@ def facts(layer: Layer, seen: Learned) -> Facts:
         passes_gradient=frozenset(role for role, pattern in alone.items() if role in pattern.passes_gradient),
         together=kept,
         together_flops={pattern.wanted: pattern.backward_flops for pattern in seen.patterns},
-        products=seen.products,
     )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from ..accounting.books import Key, dense_key
+from ..accounting.books import CAST_WEIGHT, Key, dense_key
+from ..accounting.eager import EAGER
 from ..accounting.requirements import Requirements
 from ..errors import InputError
 from ..graph.blocks import ACTIVATIONS, CONVOLUTIONS, NORMS, parts
@@ -27,6 +28,9 @@ RANDOM = frozenset({"dropout", "feature_dropout", "alpha_dropout", "bernoulli", 
 CHEAP = NORMS | ACTIVATIONS | {"add", "sub", "mul", "div", "dropout", "contiguous"}
 
 
+# Of PyTorch's generator on a CPU, a Mersenne twister. Source: torch.get_rng_state().
+RANDOM_STATE_BYTES = 5056
+
 # Calls of which PyTorch keeps nothing but what they read.
 READS_FIRST = CONVOLUTIONS | {"conv1d", "conv3d", "linear", "mul", "matmul", "bmm"}
 
@@ -42,17 +46,18 @@ class Demand(NamedTuple):
 class Segment:
     """The layers `first` to `last` of a network, and what of them is made again in backward.
 
-    input: the one tensor that passes before `first`. runs_again: whether all is, from the input; else, and then again,
-    what norms, activations and sums give is made from what is there (`demands`, by the layer whose backward asks).
-    absent: what the layers would keep and is not there when forward is over. dropped: that of these that stays absent
-    when the segment has run again. needed_by: the layers that use something absent. cheap: the layers that are done
-    again on demand. runs_to: behind the last layer that runs again with the segment. plain_from: the layer from which
-    on all is kept as ever.
+    inputs: what it starts from; for a schedule's segment the one tensor that passes before `first`. runs_again: whether
+    all is, from there; else, and then again, what norms, activations and sums give is made from what is there
+    (`demands`, by the layer whose backward asks). absent: what the layers would keep and is not there when forward is
+    over. dropped: that of these that stays absent when the segment has run again. needed_by: the layers that use
+    something absent. cheap: the layers that are done again on demand. runs_to: behind the last layer that runs again
+    with the segment. plain_from: the layer from which on all is kept as ever. held_bytes: beside its inputs, until its
+    backward is over.
     """
 
     first: int
     last: int
-    input: Tensor
+    inputs: tuple[Tensor, ...]
     runs_again: bool
     absent: frozenset[Key]
     dropped: frozenset[Key]
@@ -60,6 +65,7 @@ class Segment:
     demands: Mapping[int, tuple[Demand, ...]]
     runs_to: int
     plain_from: int
+    held_bytes: int = 0
 
     @cached_property
     def stop(self) -> int:
@@ -145,6 +151,8 @@ def can_be_cut(required: Requirements) -> bool:
 @kept
 def regions(required: Requirements, schedule: Schedule) -> Regions:
     """Return the network cut up. Errors: InputError for a schedule of another network or way, with what fits."""
+    if checkpoints(required.graph):
+        return Regions(0, None, _own_segments(required, schedule))
     graph, end = required.graph, prefix_end(required)
     if schedule.has_prefix and not end:
         lever, does = ("prefix_batch", "run in pieces") if schedule.cache is None else ("cache", "be cached")
@@ -161,6 +169,56 @@ def regions(required: Requirements, schedule: Schedule) -> Regions:
     if not schedule.has_prefix:
         return Regions(0, None, tuple(segments))
     return Regions(end, passages(graph)[end], tuple(segments), schedule.cache is not None)
+
+
+@kept
+def checkpoints(graph: LayerGraph) -> tuple[tuple[int, int], ...]:
+    """Return the parts that run again in backward by the network's own code: their first and last layers."""
+    found: dict[int, tuple[int, int]] = {}
+    for layer in graph.layers:
+        if layer.checkpoint is not None:
+            first, _ = found.get(layer.checkpoint, (layer.index, 0))
+            found[layer.checkpoint] = first, layer.index
+    return tuple(found.values())
+
+
+def _own_checkpoints_error(graph: LayerGraph) -> InputError:
+    """Return the error for what cannot be done with a network that runs parts of itself again."""
+    return InputError(
+        f"{graph.model} runs parts of itself again in backward (torch.utils.checkpoint), which the accounting 'eager' "
+        "prices for the network as it is; for anything else switch that off (timm: "
+        "model.set_grad_checkpointing(False)) and let a schedule recompute: --recompute best, costmodel.best_schedule"
+    )
+
+
+def _own_segments(required: Requirements, schedule: Schedule) -> tuple[Segment, ...]:
+    """Return the segments of a network that runs parts of itself again, as PyTorch does it.
+
+    Assumption: as `checkpoint` does by itself, without re-entrance, the second run stops early, and the state of the
+    random generator is kept.
+    """
+    graph, found = required.graph, []
+    if required.accounting != EAGER.name or schedule.is_cut:
+        raise _own_checkpoints_error(graph)
+    for first, last in checkpoints(graph):
+        layers = graph.layers[first : last + 1]
+        made = {tensor.id for layer in layers for tensor in layer.outputs}
+        given = {tensor.id: tensor for layer in layers for tensor in layer.inputs.values() if tensor.id not in made}
+        inputs = tuple(tensor for tensor in given.values() if tensor.kind in ("input", "activation"))
+        drawn = {storage.id for layer in layers for storage in layer.beside}
+        inside = _kept_inside(required, layers, _made(layers, inputs) | drawn, last + 1)
+        if needed_by := _users(required, layers, inside):
+            found.append(Segment(
+                first, last, inputs, True, inside, frozenset(), needed_by, {}, _runs_to(required, max(needed_by)),
+                last + 1, RANDOM_STATE_BYTES,
+            ))  # fmt: skip
+    return tuple(found)
+
+
+def _users(required: Requirements, layers: Sequence[Layer], keys: frozenset[Key]) -> frozenset[int]:
+    """Return which of some layers use something of what is kept."""
+    by_layer = required.books.by_layer
+    return frozenset(layer.index for layer in layers if not keys.isdisjoint(by_layer.get(layer.index, ())))
 
 
 @kept
@@ -181,20 +239,19 @@ def segment(required: Requirements, first: int, last: int, mode: str) -> Segment
     if mode.endswith("interior"):
         block = parts(graph).block_of(layers[-1])
         plain_from = min(block.closing_norms if block else (), default=first)
-    inside = _kept_inside(required, layers, places[first], plain_from)
+    inputs = (places[first],)
+    inside = _kept_inside(required, layers, _made(layers, inputs), plain_from)
     is_cheap = mode.startswith(("cheap", "both"))
     dropped = _derivable(required, layers, inside) if is_cheap else {}
     absent = frozenset(dropped) if mode == "cheap" else inside
-    needed_by = {
-        layer.index for layer in layers for key in required.books.by_layer.get(layer.index, ()) if key in absent
-    }
+    needed_by = _users(required, layers, absent)
     if not needed_by or (is_cheap and not dropped):
         raise InputError(
             f"layers {first} to {last} of {graph.model} keep nothing for {required.way.label} that the mode {mode!r} "
             "makes again; leave them out"
         )
     return Segment(
-        first, last, places[first], mode != "cheap", absent, frozenset(dropped), frozenset(needed_by),
+        first, last, inputs, mode != "cheap", absent, frozenset(dropped), needed_by,
         _demands(required, layers, dropped), _runs_to(required, max(needed_by)), plain_from,
     )  # fmt: skip
 
@@ -207,18 +264,25 @@ def _runs_to(required: Requirements, stop: int) -> int:
     """
     layer, books = required.graph.layers[stop], required.books
     given = {dense_key(tensor) for tensor in layer.inputs.values()}
-    reads_only = layer.op in READS_FIRST and all(key in given for key in books.by_layer[stop])
+    reads_only = layer.op in READS_FIRST and all(
+        key in given or key.label == CAST_WEIGHT for key in books.by_layer[stop]
+    )
     return stop if reads_only else stop + 1
 
 
-def _kept_inside(required: Requirements, layers: Sequence[Layer], given: Tensor, plain_from: int) -> frozenset[Key]:
-    """Return what layers keep, but for their input and what layers from `plain_from` on use."""
-    inner = {tensor.storage.id for layer in layers for tensor in layer.outputs} - {given.storage.id}
+def _made(layers: Sequence[Layer], inputs: Sequence[Tensor]) -> set[int]:
+    """Return the storages that layers make."""
+    made = {tensor.storage.id for layer in layers for tensor in layer.outputs}
+    return made - {tensor.storage.id for tensor in inputs}
+
+
+def _kept_inside(required: Requirements, layers: Sequence[Layer], made: set[int], plain_from: int) -> frozenset[Key]:
+    """Return what layers keep of what they made themselves, but for what layers from `plain_from` on use."""
     return frozenset(
         key
         for layer in layers
         for key in required.books.by_layer.get(layer.index, ())
-        if (storage := required.books.saved[key].storage) is None or storage.id in inner
+        if (storage := required.books.saved[key].storage) is None or storage.id in made
         if not any(plain_from <= index <= layers[-1].index for index in required.books.saved[key].uses)
     )
 
@@ -348,16 +412,16 @@ def again(required: Requirements, schedule: Schedule) -> tuple[int, ...]:
 
 def saved_bytes(required: Requirements, schedule: Schedule, micro_batch: Count, float_bytes: int) -> Count:
     """Return the bytes that one forward pass keeps for backward: of segments that run again, their input."""
-    if not schedule.segments:
-        return required.saved_bytes(micro_batch, float_bytes)
     cut, found = regions(required, schedule), {}
+    if not cut.segments:
+        return required.saved_bytes(micro_batch, float_bytes)
     for key, saved in required.books.saved.items():
         owners = (cut.segment_of.get(index) for index in saved.uses)
         if any(segment is None or key not in segment.absent for segment in owners):
             found[key if saved.storage is None else saved.storage.id] = saved.bytes(micro_batch, float_bytes)
     for one in cut.segments:
-        if one.runs_again:
-            found.setdefault(one.input.storage.id, one.input.storage.bytes(micro_batch, float_bytes))
+        for tensor in one.inputs if one.runs_again else ():
+            found.setdefault(tensor.storage.id, tensor.storage.bytes(micro_batch, float_bytes))
     total = over_batch(0, False, micro_batch)
     for size in found.values():
         total = total + size

@@ -138,7 +138,7 @@ def alone_at_least(required: Requirements, carried: Carried[int], segment: Segme
     When it has run again all that it keeps then is there, with its input and the gradient that it was run for.
     """
     batch, float_bytes = carried.micro_batch, carried.precision.activation_bytes
-    before = segment.input
+    (before,) = segment.inputs
     given = 0 if given_is_kept or before.kind == "input" else before.storage.bytes(batch, float_bytes)
     made = {
         saved.storage or key: (saved.storage or saved).bytes(batch, float_bytes)

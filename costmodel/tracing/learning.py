@@ -11,7 +11,6 @@ Source of the second opinion: `derivatives.yaml`, which comes with PyTorch (test
 from __future__ import annotations
 
 import itertools
-import random
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ..graph.learned import UNSEEN, Held, Learned, Pattern, Working
@@ -35,8 +33,9 @@ BATCHES, THIRD_BATCH = (2, 3), 5
 MOST_BYTES = 2**24
 _FEW = 2**16  # elements that are drawn at random; more are all the same number
 ON_META = frozenset({"scaled_dot_product_attention"})  # there it is not computed by the flash kernel
+FAR_BATCH = 61  # at which memory that a library asks for in bytes, and may round up, must be as predicted
 MOST_ROLES = 6  # whose gradients are wanted in every combination; of more, those sets that training asks for
-_DRAWN_SETS = 4
+_BITS_OF_A_BYTE = 8
 _TRIES = 3  # the profiler now and then gives what happens within its tick in another order
 
 
@@ -47,20 +46,15 @@ class Unlearnable(Exception):
 @dataclass(frozen=True)
 class _Seen:
     """One run: elements of its first result; what is kept, by (of, name), as (elements, bits); FLOPs; whose gradient
-    was handed on. products: FLOPs in backward, by the call inside and what it reads."""
+    was handed on."""
 
     elements: int
     kept: dict[tuple[str, str], tuple[int, int]]
     forward_flops: int
-    products: dict[Any, int]
+    backward_flops: int
     counts_flops: bool
     passes: tuple[str, ...]
     is_differentiable: bool
-
-    @property
-    def backward_flops(self) -> int:
-        """All products together."""
-        return sum(self.products.values())
 
 
 @dataclass(frozen=True)
@@ -181,69 +175,30 @@ def _learn(call: TracedCall, roles: list[str]) -> Learned:
         few, more = seen[wanted] = [_observe(call, wanted, batch) for batch in BATCHES]
         if few.kept.keys() != more.kept.keys() or few.passes != more.passes:
             raise Unlearnable("what it keeps depends on the batch")
-        kept = tuple(_held(few, more, partial(_observe, call, wanted, THIRD_BATCH)))
+        kept = tuple(_held(few, more, partial(_observe, call, wanted)))
         flops = _per_image(few, more, "backward_flops")
         patterns.append(Pattern(wanted, kept, flops, few.passes, *_working(call, wanted)))
-    products = _products(roles, seen) if len(roles) > MOST_ROLES else {}
     few, more = seen[()]
     _over_batch(few.elements, more.elements)
     counts = any(run.counts_flops for pair in seen.values() for run in pair)
     plain, _ = _working(call, ())
-    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts, plain, products)
+    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts, plain)
 
 
 def _sets(call: TracedCall, roles: list[str]) -> list[tuple[str, ...]]:
     """Return the sets of gradients that are wanted in turn.
 
-    Of many roles: each alone; weights and biases, or biases, with the gradient for layers before and without; and some
-    that are drawn.
+    Of many roles: each alone; weights and biases, or biases, with the gradient for layers before and without.
     """
     if len(roles) <= MOST_ROLES:
         sizes = range(1, len(roles) + 1)
         return [*itertools.chain.from_iterable(itertools.combinations(roles, size) for size in sizes)]
-    given, drawn = named_tensors(call.function, call.args, call.kwargs), random.Random(len(roles))
+    given = named_tensors(call.function, call.args, call.kwargs)
     own = {role for role in roles if not grows(given[role].shape, call.batch)}
     biases = {role for role in own if given[role].dim() == 1}
     passed_on = {*roles} - own
-    some = [{*drawn.sample(roles, drawn.randrange(2, len(roles)))} for _ in range(_DRAWN_SETS)]
-    sets = [*({role} for role in roles), biases, biases | passed_on, own, own | passed_on, *some]
+    sets = [*({role} for role in roles), biases, biases | passed_on, own, own | passed_on]
     return [*dict.fromkeys(tuple(role for role in roles if role in chosen) for chosen in sets if chosen)]
-
-
-def _products(roles: list[str], seen: dict[tuple[str, ...], list[_Seen]]) -> dict[str, tuple[int, ...]]:
-    """Return the FLOPs of each product in backward by role, from what was seen of each role alone.
-
-    Of several roles a product takes as much as of the one of them that needs it most: in a recurrent layer, the steps
-    back to the first that has the weight. What is kept of several is what is kept of any of them. Empty if this does
-    not hold for all sets that were seen; PyTorch computes some calls in another way where a weight is frozen.
-    """
-    few, more = ([seen[role,][batch] for role in roles] for batch in range(len(BATCHES)))
-    for wanted, pair in seen.items():
-        for run, alone in zip(pair, (few, more), strict=True):
-            own = [alone[roles.index(role)] for role in wanted]
-            kept = {place for each in own for place in each.kept}
-            if {*run.kept} != kept or run.products != _largest(own):
-                return {}
-    products = [*_largest(few)]
-    batched = few[0].elements != more[0].elements
-    for product in products:
-        each, grows = _over_batch(_largest(few)[product], _largest(more)[product])
-        if each and grows != batched:
-            raise Unlearnable("its FLOPs do not grow as its result does")
-    share = BATCHES[0] if batched else 1
-    return {
-        role: tuple(run.products.get(product, 0) // share for product in products)
-        for role, run in zip(roles, few, strict=True)
-    }
-
-
-def _largest(runs: list[_Seen]) -> dict[Any, int]:
-    """Return the FLOPs of every product, of the run in which it takes most."""
-    found: dict[Any, int] = {}
-    for run in runs:
-        for product, flops in run.products.items():
-            found[product] = max(flops, found.get(product, 0))
-    return found
 
 
 def _working(call: TracedCall, wanted: tuple[str, ...]) -> tuple[Working, Working]:
@@ -297,14 +252,16 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _held(few: _Seen, more: _Seen, third: Callable[[], _Seen]) -> Iterator[Held]:
-    """Yield what is kept. third: the same call at `THIRD_BATCH`, which a size in two parts must fit too."""
+def _held(few: _Seen, more: _Seen, at: Callable[[int], _Seen]) -> Iterator[Held]:
+    """Yield what is kept. at: the same call at another batch, which must agree where that is not certain."""
     for (of, name), (elements, bits) in few.kept.items():
         if of != "own":
             yield Held(of, name)  # pyright: ignore[reportArgumentType]  # as `_observe` names them
             continue
         each, once = _affine(elements, more.kept[of, name][0])
-        if each and once and third().kept[of, name][0] != each * THIRD_BATCH + once:
+        further = [THIRD_BATCH] if each and once else []
+        further += [FAR_BATCH] if bits == _BITS_OF_A_BYTE else []
+        if any(at(batch).kept[of, name][0] != each * batch + once for batch in further):
             raise Unlearnable("a size does not grow with the batch in steps")
         if each:
             yield Held("own", name, each, bits, True)
@@ -338,34 +295,6 @@ def _per_image(few: _Seen, more: _Seen, count: str) -> int:
     return each
 
 
-class _Inner(TorchDispatchMode):
-    """Sees the calls inside a call: which of them made a piece of memory, and what products they compute.
-
-    owners: by address of memory, the argument it belongs to, or its number among what is made on the way.
-    """
-
-    def __init__(self, owners: dict[int, tuple[str, str]], flops: Callable[[], int]):
-        super().__init__()
-        self.owners, self._flops = owners, flops
-        self.products: dict[Any, int] = {}
-        self.is_backward = False
-        self._held: list[Any] = []  # storages stay, so that no address is used again
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        before = self._flops()
-        result = func(*args, **kwargs)
-        if flops := self._flops() - before:
-            reads = (each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor))
-            product = func, tuple(self.owners.get(_address(each)) for each in reads)
-            self.products[product] = self.products.get(product, 0) + flops
-        for made in () if self.is_backward else tensors_in(result):
-            if _address(made) not in self.owners:  # views are made in another order where a gradient is wanted
-                self.owners[_address(made)] = ("own", f"own {len(self._held)}")
-                self._held.append(made.untyped_storage())
-        return result
-
-
 class _Token:
     """Stands for a saved tensor as long as its backward could ask for it."""
 
@@ -395,41 +324,34 @@ def _observe(call: TracedCall, wanted: tuple[str, ...], batch: int) -> _Seen:
         tokens.append(weakref.ref(token))
         return token
 
-    owners: dict[int, tuple[str, str]] = {}
-    for role, tensor in given.items():
-        owners.setdefault(_address(tensor), ("input", role))
-    with (
-        torch.random.fork_rng(devices=[]), torch.enable_grad(), corrected_flop_counter() as counter,
-        _Inner(owners, counter.get_total_flops) as inner,
-    ):  # fmt: skip
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), corrected_flop_counter() as counter:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor):
             result = call.function(*run.args, **run.kwargs)
             results = [run.args[0]] if result is None else tensors_in(result)  # an assignment returns nothing
         forward = counter.get_total_flops()
         saved = [token.tensor for token in (each() for each in tokens) if token is not None]
-        kept = _kept(saved, owners, results, writes)
-        inner.products, inner.is_backward = {}, True
+        kept = _kept(saved, given, results, writes)
         passes = _passes(results, leaves)
+        total = counter.get_total_flops()
     differentiable = any(result.requires_grad for result in results)
-    counts = bool(forward or inner.products)
-    return _Seen(results[0].numel(), kept, forward, inner.products, counts, passes, differentiable)
+    return _Seen(results[0].numel(), kept, forward, total - forward, bool(total), passes, differentiable)
 
 
-def _kept(
-    saved: list[torch.Tensor], owners: dict[int, tuple[str, str]], results: list[torch.Tensor], writes: bool
-) -> dict[tuple[str, str], tuple[int, int]]:
+def _kept(saved: list[torch.Tensor], given: dict[str, torch.Tensor], results: list[torch.Tensor], writes: bool):
     """Return what is kept, each storage once: an argument, a result, or memory of the call's own.
 
-    owners: of memory, by its address. writes: whether the call works in place, so that what was the argument is the
-    result.
+    writes: whether the call works in place, so that what was the argument is the result.
     """
-    owners = dict(owners)
+    owners: dict[int, tuple[str, str]] = {}
+    for role, tensor in given.items():
+        owners.setdefault(_address(tensor), ("input", role))
     for number, tensor in enumerate(results):
-        if writes or owners.get(_address(tensor), ("own",))[0] == "own":  # of a view, what it is a view of
+        if writes or _address(tensor) not in owners:  # of a view, what it is a view of
             owners[_address(tensor)] = ("output", str(number))
     kept: dict[tuple[str, str], tuple[int, int]] = {}
     for tensor in saved:
-        owner = owners.setdefault(_address(tensor), ("own", f"unseen {len(kept)}"))
+        number = sum(of == "own" for of, _ in kept)
+        owner = owners.setdefault(_address(tensor), ("own", f"own {number}"))
         kept[owner] = tensor.untyped_storage().nbytes() // tensor.element_size(), 8 * tensor.element_size()
     return kept
 

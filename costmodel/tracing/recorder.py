@@ -9,13 +9,16 @@ block's caller holds it. Weak references to the traced tensors tell.
 
 from __future__ import annotations
 
+import traceback
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch._C._autograd import _top_saved_tensors_default_hooks
+from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import ModelError
 from ..graph.learned import Learned
@@ -58,6 +61,9 @@ class Recorder(CallTracker):
         self.notes: list[str] = []
         self.beside: list[Value] = []  # constants that were made since the last call
         self.gradients_on = True  # as far as the network itself has said
+        # Of torch.utils.checkpoint's hooks, which hold what a part that runs again starts from: its number.
+        self.checkpoints: weakref.WeakKeyDictionary[Callable, int] = weakref.WeakKeyDictionary()
+        self.checkpoint_count = 0
 
     def value(self, tensor: torch.Tensor, kind: str, name: str = "") -> Value:
         """Register a torch tensor's present content as a value and watch when the tensor dies."""
@@ -86,6 +92,9 @@ class Recorder(CallTracker):
         if inner := self.opened(function):
             return self.follow(function, inner, args, kwargs)
         place = _, op, _ = self.locate(function)
+        if op == "requires_grad" and not kwargs:
+            return self._requires_grad(args[0])
+        checkpoint = self._checkpoint()
         unasked = self._watch_gradients(op, args)
         result, found = self._run(function, args, kwargs)
         outputs = [args[0]] if op == "setitem" else tensors_in(result)  # an assignment returns nothing
@@ -100,11 +109,11 @@ class Recorder(CallTracker):
         if followed and differentiable and (torch.is_grad_enabled() or own):
             given = args[0] if args else kwargs.get("input")
             inplace = operation_name(function)[1] or (outputs[0] is given and bool(attributes.get("inplace")))
-            made = Call(*place, inputs, attributes | found, inplace)
+            made = Call(*place, inputs, attributes | found, inplace, checkpoint=checkpoint)
             if op == "detach" or not torch.is_grad_enabled():
                 made.attributes["cut_off"] = True
             if _is_learned(op, [*tensors_in([args, kwargs]), *outputs]):
-                with torch.enable_grad():
+                with torch.enable_grad(), saved_tensors_hooks(torch.Tensor.detach, _itself):
                     made.learned = self._learn(made, function, args, kwargs)
             self._record(made, given, outputs, tensors_in([args, kwargs]))
         else:
@@ -191,8 +200,6 @@ class Recorder(CallTracker):
 
         What switches them off without a call that the mode sees is a torch.autograd.Function.
         """
-        if (hooks := _top_saved_tensors_default_hooks(False)) is not None:
-            self.refuse_hooks(hooks[0])
         unasked = self.gradients_on and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if op == "_set_grad_enabled":
             if unasked:
@@ -200,18 +207,41 @@ class Recorder(CallTracker):
             self.gradients_on = args[0]
         return unasked
 
-    def refuse_hooks(self, pack: Callable[..., Any]) -> None:
-        """Refuse a network whose own code says what becomes of saved tensors: a prediction would leave that out."""
-        if pack.__module__ == "torch.utils.checkpoint":
-            what = "is run again in backward by torch.utils.checkpoint"
-            instead = (
-                "switch that off (timm: model.set_grad_checkpointing(False)) and let a schedule recompute: "
-                "--recompute best, costmodel.best_schedule"
+    def _requires_grad(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor would require a gradient if every parameter trained; nothing does in a trace."""
+        self.notes.append(
+            f"{self.place} asks whether tensors require a gradient: traced as if every parameter trained, so that with "
+            "frozen layers it may run in another way"
+        )
+        value = self.known.get(id(tensor))
+        on = torch.is_grad_enabled() or (value is not None and value.kind == "parameter")
+        return on and value is not None and value.kind in ("activation", "parameter", "derived")
+
+    def _checkpoint(self) -> int | None:
+        """Return the number of the part that runs again in backward, by torch.utils.checkpoint, if this is in one.
+
+        Errors: ModelError where one part is within another, and where hooks do something else with saved tensors: a
+        prediction would leave that out.
+        """
+        if (hooks := _top_saved_tensors_default_hooks(False)) is None:
+            return None
+        pack = hooks[0]
+        if pack.__module__ != "torch.utils.checkpoint":
+            name = pack.__qualname__.partition(".")[0]
+            raise ModelError(
+                f"{self.place} keeps its saved tensors by hooks ({name}), which is not priced; leave the hooks out for "
+                "the trace"
             )
-        else:
-            what = f"keeps its saved tensors by hooks ({pack.__qualname__.partition('.')[0]})"
-            instead = "leave the hooks out for the trace"
-        raise ModelError(f"{self.place} {what}, which is not priced; {instead}")
+        if pack not in self.checkpoints:
+            codes = [frame.f_code for frame, _ in traceback.walk_stack(None)]
+            if sum(c.co_name == "checkpoint" and c.co_filename == torch.utils.checkpoint.__file__ for c in codes) > 1:
+                raise ModelError(
+                    f"{self.place} runs a part again within a part that runs again (torch.utils.checkpoint), which is "
+                    "not priced; leave one of the two out"
+                )
+            self.checkpoints[pack] = self.checkpoint_count
+            self.checkpoint_count += 1
+        return self.checkpoints[pack]
 
     def refuse(self, call: str) -> None:
         """Refuse the network for a call of a kind that cannot be followed."""
@@ -246,6 +276,10 @@ class Recorder(CallTracker):
                 "for the trace write the call that overwrites out of place, and use its result"
             )
         return value
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _is_learned(op: str, tensors: list[torch.Tensor]) -> bool:

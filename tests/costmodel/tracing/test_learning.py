@@ -134,16 +134,6 @@ def _agrees(network: nn.Module, graph: LayerGraph, side: int, **trained) -> bool
     return predicted == (saved_bytes(network, images), step_flops(network, images))
 
 
-@pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2}], ids=["both ways", "stacked"])
-def test_any_weights_of_an_lstm_may_be_trained(options):
-    network = Recurrent(nn.LSTM, **options)
-    network(torch.randn(2, 3, 4, 4))
-    graph, drawn = trace(network, 4), random.Random(datetime.date.today().toordinal())
-    for _ in range(5):
-        trained = drawn.sample([*graph.parameters], 4)
-        assert _agrees(network, graph, 4, trained=trained), trained
-
-
 def test_of_weights_that_change_how_a_layer_is_computed_only_what_was_seen_is_priced():
     network = Recurrent(nn.GRU, num_layers=2)
     network(torch.randn(2, 3, 4, 4))
@@ -154,7 +144,15 @@ def test_of_weights_that_change_how_a_layer_is_computed_only_what_was_seen_is_pr
         footprint(graph, trained=["layer.weight_ih_l0", "layer.bias_hh_l1", "head.weight"], batch=BATCH)
 
 
-@pytest.mark.parametrize("make", [lambda: _network("grid_sample"), lambda: Recurrent(nn.LSTM, num_layers=2)])
+def test_memory_that_a_library_rounds_up_is_refused():
+    """oneDNN's workspace of an LSTM is made of pieces in whole pages, so that few batches do not tell the next."""
+    network = Recurrent(nn.LSTM, num_layers=2)
+    network(torch.randn(2, 3, 8, 8))
+    with pytest.raises(UnknownOperationError, match=r"no rule for the operation 'lstm' \(lstm in layer"):
+        footprint(trace(network, 8), batch=BATCH, accounting="eager")
+
+
+@pytest.mark.parametrize("make", [lambda: _network("grid_sample"), lambda: Recurrent(nn.GRU, num_layers=2)])
 def test_what_was_learned_is_saved_and_read_again(make, tmp_path):
     network = make()
     network(torch.randn(2, 3, 8, 8))
