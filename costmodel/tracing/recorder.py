@@ -9,15 +9,12 @@ block's caller holds it. Weak references to the traced tensors tell.
 
 from __future__ import annotations
 
-import traceback
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch import nn
-from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import ModelError
@@ -33,9 +30,11 @@ from .calls import (
     operation_name,
     tensors_in,
 )
+from .checkpoints import Checkpoints
 from .learning import ON_META, Learner, TracedCall, Unlearnable, attention
 from .quick import QuickCalls
 from .recorded import Call, Store, Value, grows, kinds, plain_value
+from .slices import StaleRead, as_write, place
 from .strides import LAID_OUT, has_rows, matmul_copies
 
 # What depends on its argument's shape alone.
@@ -49,9 +48,9 @@ _AUTOGRAD_FUNCTION = "a torch.autograd.Function (or a re-entrant checkpoint)"
 class Recorder(CallTracker):
     """Records every call whose result depends on the network's input or on a parameter."""
 
-    def __init__(self, module: nn.Module, batch: int = TRACE_BATCH):
+    def __init__(self, module: nn.Module, batch: int = TRACE_BATCH, follows_slices: bool = False):
         super().__init__(module)
-        self.batch = batch
+        self.batch, self.follows_slices = batch, follows_slices
         self.asked_channels: int | None = None  # by the convolution that failed
         self.calls: list[Call] = []
         self.run = QuickCalls()
@@ -61,9 +60,7 @@ class Recorder(CallTracker):
         self.notes: list[str] = []
         self.beside: list[Value] = []  # constants that were made since the last call
         self.gradients_on = True  # as far as the network itself has said
-        # Of torch.utils.checkpoint's hooks, which hold what a part that runs again starts from: its number.
-        self.checkpoints: weakref.WeakKeyDictionary[Callable, int] = weakref.WeakKeyDictionary()
-        self.checkpoint_count = 0
+        self.checkpoints = Checkpoints()
 
     def value(self, tensor: torch.Tensor, kind: str, name: str = "") -> Value:
         """Register a torch tensor's present content as a value and watch when the tensor dies."""
@@ -91,10 +88,18 @@ class Recorder(CallTracker):
         kwargs = kwargs or {}
         if inner := self.opened(function):
             return self.follow(function, inner, args, kwargs)
-        place = _, op, _ = self.locate(function)
-        if op == "requires_grad" and not kwargs:
+        if operation_name(function)[0] == "requires_grad":
             return self._requires_grad(args[0])
-        checkpoint = self._checkpoint()
+        if self.follows_slices and (write := as_write(function, args, kwargs)):
+            self.locate(function)  # it counts among its module's calls
+            self._call(*write, kwargs)
+            return args[0]
+        return self._call(function, args, kwargs)
+
+    def _call(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run one call and record it."""
+        place = _, op, _ = self.locate(function)
+        checkpoint = self.checkpoints.running(self.place)
         unasked = self._watch_gradients(op, args)
         result, found = self._run(function, args, kwargs)
         outputs = [args[0]] if op == "setitem" else tensors_in(result)  # an assignment returns nothing
@@ -217,32 +222,6 @@ class Recorder(CallTracker):
         on = torch.is_grad_enabled() or (value is not None and value.kind == "parameter")
         return on and value is not None and value.kind in ("activation", "parameter", "derived")
 
-    def _checkpoint(self) -> int | None:
-        """Return the number of the part that runs again in backward, by torch.utils.checkpoint, if this is in one.
-
-        Errors: ModelError where one part is within another, and where hooks do something else with saved tensors: a
-        prediction would leave that out.
-        """
-        if (hooks := _top_saved_tensors_default_hooks(False)) is None:
-            return None
-        pack = hooks[0]
-        if pack.__module__ != "torch.utils.checkpoint":
-            name = pack.__qualname__.partition(".")[0]
-            raise ModelError(
-                f"{self.place} keeps its saved tensors by hooks ({name}), which is not priced; leave the hooks out for "
-                "the trace"
-            )
-        if pack not in self.checkpoints:
-            codes = [frame.f_code for frame, _ in traceback.walk_stack(None)]
-            if sum(c.co_name == "checkpoint" and c.co_filename == torch.utils.checkpoint.__file__ for c in codes) > 1:
-                raise ModelError(
-                    f"{self.place} runs a part again within a part that runs again (torch.utils.checkpoint), which is "
-                    "not priced; leave one of the two out"
-                )
-            self.checkpoints[pack] = self.checkpoint_count
-            self.checkpoint_count += 1
-        return self.checkpoints[pack]
-
     def refuse(self, call: str) -> None:
         """Refuse the network for a call of a kind that cannot be followed."""
         raise ModelError(
@@ -271,11 +250,27 @@ class Recorder(CallTracker):
             self.refuse_unseen(tensor)
             value = self.value(tensor, "constant")
         if value.version < value.store.writes and value.kind in ("input", "activation"):
+            if not self.follows_slices:
+                raise StaleRead
+            return self._taken_anew(tensor)
+        return value
+
+    def _taken_anew(self, tensor: torch.Tensor) -> Value:
+        """Return the value of a view of what was overwritten since: the view is taken again.
+
+        Errors: ModelError if what it is a view of is not known.
+        """
+        base = tensor._base
+        if base is None or id(base) not in self.known:
             raise ModelError(
                 f"{self.place} reads a tensor after a view of it was overwritten in place, which cannot be followed; "
                 "for the trace write the call that overwrites out of place, and use its result"
             )
-        return value
+        self._call(torch.as_strided, (base, *place(tensor)), {})
+        taken = self.value(tensor, "activation")
+        taken.is_view = True
+        self.calls[-1].outputs = [taken]
+        return taken
 
 
 def _itself(tensor: torch.Tensor) -> torch.Tensor:
