@@ -31,7 +31,7 @@ from .graph.blocks import block_count, body_digest, parts
 from .graph.elastic import Design, Subnetwork
 from .graph.layer_graph import LayerGraph
 from .graph.values import Layer, Tensor
-from .machine.process import POLICIES, Floor, Process, kernels_of, process_of
+from .machine.process import POLICIES, Floor, Process, kernels_of, native_floor, process_of
 from .machine.step_time import Seconds, StepTime
 from .methods.assignment import Assignment
 from .methods.last_convolutions import convolutions
@@ -170,6 +170,7 @@ __all__ = [
     "import_state",
     "kernels_of",
     "make_optimizer",
+    "native_floor",
     "nearest_schedule",
     "parts",
     "peak_bytes",

@@ -7,9 +7,10 @@ where an operand of its size lies that ends there. What nobody needs in the end 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Value:
     """Something in the arena: its bytes, and the moments of the calls that make it and read it last."""
 
@@ -29,8 +30,7 @@ class Value:
         return self if self.owner is None else self.owner.root
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What is made of what. elementwise: one element after the other, so that results may lie where operands do."""
 
     made: tuple[Value, ...]
@@ -60,6 +60,10 @@ class Program:
     def chain(self, size: int, *operands: Value | None) -> Value:
         """Make a value by an element-wise call."""
         return self.calls_for([size], *operands, elementwise=True)[0]
+
+    def hold(self, value: Value) -> None:
+        """Keep a value until now."""
+        value.last = len(self.places) - 1
 
     def leave(self, *values: Value) -> None:
         """Note that values leave the step, such as a parameter after its update, when they are made."""

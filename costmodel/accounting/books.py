@@ -91,13 +91,15 @@ class Again(NamedTuple):
 class Execution:
     """How a step is carried out, as far as an accounting's own timeline asks.
 
-    batch: images of a pass. float_bytes: of one number of an activation. passes: whose gradients are added up. prefix:
-    the layers below this one run for `piece` images at a time. at_most: pieces whose moments are wanted, of which the
-    second is as all others. again: by layer, what runs again before its backward.
+    batch: images of a pass. float_bytes: of one number of an activation. wanted: by layer, the arguments whose gradient
+    is computed. passes: whose gradients are added up. prefix: the layers below this one run for `piece` images at a
+    time. at_most: pieces whose moments are wanted, of which the second is as all others. again: by layer, what runs
+    again before its backward.
     """
 
     batch: int
     float_bytes: int
+    wanted: Wanted
     passes: int = 1
     optimizer: str = "sgd"
     prefix: int = 0
@@ -106,13 +108,42 @@ class Execution:
     again: Mapping[int, tuple[Again, ...]] = field(default_factory=dict)
 
 
+class Part(NamedTuple):
+    """A part of a network between two places that one tensor passes.
+
+    given: the tensor that it reads; given_is_kept: whether a part before counts it as kept. result: the tensor that it
+    gives, None if the loss follows; counts_result: whether this part counts it as kept until the next one's backward.
+    """
+
+    layers: range
+    given: Tensor
+    given_is_kept: bool
+    result: Tensor | None
+    counts_result: bool
+
+
+class PartBytes(NamedTuple):
+    """What a part takes by itself.
+
+    kept: from its forward until its backward, but for its result. forward, backward: the most at any moment, with what
+    it reads.
+    """
+
+    kept: int
+    forward: int
+    backward: int
+
+
 @dataclass(frozen=True)
 class Accounting:
     """A way of keeping the books: `keep` turns the wanted gradients into what is stored.
 
     kernels: whose working memory counts. timeline: its own moments in place of the step's; what such books say of
-    frozen weights' precision is theirs, whatever is asked for. follows_schedules: whether its timeline is that of the
-    schedule, with the gradients that passes add up; else these are added, and the network cannot be cut up. whole_step:
+    frozen weights' precision is theirs, whatever is asked for. part: the same of a part of the network, with what runs
+    again in it, for one pass. Such books follow schedules, add up the gradients of passes, and update each parameter as
+    soon as its gradient is there; with others of their own timeline the network cannot be cut up. is_carried_out:
+    whether this package makes a network, or a program, that trains by these books with any schedule. runtime_bytes:
+    what the process takes beside the step, where no Python runs it. whole_step:
     whether its moments are those of a whole training step, of which a peak can be compared with a RAM. linear_in_batch:
     whether they grow linearly with the batch, but for bits that are packed into bytes. leaves_out: what a reader must
     not look for in them.
@@ -124,10 +155,17 @@ class Accounting:
     keep: Callable[[LayerGraph, Assignment, Sequence[Facts], Wanted], Books]
     kernels: Kernels = NO_KERNELS
     timeline: Callable[[LayerGraph, Assignment, Books, Execution], list[Instant]] | None = None
-    follows_schedules: bool = False
+    part: Callable[[LayerGraph, Assignment, Books, Execution, Part], PartBytes] | None = None
+    is_carried_out: bool = False
+    runtime_bytes: int | None = None
     whole_step: bool = True
     linear_in_batch: bool = True
     leaves_out: str = ""
+
+    @property
+    def follows_schedules(self) -> bool:
+        """Whether its own timeline is that of the schedule."""
+        return self.part is not None
 
 
 def all_at_once(graph: LayerGraph, assignment: Assignment, books: Books, how: Execution) -> list[Instant]:

@@ -139,4 +139,5 @@ LEAN = Accounting(
     "the least that an exact backward needs; what this package's layers keep",
     "costmodel/rules, checked against gradients and saved tensors in the tests",
     _keep,
+    is_carried_out=True,
 )

@@ -1,19 +1,26 @@
-"""A program beside PyTorch, step by step on the same random images.
+"""A program beside PyTorch, one step at a time on the same random images, each step begun from PyTorch's own state.
 
-What rounding alone does is measured, not guessed: where losses or weights differ by more than `LOSS_TOLERANCE` or
-`WEIGHT_TOLERANCE`, PyTorch in double precision trains too, and the program may be as far from PyTorch as PyTorch was by
-then from that, some times over. Adam needs this: it divides a gradient by its own size, so that of one that is zero but
-for rounding it makes full steps. Untrained networks let a difference grow tenfold from step to step: what comes after
-PyTorch's own rounding has grown that far says nothing (`comparable_steps`).
+Compared over several steps in a row, right programs fail: where norms take statistics of small batches and weights are
+untrained, PyTorch's own rounding grows from 1e-7 to 0.1 in ten steps. One step from a common state shows what is wrong
+with a program, and rounding has no time to grow. What an update changes (weights and the optimizer's state) is compared
+tensor by tensor, as a share of the change, so that a small learning rate hides nothing:
+
+    difference = |after - PyTorch's after| / (|PyTorch's after - before| + RESOLUTION |before| + NOISE_SHARE largest)
+
+largest: of |PyTorch's after - before| of all weights, or all states of a kind. A tensor whose gradient is zero but for
+rounding (the bias of a norm before a norm) changes by far less.
+
+Within one step rounding acts through kinks: it puts a number on the other side of a ReLU's zero, and a gradient jumps.
+What it does is measured, not guessed: PyTorch makes the same steps in double precision, from the images and from images
+that are off by NOISE. A program may be as far from PyTorch as these are from each other, some times over.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,83 +31,164 @@ from torch.autograd.graph import get_gradient_edge
 from ..training.applied import Applied
 from ..training.optimizers import make_optimizer
 from .forms import Forms
-from .recording import Recording
+from .recording import STATE_PREFIX, STEP, Recording
 
 if TYPE_CHECKING:
     from .running import Running
 
-LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-3, 1e-4
-TIMES_ROUNDING = 10  # Assumption: another order of the same sums is within this many times their rounding error
+LOSS_TOLERANCE, LOGIT_TOLERANCE, STATISTICS_TOLERANCE = 1e-4, 1e-3, 1e-4
+CHANGE_TOLERANCE = 0.01  # of a tensor's change, where rounding does not do more
+# Assumption: sums in another order of the terms are within this many times the rounding that was measured.
+TIMES_ROUNDING = 5
+# How far off the images are. Source: statistics of MCUNet-5FPS, MobileNetV2 and V3 then differ by 1e-6 to 2e-6 of their
+# size, as those of the portable kernels do, which add numbers up one after the other.
+NOISE = 1e-6
+RESOLUTION, NOISE_SHARE = 1e-5, 1e-4  # float32 has 6e-8 of a number; a hundredth of these shares is tolerated
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Check:
     """What a comparison came to.
 
-    losses, torch_losses: of each step. loss_difference, weight_difference, logit_difference: the largest; of weights
-    and statistics as a share of the tensor's largest value, or of 1 if that is larger. rounding: how far PyTorch's own
-    weights are from those in double precision; loss_rounding: its losses, at each step; None where that was not asked.
-    right: whether as many images were classified right at each step.
+    losses, torch_losses: of each step. loss_difference, logit_difference, statistics_difference, weight_difference: the
+    largest; but for losses as a share of the tensor's largest value, or of 1 if that is larger. tensor: whose change
+    differs most, beside what is tolerated; change_difference: by how much; rounding: what rounding does to that change;
+    0 where it was not asked. right: whether as many images were classified right at each step.
     """
 
     steps: int
     losses: tuple[float, ...]
     torch_losses: tuple[float, ...]
     loss_difference: float
-    weight_difference: float
     logit_difference: float
-    rounding: float | None
-    loss_rounding: tuple[float, ...] | None
+    statistics_difference: float
+    weight_difference: float
+    tensor: str
+    change_difference: float
+    rounding: float
     right: bool
 
     @property
-    def comparable_steps(self) -> int:
-        """How many steps there are before rounding alone, some times over, is more than is tolerated of a loss."""
-        grown = accumulate(self.loss_rounding or (0.0,) * self.steps, max)
-        return sum(TIMES_ROUNDING * rounding <= LOSS_TOLERANCE for rounding in grown)
-
-    @property
     def agrees(self) -> bool:
-        """Whether the differences are those of rounding."""
-        weights = max(WEIGHT_TOLERANCE, TIMES_ROUNDING * (self.rounding or 0.0))
-        grown = accumulate(self.loss_rounding or (0.0,) * self.steps, max)
-        apart = (abs(one - two) for one, two in zip(self.losses, self.torch_losses, strict=True))
-        return self.weight_difference <= weights and all(
-            difference <= max(LOSS_TOLERANCE, TIMES_ROUNDING * rounding)
-            for difference, rounding in zip(apart, grown, strict=True)
+        """Whether the differences are those of rounding; no number agrees with nothing."""
+        return (
+            self.loss_difference <= LOSS_TOLERANCE
+            and self.logit_difference <= LOGIT_TOLERANCE
+            and self.statistics_difference <= STATISTICS_TOLERANCE
+            and self.change_difference <= tolerated(self.rounding)
         )
+
+
+def tolerated(rounding: float) -> float:
+    """Return the most that a change may differ by where rounding does so much."""
+    return max(CHANGE_TOLERANCE, TIMES_ROUNDING * rounding)
 
 
 def compare(
     running: Running, network: Applied, recording: Recording, optimizer: str, rate: float, steps: int
 ) -> Check:  # fmt: skip
-    """Train the program and a copy of the network on the same random images; return how they differ."""
-    reference = copy.deepcopy(network).train()
-    images, losses, torch_losses, right = recording.inputs[0], [], [], True
-    trained = _train(reference, recording, optimizer, rate, steps)
-    for (images, labels), (torch_loss, hits) in zip(_batches(recording, steps), trained, strict=True):
-        loss, program_hits = running.step(images, labels, rate)
+    """Make each step with the program and with PyTorch, from PyTorch's state; return how they differ."""
+    reference = _Reference(network, recording, optimizer, rate)
+    names, losses, torch_losses, right = running.names, [], [], True
+    images = recording.inputs[0]
+    changes: dict[str, float] = {}  # the largest differences, by tensor
+    values: dict[str, float] = {}
+    for images, labels in _batches(recording, steps):
+        before = reference.state(names)
+        running.restore(before)
+        loss, hits = running.step(images, labels, rate)
+        torch_loss, torch_hits = reference.step(images, labels)
         losses.append(loss)
         torch_losses.append(torch_loss)
-        right &= hits == program_hits
-    state, own = running.state(), reference.state_dict()
-    shared = [name for name, value in own.items() if name in state and value.is_floating_point()]
-    weight_difference = _apart([state[name] for name in shared], [own[name] for name in shared])
-    loss_difference = max(abs(one - two) for one, two in zip(losses, torch_losses, strict=True))
-    rounding = loss_rounding = None
-    if weight_difference > WEIGHT_TOLERANCE or loss_difference > LOSS_TOLERANCE:
-        double = copy.deepcopy(network).train().double()
-        exact_losses = [loss for loss, _ in _train(double, recording, optimizer, rate, steps)]
-        exact = double.state_dict()
-        rounding = _apart([own[name].double() for name in shared], [exact[name] for name in shared])
-        loss_rounding = tuple(abs(one - two) for one, two in zip(torch_losses, exact_losses, strict=True))
+        right &= hits == torch_hits
+        found, after = running.state(), reference.state(names)
+        _keep_largest(values, {name: _apart(found[name], after[name]) for name in names})
+        _keep_largest(changes, _shares(_updated(names, recording), before, after, after, found))
+    running.restore(reference.state(names))
     with torch.no_grad():
-        logits = reference.eval()(images)
+        logits = reference.network.eval()(images)
     predicted = torch.cat([running.predict(image) for image in images.split(1)])
+    rounding: dict[str, float] = {}
+    if _largest(changes.values()) > CHANGE_TOLERANCE:
+        rounding = _rounding(_Reference(network, recording, optimizer, rate), _updated(names, recording), steps)
+    worst = max(changes, key=lambda name: changes[name] / tolerated(rounding.get(name, 0.0)))
     return Check(
         steps, tuple(losses), tuple(torch_losses),
-        loss_difference, weight_difference, _apart([predicted], [logits]), rounding, loss_rounding, right,
+        _largest(abs(one - two) for one, two in zip(losses, torch_losses, strict=True)),
+        _apart(predicted, logits),
+        _largest(value for name, value in values.items() if name not in changes),
+        _largest(value for name, value in values.items() if name in recording.trained),
+        worst, changes[worst], rounding.get(worst, 0.0), right,
     )  # fmt: skip
+
+
+class _Reference:
+    """A copy of the network that PyTorch trains, in the network's own precision."""
+
+    def __init__(self, network: nn.Module, recording: Recording, optimizer: str, rate: float):
+        self.network, self.recording = copy.deepcopy(network).train(), recording
+        self.how = optimizer, rate
+        self.update = make_optimizer(optimizer, self.network, rate)
+        self.made = 0
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
+        """Train on a batch; return its loss, and how many images were right before the update."""
+        size, dtype = self.recording.micro_batch, next(self.network.parameters()).dtype
+        total, right, passes = 0.0, 0, len(images) // size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # as when the step was recorded: of it come the numbers of random calls
+            for x, y in zip(images.to(dtype).split(size), labels.split(size), strict=True):
+                with Forms(torch.tensor(self.made), random_only=True) if self.recording.drew else nullcontext():
+                    out = self.network(x)
+                    loss = F.cross_entropy(out, y)
+                    torch.autograd.backward(get_gradient_edge(loss / passes))  # as in `forms.gradients_of`
+                total += float(loss.detach()) / passes
+                right += int((out.argmax(1) == y).sum())
+        self.update.step()
+        self.update.zero_grad(set_to_none=True)
+        self.made += 1
+        return total, right
+
+    def state(self, names: Sequence[str]) -> State:
+        """Return copies of what a step changes, by the program's names."""
+        own, parameters = self.network.state_dict(), dict(self.network.named_parameters())
+
+        def value(name: str) -> Tensor:
+            if name == STEP:
+                return torch.tensor(self.made)
+            if name in own:
+                return own[name].clone()
+            kind, parameter = name.removeprefix(STATE_PREFIX).split(":")
+            kept = self.update.state.get(parameters[parameter], {})  # nothing before the first step
+            return kept[kind].clone() if kind in kept else torch.zeros_like(parameters[parameter])
+
+        return {name: value(name) for name in names}
+
+    def in_double_precision(self) -> _Reference:
+        """Return a copy in this state."""
+        found = _Reference(self.network, self.recording, *self.how)
+        found.network.double()
+        found.update.load_state_dict(self.update.state_dict())
+        found.made = self.made
+        return found
+
+
+def _rounding(reference: _Reference, names: Sequence[str], steps: int) -> dict[str, float]:
+    """Return how far rounding moves the change of each tensor in one step, at most."""
+    found: dict[str, float] = {}
+    source = torch.Generator().manual_seed(1)
+    for images, labels in _batches(reference.recording, steps):
+        exact, moved = reference.in_double_precision(), reference.in_double_precision()
+        noise = torch.randn(images.shape, generator=source, dtype=torch.float64)
+        before = reference.state(names)
+        reference.step(images, labels)
+        exact.step(images, labels)
+        moved.step(images.double() * (1 + NOISE * noise), labels)
+        own, right, other = (each.state(names) for each in (reference, exact, moved))
+        for one in (own, other):
+            _keep_largest(found, _shares(names, before, own, right, one))
+    return found
 
 
 def _batches(recording: Recording, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -111,30 +199,36 @@ def _batches(recording: Recording, steps: int) -> Iterator[tuple[Tensor, Tensor]
         yield torch.randn(x.shape, generator=source), torch.randint(recording.classes, y.shape, generator=source)
 
 
-def _train(
-    network: nn.Module, recording: Recording, optimizer: str, rate: float, steps: int
-) -> Iterator[tuple[float, int]]:
-    """Train with PyTorch, in the network's own precision; yield each step's loss, and how many images were right."""
-    update = make_optimizer(optimizer, network, rate)
-    dtype = next(network.parameters()).dtype
-    size = recording.micro_batch
-    for number, (images, labels) in enumerate(_batches(recording, steps)):
-        total, right, passes = 0.0, 0, len(images) // size
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # as when the step was recorded: of it come the numbers of random calls
-            for x, y in zip(images.to(dtype).split(size), labels.split(size), strict=True):
-                with Forms(torch.tensor(number), random_only=True) if recording.drew else nullcontext():
-                    out = network(x)
-                    loss = F.cross_entropy(out, y)
-                    torch.autograd.backward(get_gradient_edge(loss / passes))  # as in `forms.gradients_of`
-                total += float(loss.detach()) / passes
-                right += int((out.argmax(1) == y).sum())
-        update.step()
-        update.zero_grad(set_to_none=True)
-        yield total, right
+def _updated(names: Sequence[str], recording: Recording) -> list[str]:
+    """Return the names of what an update changes: what trains, and the optimizer's state."""
+    return [name for name in names if name in recording.trained or name.startswith(STATE_PREFIX)]
 
 
-def _apart(ones: list[Tensor], others: list[Tensor]) -> float:
+def _shares(names: Sequence[str], before: State, after: State, one: State, other: State) -> dict[str, float]:
+    """Return by tensor how far two states are apart as a share of the change from `before` to `after`."""
+    changes = {name: float((after[name].double() - before[name].double()).norm()) for name in names}
+    largest: dict[str, float] = {}
+    for name, change in changes.items():
+        kind = name.rpartition(":")[0]
+        largest[kind] = max(largest.get(kind, 0.0), change)
+    found = {}
+    for name, change in changes.items():
+        whole = change + RESOLUTION * float(before[name].norm()) + NOISE_SHARE * largest[name.rpartition(":")[0]]
+        apart = float((one[name].double() - other[name].double()).norm())
+        found[name] = apart / whole if whole else apart
+    return found
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
     """Return the largest difference as a share of the tensor's largest value, or of 1 if that is larger."""
-    found = [float((a - b).abs().max() / max(1.0, float(b.abs().max()))) for a, b in zip(ones, others, strict=True)]
-    return max((one if one == one else float("inf") for one in found), default=0.0)  # no number is never equal
+    return float((one - other).abs().max() / max(1.0, float(other.abs().max())))
+
+
+def _keep_largest(found: dict[str, float], more: Mapping[str, float]) -> None:
+    for name, value in more.items():
+        found[name] = _largest((found.get(name, 0.0), value))
+
+
+def _largest(values: Iterable[float]) -> float:
+    """Return the largest number; infinity if one of them is none, which equals nothing."""
+    return max((value if value == value else float("inf") for value in values), default=0.0)

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import InputError, ModelError, missing_package
 from ..step.schedule import Schedule
 from ..training.applied import Applied
-from .comparing import Check, compare
+from .comparing import Check, compare, tolerated
 from .recording import record
 from .saved import MANIFEST, MANIFEST_VERSION, PROGRAM, WEIGHTS
 
@@ -131,16 +131,15 @@ def export_step(
         names = [name for name, *_ in program.state]
         try:
             check = compare(Running(program.content, names), network, recording, optimizer, learning_rate, check_steps)
-            if not check.agrees and 0 < (fewer := check.comparable_steps) < check_steps:
-                again = Running(program.content, names)  # from the first values
-                check = compare(again, network, recording, optimizer, learning_rate, fewer)
         except RuntimeError as error:
             raise ModelError(f"the runtime cannot run the program: {error}; nothing was written") from error
     if check is not None and not check.agrees:
         raise ModelError(
-            f"the program does not train as PyTorch does: after {check.steps} steps losses differ by up to "
-            f"{check.loss_difference:.1e} and weights by {check.weight_difference:.1e}, more than rounding; nothing "
-            "was written; please report it with the network"
+            f"the program does not train as PyTorch does: in one of {check.steps} single steps losses differ by "
+            f"{check.loss_difference:.1e}, predictions by {check.logit_difference:.1e}, statistics by "
+            f"{check.statistics_difference:.1e}, and the change of {check.tensor} by {check.change_difference:.1%}, "
+            f"where {tolerated(check.rounding):.1%} would be rounding; nothing was written; please report it with the "
+            "network"
         )
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     return Export(program, check, optimizer, delegate, batch, resolution, recording.classes, learning_rate, weights)

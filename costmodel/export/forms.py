@@ -256,9 +256,13 @@ def _both_sides(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _matrix(size: int, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the matrix of a map along one dimension: `function` maps 1 x size x size x 1, all columns at once."""
+    """Return the matrix of a map along one dimension: `function` maps 1 x size x size x 1, all columns at once.
+
+    `contiguous` would leave the strides of a single row or column in the wrong order, which the runtime refuses.
+    """
     with _disable_current_modes(), torch.no_grad():
-        return function(torch.eye(size).view(1, size, size, 1)).squeeze(3).squeeze(0).T.contiguous()
+        columns = function(torch.eye(size).view(1, size, size, 1)).squeeze(3).squeeze(0)
+        return columns.T.clone(memory_format=torch.contiguous_format)
 
 
 def averaged(

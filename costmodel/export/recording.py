@@ -21,7 +21,7 @@ from .forms import Forms, gradients_of
 from .updates import UPDATES
 
 STEP = "step"  # the name of the number of steps made
-_STATE = "optimizer:"
+STATE_PREFIX = "optimizer:"  # of the names of the optimizer's state: optimizer:KIND:PARAMETER
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
     update = UPDATES.find(optimizer)
     own = {name: value.detach().clone() for name, value in (*network.named_parameters(), *network.named_buffers())}
     trained = tuple(name for name, parameter in network.named_parameters() if parameter.requires_grad)
-    state = {f"{_STATE}{kind}:{name}": torch.zeros_like(own[name]) for name in trained for kind in update.state}
+    state = {f"{STATE_PREFIX}{kind}:{name}": torch.zeros_like(own[name]) for name in trained for kind in update.state}
     values = {**own, **state, STEP: torch.zeros((), dtype=torch.int64)}
     names, size, drew = list(values), micro_batch, []
 
@@ -98,11 +98,11 @@ def record(network: Applied, optimizer: str, batch: int, resolution: int, micro_
             count = now[STEP] + 1
             for name, gradient in zip(trained, gradients, strict=True):
                 mean = gradient / passes if passes > 1 else gradient
-                kept = {kind: now[f"{_STATE}{kind}:{name}"] for kind in update.state}
+                kept = {kind: now[f"{STATE_PREFIX}{kind}:{name}"] for kind in update.state}
                 after, kept = update.change(now[name], mean, kept, rate, count.to(torch.float32))
                 now[name].copy_(after)
                 for kind, value in kept.items():
-                    now[f"{_STATE}{kind}:{name}"].copy_(value)
+                    now[f"{STATE_PREFIX}{kind}:{name}"].copy_(value)
             now[STEP].copy_(count)
         return loss / passes if passes > 1 else loss, right
 

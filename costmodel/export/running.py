@@ -4,7 +4,7 @@
 # The types of the runtime's package are checked where the extra is installed.
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +38,11 @@ class Running:
         """Return copies of what training changes, by name."""
         _, *values = self.methods[STATE_METHOD].execute([])
         return {name: value.clone() for name, value in zip(self.names, values, strict=True)}
+
+    def restore(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Set what training changes, by name."""
+        method = self.methods[STATE_METHOD]._method
+        method([])
+        _, *inside = method.get_outputs(clone_outputs=False)  # the state itself, not copies
+        for name, tensor in zip(self.names, inside, strict=True):
+            tensor.copy_(values[name])

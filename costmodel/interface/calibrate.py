@@ -42,7 +42,10 @@ def calibrate(
     found = calibration.calibration()
     with _bar() as bar:
         task = bar.add_task("the process", total=None)
-        floors = {name: calibration.KeptFloor(**vars(floor)) for name, floor in measure_floors().items()}
+        floors = {
+            name: calibration.KeptFloor(bytes=floor.bytes, kind=floor.kind, source=floor.source)
+            for name, floor in measure_floors().items()
+        }
         found = found.model_copy(update={"floors": floors})
         calibration.keep(found)
         model = _fitted(allocator, threads, seconds, lambda text: bar.update(task, description=text))

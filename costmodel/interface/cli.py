@@ -130,7 +130,7 @@ def _on_this_machine(answer: Footprint, allocator: str) -> tuple[Process | None,
 
     known, step = calibration(), answer.step
     whole = ACCOUNTINGS[answer.accounting].whole_step
-    process = process_of(step, known.floor(step.graph.model), allocator) if whole else None
+    process = process_of(step, known.floor_of(step), allocator) if whole else None
     model = known.step_time(allocator)
     if model is None:
         return process, Seconds.unknown("this machine is not calibrated for this allocator (costmodel calibrate)")

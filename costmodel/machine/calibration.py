@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
 from ..reading import read_file
+from ..step.step import Step
 from ..units import counted
 from .folder import cache_folder
-from .process import ASSUMED, Floor, library_of
+from .process import ASSUMED, Floor, library_of, native_floor
 from .step_time import StepTime
 
 VERSION = 1
@@ -78,6 +79,10 @@ class Calibration(_Record):
         """Return the floor of a process that trains a network, or what is assumed."""
         found = self.floors.get(library_of(model))
         return ASSUMED if found is None else found.floor
+
+    def floor_of(self, step: Step) -> Floor:
+        """Return the floor of a process that trains by a step: of a native runtime, if its accounting is of one."""
+        return native_floor(step.accounting) or self.floor(step.graph.model)
 
     def step_time(self, allocator: str = "arena", threads: int | None = None) -> StepTime | None:
         """Return the times that were fitted for an allocator and a number of threads (any if None); None if none."""

@@ -23,18 +23,31 @@ from ..units import format_bytes
 class Floor:
     """Bytes of a training process beside the step: interpreter, libraries, what they keep.
 
-    kind: measured (on that machine) or assumed (carried over from another). source: how, or from where.
+    kind: measured (on that machine) or assumed (carried over from another). source: how, or from where. what: whose
+    they are.
     """
 
     bytes: int
     kind: Literal["measured", "assumed"]
     source: str
+    what: str = "interpreter and libraries"
 
 
 # Where nothing was measured. Source: benchmarks/results/process_memory.md, a CPU build of PyTorch on x86-64, Linux.
 ASSUMED = Floor(
     279_000_000, "assumed", "as measured with a CPU build of PyTorch 2.13 on x86-64 (costmodel calibrate measures it)"
 )
+
+
+def native_floor(accounting: str) -> Floor | None:
+    """Return the floor of a process that carries an accounting's steps out without Python; None where it needs Python.
+
+    Errors: InputError for an unknown accounting.
+    """
+    books = ACCOUNTINGS.find(accounting)
+    if books.runtime_bytes is None:
+        return None
+    return Floor(books.runtime_bytes, "measured", f"costmodel/accounting/{books.name}.py", "the runtime")
 
 
 def library_of(model: str) -> str:
@@ -107,7 +120,7 @@ class Process:
         """The sum for people."""
         held = f" + {format_bytes(self.most_held_bytes)} that malloc may hold" if self.most_held_bytes else ""
         return (
-            f"{format_bytes(self.bytes)} = {format_bytes(self.floor.bytes)} interpreter and libraries "
+            f"{format_bytes(self.bytes)} = {format_bytes(self.floor.bytes)} {self.floor.what} "
             f"({self.floor.kind}) + {format_bytes(self.step_bytes)} step with kernels{held}, allocator "
             f"{self.policy.name}"
         )
@@ -138,6 +151,11 @@ def process_of(step: Step, floor: Floor = ASSUMED, allocator: str = "arena", thr
 
 
 def kernels_of(accounting: str, threads: int = 2) -> Kernels:
-    """Return whose kernels compute a step of an accounting: its own, or for `lean` those of this package's layers."""
-    own = ACCOUNTINGS.find(accounting).kernels
-    return Kernels("layers" if own == NO_KERNELS else own.library, threads)
+    """Return whose kernels compute a step of an accounting: its own, or for `lean` those of this package's layers.
+
+    None of them for books with a timeline of their own.
+    """
+    books = ACCOUNTINGS.find(accounting)
+    if books.timeline is not None:
+        return books.kernels
+    return Kernels("layers" if books.kernels == NO_KERNELS else books.kernels.library, threads)

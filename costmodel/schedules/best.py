@@ -13,6 +13,7 @@ from typing import overload
 
 import numpy as np
 
+from ..accounting.table import ACCOUNTINGS
 from ..answers.footprint import footprint
 from ..errors import InfeasibleError, unknown
 from ..graph.layer_graph import LayerGraph
@@ -243,15 +244,19 @@ def free_schedules(step: Step, allow: Collection[str]) -> Iterator[Schedule]:
         yield step.schedule
         return
     has_prefix = prefix_end(step.requirements) > 0
-    prefixes = [1, None] if "prefix" in allow and has_prefix else [None]
+    # Books of exported steps count calls, of which small pieces take more, and update in place anyway.
+    exported = ACCOUNTINGS.find(step.accounting).follows_schedules
+    in_place = "inplace" in allow and not exported
     is_exact = values_per_norm(step.graph, step.way) is None
     smaller = [n for n in range(step.batch - 1, 0, -1) if step.batch % n == 0]
     if "cache" in allow and has_prefix:
-        yield Schedule(inplace_update="inplace" in allow, cache="float32")
-    for prefix in prefixes:
-        yield Schedule(inplace_update="inplace" in allow, prefix_batch=prefix)
+        yield Schedule(inplace_update=in_place, cache="float32")
+    pieces = ([1, *reversed(smaller[:-1])] if exported else [1]) if "prefix" in allow and has_prefix else []
+    for prefix in (*pieces, None):
+        yield Schedule(inplace_update=in_place, prefix_batch=prefix)
         for micro in smaller if "micro-batch" in allow and is_exact else ():
-            yield Schedule(micro, prefix_batch=None if prefix is None else min(prefix, micro))
+            if prefix is None or micro % prefix == 0:
+                yield Schedule(micro, prefix_batch=prefix)
 
 
 def _chains(step: Step, allow: Collection[str]) -> Iterator[Chain]:

@@ -190,13 +190,20 @@ class Chain:
         self.base_flops = plain.total_flops
         self.base_elementwise = plain.flops["elementwise"]["backward"]
         of_chain = {layer.name for layer in self.required.graph.layers[self.starts[0] :]}
-        in_place = step.schedule.inplace_update  # then updates are part of the links' backward
-        others = [m for m in plain.moments if m.phase in ("fill", "start", "end", *(() if in_place else ("update",)))]
+        self.own_parts = ACCOUNTINGS.find(step.accounting).part is not None
+        # Then updates are part of the links' backward.
+        self.in_place = step.schedule.inplace_update or self.own_parts
+        outside = ("fill", "start", "end", *(() if self.in_place else ("update",)))
+        others = [m for m in plain.moments if m.phase in outside]
         others += [m for m in plain.moments if m.phase == "forward" and m.layer not in of_chain]
         self.floor = max(moment.total_bytes for moment in others)
         # From the second pass on all gradients are there.
         held = sum(trained_bytes(self.required, step.precision).values()) if step.passes > 1 else 0
         self.always = plain.start.total_bytes + held
+        if self.own_parts:  # where images lie with values, and those of further passes wait
+            images = self.required.graph.input.bytes(step.micro_batch, step.precision.activation_bytes)
+            waiting = max((step.passes - 1) * images, (step.passes - 2) * images + held)
+            self.always = plain.start.total_bytes - step.passes * images + waiting
         self.places = self._places()
         self.steps = self.places[0].steps
 
@@ -243,7 +250,7 @@ class Chain:
 
     def _later(self, behind: Place | None) -> int:
         """Return the bytes of gradients of parameters behind a place that stay until the update."""
-        one_pass_kept = self.step.passes == 1 and not self.step.schedule.inplace_update
+        one_pass_kept = self.step.passes == 1 and not self.in_place
         return behind.gradients if behind and one_pass_kept else 0
 
     def _options(self, first: int) -> Iterator[Option]:
@@ -257,9 +264,11 @@ class Chain:
                     continue
                 again = [self.required.facts[index] for index in own.again]
                 flops, elementwise = (sum(f.forward_flops for f in again), sum(f.forward_elementwise for f in again))
+                if count == 1 or not own.runs_again or self.own_parts:
+                    yield self.exact(first, Option(count, mode, _NOTHING, flops, elementwise))
+                    continue
                 least = alone_at_least(self.required, self.carried, own, self._is_counted(first))
-                option = Option(count, mode, least, flops, elementwise, is_exact=False)
-                yield self.exact(first, option) if count == 1 or not own.runs_again else option
+                yield Option(count, mode, least, flops, elementwise, is_exact=False)
 
     def exact(self, first: int, option: Option) -> Option:
         """Return an option with what the simulation of its layers says that it takes."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
 import numpy as np
 
-from ..accounting.books import Again, Execution, dense_key
+from ..accounting.books import Again, Execution, Part, dense_key
 from ..accounting.kernels import Kernels
 from ..accounting.requirements import Requirements
 from ..accounting.table import ACCOUNTINGS
@@ -100,6 +101,8 @@ def alone(
 
     segment: how the part makes things again, if it does.
     """
+    if ACCOUNTINGS.find(required.accounting).part is not None:
+        return _own_part(required, carried, part, segment, given_is_kept)
     found = sizes(required, carried.precision, carried.kernels, carried.micro_batch)
     run = _Part(required, found, carried.optimizer, Regions(0, None, () if segment is None else (segment,)), part=part)
     graph, in_place = required.graph, carried.schedule.inplace_update
@@ -130,6 +133,28 @@ def alone(
     run.backward(pending, in_place, part)
     own = {t.name for index in part for t in graph.layers[index].parameters.values()} & found.trained.keys()
     return Alone(kept_bytes, forward, run.most, sum(found.trained[name] for name in own))
+
+
+def _own_part(
+    required: Requirements, carried: Carried[int], part: range, segment: Segment | None, given_is_kept: bool
+) -> Alone:
+    """Return what the layers of a part take by the accounting's own timeline."""
+    books, graph, places = ACCOUNTINGS.find(required.accounting), required.graph, passages(required.graph)
+    assert books.part is not None  # who calls this has looked
+    how = Execution(
+        carried.micro_batch, carried.precision.activation_bytes, required.wanted, optimizer=carried.optimizer.name,
+        again=_again(() if segment is None else (segment,)),
+    )  # fmt: skip
+    result = places.get(part.stop)
+    saved = required.books.saved.get(dense_key(result)) if result else None
+    counts_result = saved is not None and any(use in part for use in saved.uses) and max(saved.uses) >= part.stop
+    taken = books.part(
+        graph, required.assignment, required.books, how,
+        Part(part, places[part.start], given_is_kept, result, counts_result),
+    )  # fmt: skip
+    trained = trained_bytes(required, carried.precision)
+    own = {t.name for index in part for t in graph.layers[index].parameters.values()} & trained.keys()
+    return Alone(*taken, sum(trained[name] for name in own))
 
 
 def alone_at_least(required: Requirements, carried: Carried[int], segment: Segment, given_is_kept: bool) -> Alone:
@@ -183,7 +208,8 @@ def _own_timeline(required: Requirements, carried: Carried[Count]) -> list[Momen
     found: list[Moment[Any]] = []
     for instants in zip(*each, strict=True):
         phase, layer, _ = instants[0]
-        rows = [[(more | by_category).get(name, 0) for _, _, by_category in instants] for name in CATEGORIES]
+        whole = [more | by_category for _, _, by_category in instants]
+        rows = [[one.get(name, 0) for one in whole] for name in CATEGORIES]
         several = isinstance(carried.micro_batch, np.ndarray)
         by_category: Any = np.array(rows) if several else tuple(row[0] for row in rows)  # `Count`, as in `now`
         found.append(Moment(phase, layer, by_category))
@@ -194,18 +220,24 @@ def _executions(required: Requirements, carried: Carried[Count]) -> list[Executi
     """Return how a step is carried out, for each batch."""
     follows = ACCOUNTINGS.find(required.accounting).follows_schedules
     cut = regions(required, carried.schedule if follows else PLAIN)
-    again: dict[int, tuple[Again, ...]] = {}
-    for segment in cut.segments:
-        if segment.runs_again:
-            again[segment.stop] = (Again(tuple(segment.rerun), keeps=True),)
-        for index, demands in segment.demands.items():
-            again[index] = again.get(index, ()) + tuple(Again(each.layers, keeps=False) for each in demands)
+    again = _again(cut.segments)
     batches = np.atleast_1d(carried.micro_batch).tolist()
     piece = carried.schedule.prefix_batch or max(batches)
     return [
         Execution(
-            batch, carried.precision.activation_bytes, carried.passes, carried.optimizer.name, cut.prefix,
-            min(batch, piece), 1 + (max(batches) > piece), again,
+            batch, carried.precision.activation_bytes, required.wanted, carried.passes, carried.optimizer.name,
+            cut.prefix, min(batch, piece), 1 + (max(batches) > piece), again,
         )
         for batch in batches
     ]  # fmt: skip
+
+
+def _again(segments: Sequence[Segment]) -> dict[int, tuple[Again, ...]]:
+    """Return what runs again before the backward of each layer."""
+    again: dict[int, tuple[Again, ...]] = {}
+    for segment in segments:
+        if segment.runs_again:
+            again[segment.stop] = (Again(tuple(segment.rerun), keeps=True),)
+        for index, demands in segment.demands.items():
+            again[index] = again.get(index, ()) + tuple(Again(each.layers, keeps=False) for each in demands)
+    return again

@@ -14,6 +14,7 @@ from math import inf
 from typing import Any
 
 from costmodel import (
+    ACCOUNTINGS,
     LEVERS,
     MOST_FLOPS,
     ON_DEMAND,
@@ -75,8 +76,10 @@ def scheduled(
     seconds_of: the time of a step.
     """
     budget = limits.get("memory")
-    if budget is None or not how.levers or not priced or priced[0].step.accounting != "lean":
-        return list(priced)  # this package's layers carry schedules out
+    if budget is None or not how.levers or not priced:
+        return list(priced)
+    if not ACCOUNTINGS.find(priced[0].step.accounting).is_carried_out:
+        return list(priced)
     others = {name: limit for name, limit in limits.items() if name != "memory"}
     found: dict[int, Candidate] = {}
 

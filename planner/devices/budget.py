@@ -69,7 +69,7 @@ class ProcessBudget:
         held = f", and of the rest {kept / (1 + kept):.0%} for what malloc holds ({self.allocator})" if kept else ""
         return (
             f"{format_bytes(self.step_bytes)} for the step: {format_bytes(self.process_bytes)} for the process "
-            f"({self.given}), less {format_bytes(self.floor.bytes)} for interpreter and libraries "
+            f"({self.given}), less {format_bytes(self.floor.bytes)} for {self.floor.what} "
             f"({self.floor.kind}){held}"
         )
 
@@ -121,7 +121,7 @@ class Held:
         elif budget is not None:
             process = budget.of(step)
         else:
-            process = process_of(step, calibration().floor(step.graph.model), allocator)
+            process = process_of(step, calibration().floor_of(step), allocator)
         against = budget.explain() if budget else target.explain() if target else "the step's own memory (--ram)"
         seconds = _seconds(step, process, budget, target, model)
         return cls(process, against, budget is not None, seconds, step.batch, epochs, CacheCost.of(step))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import reprlib
 import tomllib
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from costmodel import POLICIES, Floor, StepTime
+from costmodel import POLICIES, Floor, StepTime, native_floor
 from costmodel.errors import InputError, unknown
 from costmodel.reading import first_problem, read_file
 from costmodel.units import format_bytes, format_count, parse_bytes
@@ -133,11 +134,13 @@ class Device(_Table):
         """Bytes that are left for the training itself."""
         return self.ram.bytes - self.system.bytes - (self.process.bytes if self.process else 0)
 
-    def without_python(self, runtime_bytes: int) -> Device:
-        """Return the device with a native runtime of so many bytes in place of Python; bare metal stays what it is."""
-        if self.process is None:
+    def without_python(self) -> Device:
+        """Return the device with ExecuTorch's runtime in place of Python; one that has no Python stays what it is."""
+        if self.runtime != "python":
             return self
-        runtime = Memory(bytes=runtime_bytes, source="Source: RUNTIME_BYTES in costmodel/accounting/executorch.py")
+        floor = native_floor("executorch")
+        assert floor is not None
+        runtime = Memory(bytes=floor.bytes, source=f"Source: {floor.source}")
         return self.model_copy(update={"runtime": "executorch", "process": runtime})
 
     def step_seconds(self, flops: Numbers, moved_bytes: Numbers) -> Numbers:
@@ -164,6 +167,8 @@ class Device(_Table):
             return None
         kind = "measured" if self.process.source.startswith("Source") else "assumed"
         floor = Floor(self.process.bytes, kind, self.process.source)
+        if self.runtime == "executorch":
+            floor = replace(floor, what="the runtime")
         left = f"{self.name}: {format_bytes(self.ram.bytes)} RAM - {format_bytes(self.system.bytes)} {self._system}"
         return ProcessBudget(self.ram.bytes - self.system.bytes, floor, allocator, left)
 

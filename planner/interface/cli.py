@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from costmodel import MOST_FLOPS, InputError, calibration
+from costmodel import MOST_FLOPS, Floor, InputError, calibration, native_floor
 from costmodel.interface import options as given
 from costmodel.interface.drawing import plot_path
 from costmodel.interface.programs import for_programs
@@ -50,17 +51,20 @@ class Against(StrEnum):
     flops = "flops"
 
 
-def _budget(target: Device | None, process_ram: str | None, allocator: str, model: str) -> ProcessBudget | None:
-    """Return the memory of the whole process, if one is: by --process-ram, or a device's.
+def _budget(
+    target: Device | None, given_bytes: Mapping[str, str | None], allocator: str, floor: Floor
+) -> ProcessBudget | None:
+    """Return the memory of the whole process, if one is given: the smallest of a device's and of options.
 
-    Both together: the smaller. The floor is the device's; without one this machine's for networks such as the first.
+    given_bytes: by option. floor: where no device has its own.
     """
     own = target.budget(allocator) if target else None
-    if process_ram is None:
-        return own
-    floor = own.floor if own else calibration().floor(model)
-    asked = ProcessBudget(parse_bytes(process_ram), floor, allocator)
-    return asked if own is None or asked.process_bytes < own.process_bytes else own
+    asked = (
+        ProcessBudget(parse_bytes(text), own.floor if own else floor, allocator, option)
+        for option, text in given_bytes.items() if text is not None
+    )  # fmt: skip
+    every = [*([own] if own else []), *asked]
+    return min(every, key=lambda each: each.process_bytes, default=None)
 
 
 CHOOSE, CARRY_OUT, WITHOUT_PYTHON = "Choose", "Train", "Train without Python"
@@ -131,10 +135,14 @@ def recommend_command(
     from ..choosing.recommend import recommend
 
     target = named_device(device)
+    of_process = {"--process-ram": process_ram}
+    if runtime is Runtime.executorch or (target and target.runtime == "executorch"):
+        target = without_python(space, target, allocator)
+        if target is None or target.process is not None:  # of the training alone nobody has a use
+            of_process, ram = {**of_process, "--ram": ram}, None
     ram_bytes = None if ram is None else parse_bytes(ram)
-    if runtime is Runtime.executorch:
-        target, ram_bytes = without_python(space, target, ram_bytes)
-    budget = _budget(target, process_ram, allocator, models[0])
+    floor = native_floor(space["accounting"]) or calibration().floor(models[0])
+    budget = _budget(target, of_process, allocator, floor)
     available = budget.step_bytes if budget else target.training_ram_bytes if target else None
     if available is not None:
         if ram_bytes is not None and ram_bytes > available:

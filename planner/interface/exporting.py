@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from costmodel import EXECUTORCH_RUNTIME_BYTES, InputError
+from costmodel import InputError
 from costmodel.interface import options as given
 from costmodel.units import format_bytes
 
@@ -27,32 +27,32 @@ def add_exporting(app: typer.Typer, panel: str) -> None:
     app.command("import-weights", rich_help_panel=panel)(import_weights_command)
 
 
-def without_python(
-    space: dict[str, Any], target: Device | None, ram_bytes: int | None
-) -> tuple[Device | None, int | None]:
-    """Set the accounting to that of ExecuTorch; return the device, and the budget less what the runtime takes.
+def without_python(space: dict[str, Any], target: Device | None, allocator: str) -> Device | None:
+    """Set the accounting to that of ExecuTorch; return the device with its runtime in place of Python.
 
-    Errors: InputError for another accounting, and for a budget that the runtime alone exceeds.
+    Errors: InputError for another accounting, and for what an exported step does not have.
     """
-    if space["accounting"] not in ("lean", "executorch"):
-        raise InputError(f"--runtime executorch has its own accounting; leave out --accounting {space['accounting']}")
-    space["accounting"] = "executorch"
-    if ram_bytes is not None:
-        if ram_bytes <= EXECUTORCH_RUNTIME_BYTES:
+    for option, given_value, allowed in (
+        ("--accounting", [space["accounting"]], ("lean", "executorch")),
+        ("--allocator", [allocator], ("arena",)),
+        ("--frozen-dtype", space["frozen_dtype"], ("float32",)),
+    ):
+        if other := set(given_value) - {*allowed}:
             raise InputError(
-                f"--ram {format_bytes(ram_bytes)} is less than the runtime takes by itself, "
-                f"{format_bytes(EXECUTORCH_RUNTIME_BYTES)}; give more"
+                f"an exported step has its own memory, in float32: leave out {option} {', '.join(sorted(other))}"
             )
-        ram_bytes -= EXECUTORCH_RUNTIME_BYTES
+    if "cache" in (space["schedules"] or ()):
+        raise InputError("a step from cached prefixes cannot be exported; leave cache out of --schedules")
+    space["accounting"] = "executorch"
     if target is None:
-        return None, ram_bytes
+        return None
     if target.process is None:
         print(
             f"note: {target.name} has no operating system. What follows fits in principle, in float32; the exported "
             "runner needs Linux, and training in 8 bits, which such processors ask for, is missing",
             file=sys.stderr,
         )
-    return target.without_python(EXECUTORCH_RUNTIME_BYTES), ram_bytes
+    return target.without_python()
 
 
 def export_command(

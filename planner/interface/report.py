@@ -117,7 +117,7 @@ def _process(held: Held) -> str:
         return ""
     floor = held.process.floor
     whole = format_bytes(held.process.bytes)
-    return f"{whole} ({format_bytes(floor.bytes)} of it interpreter and libraries, {floor.kind})"
+    return f"{whole} ({format_bytes(floor.bytes)} of it {floor.what}, {floor.kind})"
 
 
 def _of_epochs(held: Held) -> list[tuple[str, str]]:

@@ -219,6 +219,19 @@ class Other(nn.Module):
         return self.head(self.layer(self.conv(x)).flatten(2).mean(2))
 
 
+class OnePixel(nn.Module):
+    """Averages an image to one pixel and makes it larger again, with matrices of one row or column."""
+
+    def forward(self, x):
+        """Return the mean of each channel, 5 x 5 times."""
+        return nn.functional.interpolate(nn.functional.avg_pool2d(x, x.shape[2]), size=(5, 5))
+
+
+def test_an_image_of_one_pixel():
+    found = export(apply(Other(OnePixel()), "full", resolution=SIDE), check_steps=1)
+    assert found.check.agrees
+
+
 class Sorted(nn.Module):
     """Sorts channels, for which the runtime has no kernel."""
 

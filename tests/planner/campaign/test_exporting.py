@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 import subprocess
@@ -69,24 +70,76 @@ def test_errors_say_what_is_wrong(command, said, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_runtime_takes_its_part_of_the_budget():
-    space = {"accounting": "lean"}
-    assert without_python(space, None, 64_000_000) == (None, 64_000_000 - EXECUTORCH_RUNTIME_BYTES)
-    assert space == {"accounting": "executorch"}
-    with pytest.raises(InputError, match="less than the runtime takes by itself"):
-        without_python(space, None, 1_000_000)
-    with pytest.raises(InputError, match="its own accounting"):
-        without_python({"accounting": "eager"}, None, None)
+def space(**given) -> dict:
+    """Return the axes that matter for a runtime."""
+    return {"accounting": "lean", "frozen_dtype": ["float32"], "schedules": None, **given}
+
+
+def recommended(*options: str) -> dict:
+    """Return the plain values of a recommendation for the small network."""
+    result = CliRunner().invoke(
+        app, ["recommend", f"{MODEL}:make", "--resolution", "32", "--batch", "4", "--json", *options]
+    )
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return json.loads(result.stdout)
+
+
+def test_a_budget_is_of_the_whole_native_process():
+    """Arena, state, weights and calls take what is left of 9.6 MB beside the runtime."""
+    found = recommended("--ram", "9.6MB", "--runtime", "executorch")
+    process = found["process"]
+    assert process["floor"]["bytes"] == EXECUTORCH_RUNTIME_BYTES and process["floor"]["what"] == "the runtime"
+    assert found["held_against"] == "process" and process["bytes"] <= 9_600_000
+    assert found["chosen"]["accounting"] == "executorch"
+    assert found["chosen"]["peak_bytes"] == process["step_bytes"]
+    assert found["chosen"]["segments"]  # without a schedule less would train
+    plain = recommended("--ram", "9.6MB", "--runtime", "executorch", "--schedules", "none")
+    assert found["chosen"]["recovery"]["value"] > plain["chosen"]["recovery"]["value"]
+
+
+def test_the_runtime_alone_may_be_more_than_a_budget():
+    result = CliRunner().invoke(app, ["recommend", f"{MODEL}:make", "--ram", "1MB", "--runtime", "executorch"])
+    assert "--ram is 1.00 MB, and the process takes 9.00 MB before any step" in str(result.exception)
+
+
+@pytest.mark.parametrize(("given", "allocator", "named"), [
+    ({"accounting": "eager"}, "arena", "--accounting eager"),
+    ({}, "tight", "--allocator tight"),
+    ({"frozen_dtype": ["float32", "int8"]}, "arena", "--frozen-dtype int8"),
+    ({"schedules": ["cache"]}, "arena", "cache"),
+])  # fmt: skip
+def test_what_an_exported_step_does_not_have_is_refused(given, allocator, named):
+    with pytest.raises(InputError, match=named):
+        without_python(space(**given), None, allocator)
 
 
 def test_a_native_runtime_leaves_more_of_a_device_and_bare_metal_is_told(capsys):
-    pi = device("raspberry-pi-zero-2w")
-    native, _ = without_python({"accounting": "lean"}, pi, None)
+    pi, axes = device("raspberry-pi-zero-2w"), space()
+    native = without_python(axes, pi, "arena")
+    assert axes["accounting"] == "executorch"
     assert native.training_ram_bytes == pi.training_ram_bytes + pi.process.bytes - EXECUTORCH_RUNTIME_BYTES
     assert "ExecuTorch" in native.explain() and not capsys.readouterr().err
-    micro, _ = without_python({"accounting": "lean"}, device("stm32h743"), None)
-    assert micro == device("stm32h743")
+    assert without_python(space(), device("stm32h743"), "arena") == device("stm32h743")
     assert "in principle" in capsys.readouterr().err
+
+
+BOARD = """
+name = "A board with 64 MB"
+processor = "CPU"
+runtime = "executorch"
+ram = {bytes = "64 MB", source = "Source: its data sheet"}
+system = {bytes = "30 MB", source = "Assumption: a small Linux"}
+process = {bytes = "9 MB", source = "Assumption: as on x86-64"}
+peak = {flops_per_second = 1e9, source = "Assumption: one core"}
+bandwidth = {bytes_per_second = 1e9, source = "Assumption: one core"}
+"""
+
+
+def test_a_board_that_cannot_hold_python_gets_an_answer(tmp_path):
+    """64 - 30 = 34 MB are left for the process; no option need name the runtime."""
+    (tmp_path / "board.toml").write_text(BOARD)
+    found = recommended("--device", str(tmp_path / "board.toml"))
+    assert found["chosen"]["accounting"] == "executorch" and found["process"]["bytes"] <= 34_000_000
 
 
 def _run(*command: object) -> str:
