@@ -107,7 +107,11 @@ def verify(model: str, batch: int, rows: Rows) -> None:
         row = {"model": model, "resolution": graph.resolution, "setting": setting, "batch": batch}
         if row in rows:
             continue
-        predicted = footprint(graph, batch=batch, accounting="eager", kernels=Kernels("onednn", 1), **options)
+        try:
+            predicted = footprint(graph, batch=batch, accounting="eager", kernels=Kernels("onednn", 1), **options)
+        except CostModelError as error:
+            rows.add(row | {"note": str(error)})
+            continue
         prepare(network, predicted.graph, predicted.assignment)
         images = zeros(graph, batch)
         saved, forward, backward = counted_step(network, images)
@@ -177,7 +181,10 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
         by_model.setdefault(row["model"], []).append(text)
     lines += [f"- `{model}`: {'; '.join(texts)}" for model, texts in by_model.items()] or ["None."]
     lines += ["", "## Not measured", ""]
-    lines += [f"- `{row['model']}`: {row['note']}" for row in rows if not row["measured_bytes"]] or ["None."]
+    lines += [
+        f"- `{row['model']}`, {row['setting']} at {row['batch']}: {row['note']}"
+        for row in rows if not row["measured_bytes"]
+    ] or ["None."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
