@@ -317,9 +317,11 @@ class Simulation(Generic[Count]):
         for id_ in {tensor.storage.id for tensor in self.graph.outputs}:
             if id_ not in self.kept:
                 now[TRANSIENT] -= self.live.pop(id_, 0)
-        now[TRANSIENT] += 2 * size
+        # One result after the other.
+        largest = max(outputs, key=lambda tensor: tensor.elements).bytes(sizes.batch, sizes.float_bytes)
+        now[TRANSIENT] += 2 * largest
         self.mark("loss", "backward")
-        now[TRANSIENT] -= 2 * size
+        now[TRANSIENT] -= 2 * largest
         return pending
 
     def backward(self, pending: dict[int, Gradient], in_place: bool, part: range | None = None) -> None:
