@@ -47,7 +47,6 @@ from costmodel import (
 )
 from costmodel.export.forms import Forms
 from costmodel.export.running import Running
-from costmodel.step.simulation import CATEGORIES
 from costmodel.training.optimizers import make_optimizer
 from planner.campaign.exporting import packed_tensors
 
@@ -88,7 +87,6 @@ COLUMNS = (
 KEY = COLUMNS[:5]
 SAID = {"True": "yes", "False": "no"}
 IMAGES = STEPS * BATCH * 4 * 3 * RESOLUTION**2  # bytes of all steps' images
-ARENA = [CATEGORIES.index(name) for name in ("input", "saved_activations", "transient")]
 
 
 def step_of(model: str, one: Way, schedule: str, optimizer: str) -> Step:
@@ -219,11 +217,6 @@ def measure(model: str, one: Way, schedule: str, optimizer: str, delegate: str, 
     }  # fmt: skip
 
 
-def arena_bytes(step: Step) -> int:
-    """Return the predicted arena."""
-    return max(sum(moment.by_category[place] for place in ARENA) for moment in footprint(step).moments)
-
-
 def process_bytes(step: Step) -> int:
     """Return the predicted resident memory of the runner with its images, which are mapped."""
     return footprint(step).peak_bytes + EXECUTORCH_RUNTIME_BYTES + IMAGES
@@ -255,7 +248,7 @@ def table(rows: Rows, date: str, machine: str) -> str:
     for row in rows.rows:
         model, one, schedule, optimizer, delegate = known[tuple(row[name] for name in KEY)]
         step = step_of(model, one, schedule, optimizer)
-        arena, predicted = int(row["arena_bytes"]), arena_bytes(step)
+        arena, predicted = int(row["arena_bytes"]), footprint(step).arena_bytes
         resident, process = int(row["resident_bytes"]), process_bytes(step)
         off = f"{100 * (predicted / arena - 1):+.2f} %" if delegate == "none" else "-"
         cells = [

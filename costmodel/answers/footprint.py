@@ -23,7 +23,7 @@ from ..step.optimizers import OPTIMIZERS
 from ..step.precision import float32_under_autocast
 from ..step.regions import again, recomputed_flops, saved_bytes, skipped, skipped_flops
 from ..step.schedule import Schedule
-from ..step.simulation import CATEGORIES, Moment
+from ..step.simulation import CATEGORIES, INPUT, SAVED, TRANSIENT, Moment
 from ..step.sizes import trained_bytes
 from ..step.step import Step, step_of
 from ..step.timeline import moments
@@ -140,6 +140,11 @@ class Footprint:
     def peak_bytes(self) -> int:
         """The most memory that the step takes at any moment."""
         return self.peak.total_bytes
+
+    @property
+    def arena_bytes(self) -> int:
+        """The most of what comes and goes in a step: of an exported one, its arena."""
+        return max(sum(moment.by_category[place] for place in (INPUT, SAVED, TRANSIENT)) for moment in self.moments)
 
     @property
     def memory_bytes(self) -> dict[str, int]:

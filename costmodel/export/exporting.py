@@ -46,13 +46,16 @@ class Export:
     learning_rate: float
     weights: dict[str, Tensor]
 
-    def manifest(self, plan: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return what goes with the program as plain values; plan: what was exported."""
+    def manifest(
+        self, plan: Mapping[str, Any] | None = None, predicted: Mapping[str, int] | None = None
+    ) -> dict[str, Any]:
+        """Return what goes with the program as plain values; plan: what was exported; predicted: bytes, by name."""
         return {
             "version": MANIFEST_VERSION,
             "made_with": {name: version(name) for name in ("finetune-planner", "torch", "executorch")}
             | {"python": platform.python_version()},
             "plan": None if plan is None else dict(plan),
+            "predicted": None if predicted is None else dict(predicted),
             "inputs": {"batch": self.batch, "channels": 3, "resolution": self.resolution, "classes": self.classes},
             "optimizer": self.optimizer,
             "delegate": self.delegate,
@@ -71,8 +74,10 @@ class Export:
             "check": None if self.check is None else {**asdict(self.check), "agrees": self.check.agrees},
         }  # fmt: skip
 
-    def write(self, folder: str | Path, plan: Mapping[str, Any] | None = None) -> None:
-        """Write program, manifest, starting weights, runner and instructions to a new or empty folder.
+    def write(self, folder: str | Path, manifest: Mapping[str, Any] | None = None) -> None:
+        """Write program, manifest (its own if none is given), starting weights, runner and instructions to a folder.
+
+        The folder is new or empty.
 
         Errors: InputError if there is something in the folder, or it cannot be written.
         """
@@ -82,7 +87,7 @@ class Export:
                 raise InputError(f"{target} is not empty; give --out a folder that does not exist yet")
             target.mkdir(parents=True, exist_ok=True)
             (target / PROGRAM).write_bytes(self.program.content)
-            (target / MANIFEST).write_text(json.dumps(self.manifest(plan), indent=2) + "\n", encoding="utf-8")
+            (target / MANIFEST).write_text(json.dumps(manifest or self.manifest(), indent=2) + "\n", encoding="utf-8")
             torch.save(self.weights, target / WEIGHTS)
             with resources.as_file(resources.files("costmodel.export") / "runner") as runner:
                 for file in sorted(runner.iterdir()):

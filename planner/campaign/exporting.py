@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from costmodel import InputError, import_state, trace
+from costmodel import InputError, footprint, import_state, native_floor, process_of, trace
 
 from ..choosing.plan import Plan
 from .images import Images, list_folder, read_folder
@@ -22,9 +22,28 @@ if TYPE_CHECKING:
 MAGIC = b"FTPDATA1"
 
 
+@dataclass(frozen=True)
+class ExportedPlan:
+    """A plan as a program. arena_bytes, process_bytes: what was predicted of it, whatever the plan's accounting."""
+
+    plan: Plan
+    export: Export
+    arena_bytes: int
+    process_bytes: int
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what goes with the program as plain values."""
+        predicted = {"arena_bytes": self.arena_bytes, "process_bytes": self.process_bytes}
+        return self.export.manifest(self.plan.model_dump(mode="json"), predicted)
+
+    def write(self, folder: str | Path) -> None:
+        """Write everything to a new or empty folder. Errors: those of `Export.write`."""
+        self.export.write(folder, self.manifest())
+
+
 def export_plan(
     plan: Plan, weights: str | None, delegate: str = "none", learning_rate: float | None = None
-) -> Export:  # fmt: skip
+) -> ExportedPlan:  # fmt: skip
     """Return a plan's network, with its weights, as a program that trains it as planned.
 
     weights: as in `planner measure`. learning_rate: of the check's ten steps; default: 0.001 for Adam, else 0.01.
@@ -36,11 +55,14 @@ def export_plan(
     graph = trace(plan.model, plan.resolution, plan.classes)
     network, _ = make_network(graph, load_weights(graph.model, weights), seed=0)
     rate = learning_rate or (0.001 if plan.optimizer.startswith("adam") else 0.01)
-    applied = plan.apply(network)
-    return export_step(
-        applied, plan.optimizer, plan.batch, plan.resolution, delegate=delegate, learning_rate=rate,
+    step = replace(plan.step(graph), accounting="executorch")
+    cost, floor = footprint(step), native_floor("executorch")
+    assert floor is not None
+    made = export_step(
+        plan.apply(network), plan.optimizer, plan.batch, plan.resolution, delegate=delegate, learning_rate=rate,
         schedule=plan.schedule,
     )  # fmt: skip
+    return ExportedPlan(plan, made, cost.arena_bytes, process_of(step, floor).bytes)
 
 
 @dataclass(frozen=True)

@@ -74,24 +74,31 @@ def export_command(
 
     chosen = Plan.load(plan)
     made = export_plan(chosen, weights, delegate)
-    made.write(out, chosen.model_dump(mode="json"))
+    made.write(out)
     manifest = made.manifest()
     if as_json:
         print(json.dumps(manifest, indent=2))
         return
-    program, check = manifest["program"], manifest["check"]
+    program, check, predicted = manifest["program"], manifest["check"], manifest["predicted"]
     print(f"wrote {out}: {chosen.model}, {chosen.way.description}, batch {chosen.batch}")
     print(
         f"program {format_bytes(program['bytes'])}; memory planned for a step: "
-        f"{format_bytes(program['arena_bytes']['step'])} of intermediate values and "
-        f"{format_bytes(program['state_bytes'])} of what trains"
+        f"{format_bytes(program['arena_bytes']['step'])} of intermediate values "
+        f"(predicted: {format_bytes(predicted['arena_bytes'])}) and {format_bytes(program['state_bytes'])} of what "
+        "trains"
     )
-    print(
-        f"compared with PyTorch over {check['steps']} steps: losses differ by up to {check['loss_difference']:.1e}, "
-        f"weights by {check['weight_difference']:.1e}"
-    )
+    print(f"the process takes {format_bytes(predicted['process_bytes'])}, as predicted with portable kernels")
     if delegate != "none":
-        print(f"{delegate} packs the frozen weights and has working memory of its own, beside what is planned")
+        print(f"{delegate} packs the frozen weights and has working memory of its own, beside what is predicted")
+    if chosen.accounting != "executorch":
+        print(
+            f"the plan's own {format_bytes(chosen.peak_bytes)} are by the accounting {chosen.accounting!r}, of a step "
+            "in PyTorch; planner recommend --runtime executorch plans for this runtime"
+        )
+    print(
+        f"compared with PyTorch in {check['steps']} single steps: losses differ by up to "
+        f"{check['loss_difference']:.1e}, weights by {check['weight_difference']:.1e}"
+    )
     print(f"{out}/README.md says how to build the runner and to train")
 
 

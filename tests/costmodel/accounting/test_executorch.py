@@ -102,8 +102,7 @@ def test_it_is_never_below_what_must_be_kept(graph):
 
 def arena_bytes(step: Step) -> int:
     """Return the predicted arena."""
-    places = [CATEGORIES.index(name) for name in ("input", "saved_activations", "transient")]
-    return max(sum(moment.by_category[place] for place in places) for moment in footprint(step).moments)
+    return footprint(step).arena_bytes
 
 
 def test_schedules_take_less_arena(graph):

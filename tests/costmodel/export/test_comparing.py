@@ -52,11 +52,13 @@ class Network(nn.Module):
 class Program:
     """A recorded step that PyTorch runs, in place of the runtime: the same calls and the same state.
 
-    wrong: by tensor, a factor on the change of each step.
+    wrong: by tensor, a factor on the change of each step, from the step `first` to the step `last`.
     """
 
     recording: Recording
     wrong: dict[str, float] = field(default_factory=dict)
+    first: int = 0
+    last: int = 1_000
 
     def __post_init__(self):
         self.values = {name: value.clone() for name, value in self.recording.values.items()}
@@ -66,8 +68,9 @@ class Program:
         """Train on a batch; return its loss, and how many images were right before the update."""
         given = [value.clone() for value in self.values.values()]
         loss, right = self.recording.step.program(given, x, y, torch.tensor(rate))
+        wrong = self.wrong if self.first <= int(self.values[STEP]) <= self.last else {}
         for (name, value), new in zip(list(self.values.items()), given, strict=True):
-            self.values[name] = value + (new - value) * self.wrong[name] if name in self.wrong else new
+            self.values[name] = value + (new - value) * wrong[name] if name in wrong else new
         return float(loss), int(right)
 
     def predict(self, x):
@@ -88,10 +91,10 @@ def network():
     return apply(Network(), "full", resolution=SIDE)
 
 
-def checked(network, optimizer="sgd", rate=RATE, **wrong) -> Check:
+def checked(network, optimizer="sgd", rate=RATE, steps=STEPS, **how) -> Check:
     """Return how a program that is wrong in some tensors compares."""
     recording = record(network, optimizer, BATCH, SIDE, BATCH)
-    return compare(Program(recording, **wrong), network, recording, optimizer, rate, STEPS)
+    return compare(Program(recording, **how), network, recording, optimizer, rate, steps)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
@@ -113,6 +116,12 @@ def test_wrong_momentum_and_wrong_statistics_are_found(network):
     state = "optimizer:momentum_buffer:body.3.weight"
     assert checked(network, "momentum", wrong={state: 0.9}).tensor == state
     assert not checked(network, wrong={"body.1.running_var": 0.5}).agrees
+
+
+def test_what_is_wrong_from_the_second_step_on_is_found_and_a_jump_in_one_step_is_rounding(network):
+    wrong = {"head.weight": 1.2}
+    assert not checked(network, steps=5, wrong=wrong, first=1).agrees
+    assert checked(network, steps=5, wrong=wrong, first=2, last=2).agrees
 
 
 def test_a_tensor_whose_gradient_is_rounding_alone_says_nothing(network):

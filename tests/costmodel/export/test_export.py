@@ -19,7 +19,6 @@ from costmodel.export.recording import record
 from costmodel.export.running import Running
 from costmodel.export.saved import MAGIC
 from costmodel.step.regions import regions
-from costmodel.step.simulation import CATEGORIES
 
 SIDE, BATCH, CLASSES = 16, 4, 5
 
@@ -101,9 +100,7 @@ def test_a_program_trains_as_pytorch_does(plain):
 def predicted_arena_bytes(network, batch=BATCH):
     """Return what the accounting says of the arena of a plain step."""
     plan = network.training_plan
-    found = footprint(Step(plan.required.graph, plan.required.way, batch, accounting="executorch"))
-    places = [CATEGORIES.index(name) for name in ("input", "saved_activations", "transient")]
-    return max(sum(moment.by_category[place] for place in places) for moment in found.moments)
+    return footprint(Step(plan.required.graph, plan.required.way, batch, accounting="executorch")).arena_bytes
 
 
 def test_the_arena_is_predicted(plain):
@@ -279,7 +276,7 @@ def test_only_applied_networks_and_known_delegates():
 
 def test_a_folder_holds_everything_and_weights_come_back(plain, tmp_path):
     network, found = plain
-    found.write(tmp_path / "out", {"any": "plan"})
+    found.write(tmp_path / "out", found.manifest({"any": "plan"}))
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "program.pte", "manifest.json", "weights.pt", "runner.cpp", "CMakeLists.txt", "README.md",
