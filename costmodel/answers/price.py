@@ -26,8 +26,9 @@ from ..methods.table import as_way
 from ..methods.way import ShortWay
 from ..step.optimizers import OPTIMIZERS, STATELESS, Optimizer
 from ..step.precision import Precision
-from ..step.regions import again, checkpoints, recomputed_flops, saved_bytes, skipped, skipped_flops
+from ..step.regions import again, recomputed_flops, saved_bytes, skipped, skipped_flops
 from ..step.schedule import PLAIN, Schedule
+from ..step.segments import checkpoints
 from ..step.simulation import CATEGORIES, update_working
 from ..step.sizes import trained_bytes
 from ..step.timeline import Carried, simulate

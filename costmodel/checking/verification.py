@@ -20,8 +20,9 @@ from ..graph.layer_graph import LayerGraph
 from ..methods.table import Trained, way_of
 from ..methods.way import Options, Way
 from ..step.precision import Precision
-from ..step.regions import RANDOM, checkpoints, regions
+from ..step.regions import regions
 from ..step.schedule import PLAIN, Schedule
+from ..step.segments import RANDOM, checkpoints
 from ..step.simulation import CATEGORIES
 from ..step.step import Step
 from ..tracing.inputs import Inputs, Shapes, Spec

@@ -24,7 +24,8 @@ from ..kept import kept
 from ..rules.facts import Dense
 from ..units import FLOAT_BYTES, Count
 from .optimizers import Optimizer
-from .regions import RANDOM_STATE_BYTES, Regions, Segment
+from .regions import Regions
+from .segments import RANDOM_STATE_BYTES, Segment
 from .sizes import Sizes
 
 CATEGORIES = ("weights", "buffers", "input", "saved_activations", "gradients", "optimizer", "transient")

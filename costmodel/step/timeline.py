@@ -17,8 +17,9 @@ from ..graph.passages import passages
 from ..units import Count
 from .optimizers import OPTIMIZERS, Optimizer
 from .precision import Precision
-from .regions import Regions, Segment, regions
+from .regions import Regions, regions
 from .schedule import PLAIN, Schedule
+from .segments import Segment
 from .simulation import CATEGORIES, GRADIENTS, SAVED, TRANSIENT, Gradient, Moment, Simulation
 from .sizes import prefix_bytes, sizes, trained_bytes
 from .step import Step
