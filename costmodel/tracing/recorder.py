@@ -21,6 +21,7 @@ from ..errors import ModelError
 from ..graph.learned import Learned
 from ..graph.values import TRACE_BATCH
 from ..rules.table import RULES
+from .alone import ON_META, TracedCall, attention
 from .calls import (
     CONVOLUTION_ARGUMENTS,
     CallTracker,
@@ -31,7 +32,7 @@ from .calls import (
     tensors_in,
 )
 from .checkpoints import Checkpoints
-from .learning import ON_META, Learner, TracedCall, Unlearnable, attention
+from .learning import Learner, Unlearnable
 from .quick import QuickCalls
 from .recorded import Call, Store, Value, grows, kinds, plain_value
 from .slices import StaleRead, as_write, place
