@@ -59,7 +59,7 @@ def merged_difference(applied: nn.Module, images: torch.Tensor) -> float:
     """Return how far the merged network's outputs are from those of the network with LoRA beside it."""
     with torch.no_grad():
         for name, parameter in applied.named_parameters():
-            if name.startswith("lora."):
+            if name.startswith("lora.") or not parameter.any():  # a head of zeros would hide everything
                 parameter.normal_(std=0.01)
     applied.eval()
     with torch.no_grad():

@@ -30,6 +30,7 @@ from verifying import RESULTS, Rows, arguments, build, family_of, versions
 
 from costmodel import CostModelError, Kernels, LayerGraph, block_count, footprint
 from costmodel.checking.measuring import counted_step, loss_of, peak_bytes, prepare, result_of
+from costmodel.tracing.inputs import Inputs
 from costmodel.tracing.tracer import trace
 
 RESOLUTIONS = (64, 96, 128, 160, 192, 224, 256, 299)
@@ -70,12 +71,17 @@ def smallest(model: str) -> tuple[LayerGraph, torch.nn.Module]:
             graph = trace(model, resolution)
             answer = footprint(graph, "full", batch=min(BATCHES))
             prepare(network, answer.graph, answer.assignment)
-            result_of(network, torch.zeros(min(BATCHES), *graph.input.shape[1:]))
+            result_of(network, zeros(graph, min(BATCHES)))
         except (CostModelError, RuntimeError, ValueError, AssertionError) as error:
             reason = error
             continue
         return graph, network
     raise reason
+
+
+def zeros(graph: LayerGraph, batch: int) -> Inputs:
+    """Return a batch of what a network is called with."""
+    return Inputs(tuple(torch.zeros(batch, *tensor.shape[1:]) for tensor in graph.inputs), {})
 
 
 def settings(graph: LayerGraph) -> Iterator[tuple[str, dict]]:
@@ -101,9 +107,13 @@ def verify(model: str, batch: int, rows: Rows) -> None:
         row = {"model": model, "resolution": graph.resolution, "setting": setting, "batch": batch}
         if row in rows:
             continue
-        predicted = footprint(graph, batch=batch, accounting="eager", kernels=Kernels("onednn", 1), **options)
+        try:
+            predicted = footprint(graph, batch=batch, accounting="eager", kernels=Kernels("onednn", 1), **options)
+        except CostModelError as error:
+            rows.add(row | {"note": str(error)})
+            continue
         prepare(network, predicted.graph, predicted.assignment)
-        images = torch.zeros(batch, *graph.input.shape[1:])
+        images = zeros(graph, batch)
         saved, forward, backward = counted_step(network, images)
         network.zero_grad(set_to_none=True)
         update = torch.optim.SGD([each for each in network.parameters() if each.requires_grad], 1e-6)
@@ -171,7 +181,10 @@ def report(rows: list[dict[str, str]], date: str, machine: str) -> str:
         by_model.setdefault(row["model"], []).append(text)
     lines += [f"- `{model}`: {'; '.join(texts)}" for model, texts in by_model.items()] or ["None."]
     lines += ["", "## Not measured", ""]
-    lines += [f"- `{row['model']}`: {row['note']}" for row in rows if not row["measured_bytes"]] or ["None."]
+    lines += [
+        f"- `{row['model']}`, {row['setting']} at {row['batch']}: {row['note']}"
+        for row in rows if not row["measured_bytes"]
+    ] or ["None."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -40,7 +40,7 @@ from costmodel import (
 )
 from costmodel import build as build_with_weights
 from costmodel.checking.measuring import loss_of
-from costmodel.step.regions import prefix_end
+from costmodel.step.segments import prefix_end
 from costmodel.training.cache import cached_prefix
 from costmodel.training.optimizers import update_in_place
 

@@ -245,13 +245,15 @@ class OneDnn(Convolution):
             (result - 1) * step + span - (side + before)
             for result, step, span, side, before in zip(made, stride, spans, sides, padding, strict=True)
         ]
-        high = len(spans) > 1
+        high, deep = len(spans) > 1, len(spans) > 2
         return (
             self.kernel[-1] <= _WIDEST_KERNEL
             and all(pixels == 1 or step == 1 for pixels, step in zip(dilation, stride, strict=True))
             and not (high and dilation[-2] > 1 and spans[-2] > sides[-2])
             and max(padding[-1], below[-1]) < min(spans[-1], _REGISTERS + 1)
             and not (high and max(padding[-2], below[-2]) > spans[-2] // 2)
+            and not (deep and max(padding[0], below[0]) >= spans[0])
+            and not (deep and 0 < padding[0] <= self.kernel[0] - sides[0])
         )
 
     def _brg_scratch(self, spreads: bool) -> int:

@@ -21,6 +21,7 @@ from ..graph.memory_order import (
     permuted,
     strides_of,
     suggested,
+    suggests_channels_last,
     viewed,
 )
 from ..graph.values import Layer, Tensor
@@ -133,6 +134,9 @@ def gradient_orders(graph: LayerGraph, wanted: Wanted) -> dict[int, Sizes]:
     return found
 
 
+_POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
+_INDEX_BYTES = 8
+
 # What kernels want in one order: their input, and the gradient that comes.
 _WANTED: dict[str, Callable[[Layer, Tensor], Sizes]] = {
     **dict.fromkeys(
@@ -140,6 +144,7 @@ _WANTED: dict[str, Callable[[Layer, Tensor], Sizes]] = {
         lambda layer, tensor: channels_last(tensor.shape) if uses_channels_last(layer) else (),
     ),
     "layer_norm": lambda layer, tensor: (),
+    **dict.fromkeys((*_POOLS, "group_norm"), lambda layer, tensor: suggested(layer.input.shape, layer.input.strides)),
 }
 
 
@@ -160,4 +165,20 @@ def order_copies(
 
     # Of a learned call the copy of its input was seen.
     forward = copied(x, x.strides) if layer.learned is None else 0
-    return forward, forward + copied(y, gradient) if wanted else 0
+    if not wanted:
+        return forward, 0
+    if layer.op in _POOLS:
+        return forward, _pooled(layer, batch, float_bytes, gradient)
+    return forward, forward + copied(y, gradient)
+
+
+def _pooled(layer: Layer, batch: int, float_bytes: int, gradient: Sizes) -> int:
+    """Return the bytes of a pool's backward where the gradient comes in another order of memory than the input has.
+
+    It works in the gradient's order: the indices of the largest are copied into it, and its result out of it.
+    """
+    x, y = layer.input, layer.output
+    if suggests_channels_last(x.shape, x.strides) == suggests_channels_last(y.shape, gradient):
+        return 0
+    indices = batch * _INDEX_BYTES * y.elements if layer.op == "max_pool2d" else 0
+    return indices + x.bytes(batch, float_bytes)

@@ -28,6 +28,7 @@ from ..step.optimizers import OPTIMIZERS, STATELESS, Optimizer
 from ..step.precision import Precision
 from ..step.regions import again, recomputed_flops, saved_bytes, skipped, skipped_flops
 from ..step.schedule import PLAIN, Schedule
+from ..step.segments import checkpoints
 from ..step.simulation import CATEGORIES, update_working
 from ..step.sizes import trained_bytes
 from ..step.timeline import Carried, simulate
@@ -184,7 +185,7 @@ def price(
         for row, value in enumerate(_of_the_way(required, batch, batch // micro), len(_OF_MOMENTS)):
             prices[row, number] = value[:, None] if isinstance(value, np.ndarray) else value
         for (schedule, _), mine in alike:
-            if not schedule.is_cut:
+            if not schedule.is_cut and not checkpoints(graph):
                 continue
             more, less = (
                 flops(required, schedule, batch[mine], (batch // micro)[mine])[0]

@@ -120,7 +120,7 @@ def step_flops(model: nn.Module, images: torch.Tensor | Inputs, loss: Loss = los
         return forward, counter.get_total_flops() - forward
 
 
-def counted_step(model: nn.Module, images: torch.Tensor) -> tuple[int, int, int]:
+def counted_step(model: nn.Module, images: torch.Tensor | Inputs) -> tuple[int, int, int]:
     """Return the bytes that one forward pass keeps, and the FLOPs of it and of its backward, of one run of both."""
     with corrected_flop_counter() as counter:
         outputs, by_module = _kept_by_module(model, images, lambda result: result)

@@ -20,8 +20,9 @@ from ..graph.layer_graph import LayerGraph
 from ..methods.table import Trained, way_of
 from ..methods.way import Options, Way
 from ..step.precision import Precision
-from ..step.regions import RANDOM, regions
+from ..step.regions import regions
 from ..step.schedule import PLAIN, Schedule
+from ..step.segments import RANDOM, checkpoints
 from ..step.simulation import CATEGORIES
 from ..step.step import Step
 from ..tracing.inputs import Inputs, Shapes, Spec
@@ -161,7 +162,7 @@ def verify(
         peak,
         Check("forward", "FLOPs", predicted.forward_flops, forward, 0),
         Check("backward", "FLOPs", predicted.total_flops - predicted.forward_flops, backward, 0),
-        () if schedule.segments else tuple(_differences(predicted, by_module)),
+        () if schedule.segments or checkpoints(graph) else tuple(_differences(predicted, by_module)),
     )
 
 
@@ -234,6 +235,8 @@ def _measurable(predicted: Footprint) -> int:
 
 def _saved_slack(predicted: Footprint) -> int:
     """Return the bytes of the random generator's state that segments with random calls keep."""
+    if not predicted.step.schedule.segments:
+        return 0
     cut = regions(predicted.requirements, predicted.step.schedule)
     layers = [predicted.graph.layers[index] for index in cut.segment_of]
     masks = {t.storage.id for layer in layers for t in layer.inputs.values() if t.kind == "constant"}

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import InputError, ModelError
 from ..reading import read_file
@@ -167,9 +167,10 @@ def encode(graph: LayerGraph) -> str:
 def _more(layer: Layer, rows: _Rows) -> list[Any]:
     """Return the ends of a layer's row that most layers have no use for."""
     learned = None if layer.learned is None else layer.learned.to_rows()
-    if layer.beside:
-        return [learned, [rows.storage(storage) for storage in layer.beside]]
-    return [] if learned is None else [learned]
+    more: list[Any] = [learned, [rows.storage(storage) for storage in layer.beside], layer.checkpoint]
+    while more and more[-1] in (None, []):
+        more.pop()
+    return more
 
 
 def _elements(shape: Iterable[int], batched: bool) -> int | None:
@@ -269,10 +270,9 @@ def _read_tensor(row: Any, storages: list[Storage]) -> Tensor:
 
 def _read_layer(index: int, row: Any, tensors: list[Tensor], storages: list[Storage], known: set[int]) -> Layer:
     """Return a layer; `known` are the ids of the tensors that are there before it, and after it those that it made."""
-    _require(type(row) is list and len(row) <= len(_LAYER) + 2, "its rows have the right fields")
+    _require(type(row) is list and len(row) <= len(_LAYER) + 3, "its rows have the right fields")
     row, more = row[: len(_LAYER)], row[len(_LAYER) :]
-    seen = more[0] if more else None
-    beside: Any = more[1] if len(more) > 1 else []
+    seen, beside, checkpoint = cast(list[Any], [*more, None, None, None])[:3]
     _is_row(row, _LAYER)
     name, module, ordinal, op, inputs, outputs, attributes, inplace, in_place_of = row
     read = _named(inputs, tensors)
@@ -289,8 +289,9 @@ def _read_layer(index: int, row: Any, tensors: list[Tensor], storages: list[Stor
     learned = None if seen is None else Learned.from_rows(seen, read, len(made))
     read, values = _Arguments(read), _Arguments(values)
     read.layer = values.layer = f"{name} ({op})"
-    taken = tuple(_at(storages, number) for number in beside)
-    return Layer(index, name, module, ordinal, op, read, made, values, inplace, in_place_of, learned, taken)
+    taken = tuple(_at(storages, number) for number in beside or ())
+    _require(checkpoint is None or (type(checkpoint) is int and checkpoint >= 0), "parts that run again are numbered")
+    return Layer(index, name, module, ordinal, op, read, made, values, inplace, in_place_of, learned, taken, checkpoint)
 
 
 class _Arguments(dict):

@@ -102,6 +102,7 @@ class Layer:
     network's own call where a method has put another operation in its place; layers that a method adds have the ordinal
     `ADDED`. `learned` is what was seen of a call that had no rule when it was traced. `beside` is memory that the
     program took since the layer before for what depends on neither input nor parameters (positions, masks).
+    `checkpoint` numbers the part of the network that its own code runs again in backward, if the layer is in one.
     """
 
     index: int
@@ -116,6 +117,7 @@ class Layer:
     in_place_of: str = ""
     learned: Learned | None = None
     beside: tuple[Storage, ...] = ()
+    checkpoint: int | None = None
 
     @property
     def input(self) -> Tensor:

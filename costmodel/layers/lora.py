@@ -12,6 +12,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .linear import linear
+
+
+class _Down(nn.Linear):
+    """A linear map that keeps its input as it is; PyTorch's keeps a copy of one that lies in another order."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, copies_input=True)
+
 
 class Lora(nn.Module):
     """A map of rank `rank` from `inputs` to `outputs` numbers (of each pixel, if it has a `stride`)."""
@@ -19,7 +28,7 @@ class Lora(nn.Module):
     def __init__(self, inputs: int, outputs: int, rank: int, stride: int | tuple[int, int] | None = None):
         super().__init__()
         if stride is None:
-            self.down: nn.Module = nn.Linear(inputs, rank, bias=False)
+            self.down: nn.Module = _Down(inputs, rank, bias=False)
             self.up: nn.Module = nn.Linear(rank, outputs, bias=False)
         else:
             self.down = nn.Conv2d(inputs, rank, 1, cast("int", stride), bias=False)

@@ -62,21 +62,26 @@ class Facts:
     def kept_together(self, layer: Layer, wanted: tuple[str, ...]) -> Alternative:
         """Return what backward must have kept for these roles; of a set that is not known, what each alone needs.
 
-        Errors: UnknownOperationError where these keep memory of their own, which may be the same or not.
+        Errors: UnknownOperationError where that is not so for other sets, or where these keep memory of their own,
+        which may be the same or not.
         """
         if wanted in self.together:
             return self.together[wanted]
-        kept = tuple(dict.fromkeys(item for role in wanted for item in self.together[role,]))
+        kept = self._of_each(wanted)
         own, most = (
             {item for item in items if isinstance(item, Private)}
             for items in (kept, self.together[max(self.together, key=len)])
         )
-        if own and own != most:
+        if (own and own != most) or any({*self._of_each(roles)} != {*seen} for roles, seen in self.together.items()):
             raise UnknownOperationError(
                 f"what {layer.location} keeps was not seen for the gradients of {', '.join(wanted)} without those of "
-                "its other arguments; train all of these, or something before it, too"
+                "its other arguments; train all of these, or its biases alone, or none"
             )
         return kept
+
+    def _of_each(self, wanted: tuple[str, ...]) -> Alternative:
+        """Return what these roles need, each alone."""
+        return tuple(dict.fromkeys(item for role in wanted for item in self.together[role,]))
 
     def backward_flops_of(self, wanted: tuple[str, ...]) -> dict[str, int]:
         """Return the backward FLOPs by role; what is computed together stands with the first of them."""

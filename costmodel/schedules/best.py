@@ -19,8 +19,8 @@ from ..errors import InfeasibleError, unknown
 from ..graph.layer_graph import LayerGraph
 from ..methods.table import values_per_norm, way_of
 from ..methods.way import Options, Way
-from ..step.regions import can_be_cut, prefix_end
 from ..step.schedule import MODES, PLAIN, Schedule
+from ..step.segments import can_be_cut, prefix_end
 from ..step.step import Step
 from ..units import Counts, format_bytes
 from .chain import Chain

@@ -33,8 +33,8 @@ from ..graph.layer_graph import LayerGraph
 from ..graph.passages import passages
 from ..kept import kept
 from ..step.optimizers import OPTIMIZERS
-from ..step.regions import CHEAP, Segment, can_be_cut, prefix_end, segment
 from ..step.schedule import Schedule
+from ..step.segments import CHEAP, Segment, can_be_cut, prefix_end, segment
 from ..step.sizes import trained_bytes
 from ..step.step import Step
 from ..step.timeline import Alone, Carried, alone, alone_at_least

@@ -2,97 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
-from ..accounting.books import Key, dense_key
 from ..accounting.requirements import Requirements
 from ..errors import InputError
-from ..graph.blocks import ACTIVATIONS, CONVOLUTIONS, NORMS, parts
-from ..graph.layer_graph import LayerGraph
 from ..graph.passages import passages
-from ..graph.values import Layer, Tensor
+from ..graph.values import Tensor
 from ..kept import kept
-from ..rules.table import operation
 from ..units import Count, over_batch
 from .schedule import Schedule
-
-# What draws random numbers: in pieces it would draw others.
-RANDOM = frozenset({"dropout", "feature_dropout", "alpha_dropout", "bernoulli", "rand", "rand_like", "randn"})
-
-
-# What costs no matrix product to do again. Layers of other operations are done again only with their whole segment.
-CHEAP = NORMS | ACTIVATIONS | {"add", "sub", "mul", "div", "dropout", "contiguous"}
-
-
-# Calls of which PyTorch keeps nothing but what they read.
-READS_FIRST = CONVOLUTIONS | {"conv1d", "conv3d", "linear", "mul", "matmul", "bmm"}
-
-
-class Demand(NamedTuple):
-    """What a layer's backward does again first: `layers` run, of which `keys` stay until their last use."""
-
-    layers: tuple[int, ...]
-    keys: tuple[Key, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """The layers `first` to `last` of a network, and what of them is made again in backward.
-
-    input: the one tensor that passes before `first`. runs_again: whether all is, from the input; else, and then again,
-    what norms, activations and sums give is made from what is there (`demands`, by the layer whose backward asks).
-    absent: what the layers would keep and is not there when forward is over. dropped: that of these that stays absent
-    when the segment has run again. needed_by: the layers that use something absent. cheap: the layers that are done
-    again on demand. runs_to: behind the last layer that runs again with the segment. plain_from: the layer from which
-    on all is kept as ever.
-    """
-
-    first: int
-    last: int
-    input: Tensor
-    runs_again: bool
-    absent: frozenset[Key]
-    dropped: frozenset[Key]
-    needed_by: frozenset[int]
-    demands: Mapping[int, tuple[Demand, ...]]
-    runs_to: int
-    plain_from: int
-
-    @cached_property
-    def stop(self) -> int:
-        """The last layer that uses something absent: its backward asks first."""
-        return max(self.needed_by)
-
-    @property
-    def rerun(self) -> range:
-        """The layers that run again together."""
-        return range(self.first, self.runs_to if self.runs_again else self.first)
-
-    @cached_property
-    def again(self) -> tuple[int, ...]:
-        """The layers that run again in backward, as often as they do."""
-        asked = (demand for each in self.demands.values() for demand in each)
-        return (*self.rerun, *(index for demand in asked for index in demand.layers))
-
-    @cached_property
-    def release(self) -> int:
-        """The layer whose backward is the last to need the segment's input."""
-        return min(self.needed_by)
-
-    @cached_property
-    def not_cloned(self) -> frozenset[int]:
-        """The layers that work in place and copy their input first, for backward; the copy is dropped at once."""
-        return frozenset(
-            index for index, each in self.demands.items() for demand in each for key in demand.keys if key.of == "value"
-        )
-
-    @cached_property
-    def cheap(self) -> frozenset[int]:
-        """The layers that are done again on demand."""
-        return frozenset(index for each in self.demands.values() for demand in each for index in demand.layers)
+from .segments import Segment, checkpoints, own_segments, prefix_end, segment
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,37 +35,10 @@ class Regions:
 
 
 @kept
-def prefix_end(required: Requirements) -> int:
-    """Return the first layer that does not belong to the frozen prefix, which one tensor passes; 0 if there is none.
-
-    The prefix may run in pieces: nothing in it trains, takes statistics of the batch, or is random.
-    """
-    graph, frozen = required.graph, required.assignment.frozen_statistics
-    most = min(required.wanted, default=0)
-    for layer in graph.layers[:most]:
-        own_statistics = operation(layer, layer.index in frozen) == "batch_norm"
-        drawn = (
-            t for t in layer.inputs.values() if t.kind == "constant" and t.storage.id not in graph.resident_storages
-        )
-        if own_statistics or layer.op in RANDOM or any(drawn):
-            most = layer.index
-            break
-    if not can_be_cut(required):
-        return 0
-    return max((place for place in passages(graph) if 0 < place <= most), default=0)
-
-
-@kept
-def can_be_cut(required: Requirements) -> bool:
-    """Whether no weight is computed from parameters, and no layer was put in by the method: these are not cut up."""
-    return not any(
-        layer.output.kind == "derived" or layer.in_place_of or layer.ordinal < 0 for layer in required.graph.layers
-    )
-
-
-@kept
 def regions(required: Requirements, schedule: Schedule) -> Regions:
     """Return the network cut up. Errors: InputError for a schedule of another network or way, with what fits."""
+    if checkpoints(required.graph):
+        return Regions(0, None, own_segments(required, schedule))
     graph, end = required.graph, prefix_end(required)
     if schedule.has_prefix and not end:
         lever, does = ("prefix_batch", "run in pieces") if schedule.cache is None else ("cache", "be cached")
@@ -161,157 +55,6 @@ def regions(required: Requirements, schedule: Schedule) -> Regions:
     if not schedule.has_prefix:
         return Regions(0, None, tuple(segments))
     return Regions(end, passages(graph)[end], tuple(segments), schedule.cache is not None)
-
-
-@kept
-def segment(required: Requirements, first: int, last: int, mode: str) -> Segment:
-    """Return the layers first to last as a segment; mode: one of `MODES`.
-
-    Errors: InputError if they are none, or if nothing of them could be made again so.
-    """
-    graph, places = required.graph, passages(required.graph)
-    ends = first in places and (last + 1 in places or last + 1 == len(graph.layers))
-    if not ends or not first <= last or first < prefix_end(required) or not can_be_cut(required):
-        raise InputError(
-            f"layers {first} to {last} of {graph.model} are not a segment of {required.way.label}: the schedule is of "
-            "another network or way; make it with costmodel.best_schedule"
-        )
-    layers = graph.layers[first : last + 1]
-    plain_from = last + 1
-    if mode.endswith("interior"):
-        block = parts(graph).block_of(layers[-1])
-        plain_from = min(block.closing_norms if block else (), default=first)
-    inside = _kept_inside(required, layers, places[first], plain_from)
-    is_cheap = mode.startswith(("cheap", "both"))
-    dropped = _derivable(required, layers, inside) if is_cheap else {}
-    absent = frozenset(dropped) if mode == "cheap" else inside
-    needed_by = {
-        layer.index for layer in layers for key in required.books.by_layer.get(layer.index, ()) if key in absent
-    }
-    if not needed_by or (is_cheap and not dropped):
-        raise InputError(
-            f"layers {first} to {last} of {graph.model} keep nothing for {required.way.label} that the mode {mode!r} "
-            "makes again; leave them out"
-        )
-    return Segment(
-        first, last, places[first], mode != "cheap", absent, frozenset(dropped), frozenset(needed_by),
-        _demands(required, layers, dropped), _runs_to(required, max(needed_by)), plain_from,
-    )  # fmt: skip
-
-
-def _runs_to(required: Requirements, stop: int) -> int:
-    """Return behind which layer a second run ends: before the last that uses something, if it only keeps what it reads.
-
-    Autograd notes what such a call reads before it computes. Source: torch's generated VariableType, which saves inputs
-    first.
-    """
-    layer, books = required.graph.layers[stop], required.books
-    given = {dense_key(tensor) for tensor in layer.inputs.values()}
-    reads_only = layer.op in READS_FIRST and all(key in given for key in books.by_layer[stop])
-    return stop if reads_only else stop + 1
-
-
-def _kept_inside(required: Requirements, layers: Sequence[Layer], given: Tensor, plain_from: int) -> frozenset[Key]:
-    """Return what layers keep, but for their input and what layers from `plain_from` on use."""
-    inner = {tensor.storage.id for layer in layers for tensor in layer.outputs} - {given.storage.id}
-    return frozenset(
-        key
-        for layer in layers
-        for key in required.books.by_layer.get(layer.index, ())
-        if (storage := required.books.saved[key].storage) is None or storage.id in inner
-        if not any(plain_from <= index <= layers[-1].index for index in required.books.saved[key].uses)
-    )
-
-
-def _derivable(required: Requirements, layers: Sequence[Layer], inside: frozenset[Key]) -> dict[Key, tuple[int, ...]]:
-    """Return what of the kept could be made from the rest of it by cheap layers alone, and by which.
-
-    A tensor that is kept and cannot be made so is where that starts from.
-    """
-    graph, books = required.graph, required.books
-    used = {key for layer in layers for key in books.by_layer.get(layer.index, ())}
-    chains: dict[int, frozenset[int]] = {}  # by tensor: the layers that make it
-    for layer in layers:
-        if layer.op not in CHEAP or len(layer.outputs) != 1:
-            continue
-        needed: set[int] = {layer.index}
-        for tensor in layer.inputs.values():
-            if tensor.kind == "parameter" or tensor.storage.id in graph.resident_storages:
-                continue
-            if tensor.id in chains:
-                needed |= chains[tensor.id]
-            elif tensor.kind != "activation" or tensor.overwritten or dense_key(tensor) not in used:
-                break
-        else:
-            chains[layer.output.id] = frozenset(needed)
-    tensors = {t.id: t for layer in layers for t in layer.outputs}
-    return {
-        dense_key(tensors[id_]): tuple(sorted(chain))
-        for id_, chain in chains.items()
-        if dense_key(tensors[id_]) in inside and not _has_views(graph, tensors[id_], layers)
-    }
-
-
-@kept
-def _views(graph: LayerGraph) -> dict[int, list[tuple[int, tuple[int, ...]]]]:
-    """Return which layers read a storage, and in which shapes, of those that are read in several."""
-    reads: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
-    for layer in graph.layers:
-        for tensor in layer.inputs.values():
-            reads.setdefault(tensor.storage.id, []).append((layer.index, tensor.shape))
-    return {id_: found for id_, found in reads.items() if len({shape for _, shape in found}) > 1}
-
-
-def _has_views(graph: LayerGraph, tensor: Tensor, layers: Sequence[Layer]) -> bool:
-    """Whether layers also read what a tensor's memory holds in another shape."""
-    first, last = layers[0].index, layers[-1].index
-    reads = _views(graph).get(tensor.storage.id, ())
-    return any(first <= index <= last and shape != tensor.shape for index, shape in reads)
-
-
-def _demands(
-    required: Requirements, layers: Sequence[Layer], dropped: Mapping[Key, tuple[int, ...]]
-) -> dict[int, tuple[Demand, ...]]:
-    """Return what the backward of each layer makes again; what has further uses stays."""
-    books, graph = required.books, required.graph
-    inside = range(layers[0].index, layers[-1].index + 1)
-    last_use = {key: min(index for index in books.saved[key].uses if index in inside) for key in dropped}
-    key_of = {chain[-1]: key for key, chain in dropped.items()}  # by the layer that makes it last
-    there: set[Key] = set()
-    found: dict[int, tuple[Demand, ...]] = {}
-    for layer in reversed(layers):
-        asked = []
-        for key in books.by_layer.get(layer.index, ()):
-            if key not in dropped or key in there:
-                continue
-            run = _still_to_run(graph, dropped[key], {index for index, own in key_of.items() if own in there})
-            made = [
-                own
-                for index in run
-                if (own := key_of.get(index)) and last_use[own] <= layer.index and not _is_overwritten(graph, own, run)
-            ]
-            there.update(made)
-            asked.append(Demand(run, tuple(made)))
-        there -= {key for key in there if last_use[key] == layer.index}
-        if asked:
-            found[layer.index] = tuple(asked)
-    return found
-
-
-def _is_overwritten(graph: LayerGraph, key: Key, run: Sequence[int]) -> bool:
-    """Whether a value is overwritten by one of the layers that run."""
-    return key.of == "value" and any(graph.layers[i].inplace and graph.layers[i].input.id == key.id for i in run)
-
-
-def _still_to_run(graph: LayerGraph, chain: Sequence[int], done: set[int]) -> tuple[int, ...]:
-    """Return the layers of a chain that must run where the results of some are there already."""
-    wanted, run = {graph.layers[chain[-1]].output.id}, []
-    for index in reversed(chain):
-        layer = graph.layers[index]
-        if layer.output.id in wanted and index not in done:
-            run.append(index)
-            wanted |= {tensor.id for tensor in layer.inputs.values()}
-    return tuple(reversed(run))
 
 
 def recomputed_flops(required: Requirements, schedule: Schedule, batch: Count, passes: Count) -> tuple[Count, Count]:
@@ -348,16 +91,16 @@ def again(required: Requirements, schedule: Schedule) -> tuple[int, ...]:
 
 def saved_bytes(required: Requirements, schedule: Schedule, micro_batch: Count, float_bytes: int) -> Count:
     """Return the bytes that one forward pass keeps for backward: of segments that run again, their input."""
-    if not schedule.segments:
-        return required.saved_bytes(micro_batch, float_bytes)
     cut, found = regions(required, schedule), {}
+    if not cut.segments:
+        return required.saved_bytes(micro_batch, float_bytes)
     for key, saved in required.books.saved.items():
         owners = (cut.segment_of.get(index) for index in saved.uses)
         if any(segment is None or key not in segment.absent for segment in owners):
             found[key if saved.storage is None else saved.storage.id] = saved.bytes(micro_batch, float_bytes)
     for one in cut.segments:
-        if one.runs_again:
-            found.setdefault(one.input.storage.id, one.input.storage.bytes(micro_batch, float_bytes))
+        for tensor in one.inputs if one.runs_again else ():
+            found.setdefault(tensor.storage.id, tensor.storage.bytes(micro_batch, float_bytes))
     total = over_batch(0, False, micro_batch)
     for size in found.values():
         total = total + size

@@ -24,7 +24,8 @@ from ..kept import kept
 from ..rules.facts import Dense
 from ..units import FLOAT_BYTES, Count
 from .optimizers import Optimizer
-from .regions import Regions, Segment
+from .regions import Regions
+from .segments import RANDOM_STATE_BYTES, Segment
 from .sizes import Sizes
 
 CATEGORIES = ("weights", "buffers", "input", "saved_activations", "gradients", "optimizer", "transient")
@@ -124,8 +125,8 @@ class Simulation(Generic[Count]):
             for index in inside.values():
                 releases.setdefault(index, []).append(key if saved.storage is None else saved.storage.id)
         for segment in self.cut.segments:
-            if segment.runs_again:
-                until(segment.input.storage.id, segment.release)
+            for tensor in segment.inputs if segment.runs_again else ():
+                until(tensor.storage.id, segment.release)
         for what, index in last.items():
             releases.setdefault(index, []).append(what)
         return {what for what in last if isinstance(what, int)}, releases
@@ -200,6 +201,8 @@ class Simulation(Generic[Count]):
         allocated_first_here: set = set()
         for layer in self.graph.layers[part.start : part.stop]:
             again = self.cut.segment_of.get(layer.index)
+            if again is not None and again.first == layer.index:
+                now[TRANSIENT] += again.held_bytes
             for storage in layer.new_storages:
                 if storage.id not in live and storage.id not in self.graph.resident_storages:
                     live[storage.id] = size = storage.bytes(batch, float_bytes)
@@ -211,6 +214,8 @@ class Simulation(Generic[Count]):
                     allocated_first_here.add(key)
                     now[SAVED] += saved.bytes(batch, float_bytes)
             working = sizes.copied.get(layer.index, 0) + sizes.working.get(layer.index, (0, 0))[0]
+            if layer.checkpoint is not None and again is None:  # nothing runs again, but that is known only afterwards
+                working += RANDOM_STATE_BYTES
             self.mark("forward", layer.name, working + self.cloned(layer, again))
             for id_ in dying.get(layer.index, ()):
                 if id_ in live and id_ not in kept:
@@ -290,6 +295,7 @@ class Simulation(Generic[Count]):
                     there.add(key)
                     now[SAVED] += saved.bytes(sizes.batch, sizes.float_bytes)
             working = sizes.copied.get(layer.index, 0) + sizes.working.get(layer.index, (0, 0))[0]
+            working += 0 if segment is None else segment.held_bytes
             self.mark("recompute", layer.name, working + self.cloned(layer, segment))
             for id_ in dying.get(layer.index, ()):
                 if id_ in live and id_ not in kept and id_ not in before:
@@ -312,9 +318,11 @@ class Simulation(Generic[Count]):
         for id_ in {tensor.storage.id for tensor in self.graph.outputs}:
             if id_ not in self.kept:
                 now[TRANSIENT] -= self.live.pop(id_, 0)
-        now[TRANSIENT] += 2 * size
+        # One result after the other.
+        largest = max(outputs, key=lambda tensor: tensor.elements).bytes(sizes.batch, sizes.float_bytes)
+        now[TRANSIENT] += 2 * largest
         self.mark("loss", "backward")
-        now[TRANSIENT] -= 2 * size
+        now[TRANSIENT] -= 2 * largest
         return pending
 
     def backward(self, pending: dict[int, Gradient], in_place: bool, part: range | None = None) -> None:
@@ -350,6 +358,8 @@ class Simulation(Generic[Count]):
         for gradient in given:
             self.release(gradient)
         self.free_saved(index)
+        if segment is not None and segment.release == index:
+            now[TRANSIENT] -= segment.held_bytes
         for tensor, gradient in made:
             self.collect(pending, tensor, gradient, layer.name)
         for name in updated if in_place else ():
@@ -465,7 +475,7 @@ def _dying_inside(graph: LayerGraph, indices: tuple[int, ...]) -> dict[int, list
     last_read: dict[int, int] = {}
     for layer in (graph.layers[index] for index in indices):
         for tensor in (*layer.outputs, *layer.inputs.values()):
-            if tensor.kind in ("activation", "constant"):
+            if tensor.kind in ("activation", "constant", "derived"):
                 last_read[tensor.storage.id] = layer.index
     dying: dict[int, list[int]] = {}
     for id_, index in last_read.items():

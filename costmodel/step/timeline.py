@@ -17,8 +17,9 @@ from ..graph.passages import passages
 from ..units import Count
 from .optimizers import OPTIMIZERS, Optimizer
 from .precision import Precision
-from .regions import Regions, Segment, regions
+from .regions import Regions, regions
 from .schedule import PLAIN, Schedule
+from .segments import Segment
 from .simulation import CATEGORIES, GRADIENTS, SAVED, TRANSIENT, Gradient, Moment, Simulation
 from .sizes import prefix_bytes, sizes, trained_bytes
 from .step import Step
@@ -163,7 +164,7 @@ def alone_at_least(required: Requirements, carried: Carried[int], segment: Segme
     When it has run again all that it keeps then is there, with its input and the gradient that it was run for.
     """
     batch, float_bytes = carried.micro_batch, carried.precision.activation_bytes
-    before = segment.input
+    (before,) = segment.inputs
     given = 0 if given_is_kept or before.kind == "input" else before.storage.bytes(batch, float_bytes)
     made = {
         saved.storage or key: (saved.storage or saved).bytes(batch, float_bytes)

@@ -49,7 +49,7 @@ class Freeze:
             layers.append(
                 Layer(
                     index, name, call.module, call.ordinal, call.op, inputs, outputs, call.attributes, call.inplace,
-                    learned=call.learned, beside=tuple(self.beside(call)),
+                    learned=call.learned, beside=tuple(self.beside(call)), checkpoint=call.checkpoint,
                 )
             )  # fmt: skip
         outputs = tuple(self.tensor(value) for value in run.finished)

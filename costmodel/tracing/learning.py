@@ -18,21 +18,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
-from ..graph.learned import UNSEEN, Held, Learned, Pattern, Working
-from .allocations import allocations, peak_of
-from .calls import has_gradient, named_tensors, operation_name, tensors_in
+from ..graph.learned import Held, Learned, Pattern
+from .alone import BATCHES, THIRD_BATCH, Alone, TracedCall, address, device_of
+from .calls import named_tensors, operation_name, tensors_in
 from .flops import corrected_flop_counter
+from .recorded import grows
+from .working import working
 
-BATCHES, THIRD_BATCH = (2, 3), 5
-# Assumption: arguments of more bytes per image take too long to compute with; their call runs on the meta device,
-# where PyTorch takes the same path but for attention.
-MOST_BYTES = 2**24
-_FEW = 2**16  # elements that are drawn at random; more are all the same number
-ON_META = frozenset({"scaled_dot_product_attention"})  # there it is not computed by the flash kernel
-MOST_ROLES = 6  # whose gradients are wanted in every combination; of more, each alone and all together
+FAR_BATCH = 61  # at which memory that a library asks for in bytes, and may round up, must be as predicted
+MOST_ROLES = 6  # whose gradients are wanted in every combination; of more, those sets that training asks for
+_BITS_OF_A_BYTE = 8
 
 
 class Unlearnable(Exception):
@@ -51,16 +48,6 @@ class _Seen:
     counts_flops: bool
     passes: tuple[str, ...]
     is_differentiable: bool
-
-
-@dataclass(frozen=True)
-class TracedCall:
-    """A call on tensors of a trace, with the trace's batch."""
-
-    function: Callable
-    args: tuple
-    kwargs: dict[str, Any]
-    batch: int
 
 
 class Learner:
@@ -92,65 +79,6 @@ def _learned_or_why_not(call: TracedCall, roles: list[str]) -> Learned | Unlearn
         return Unlearnable(" ".join(str(error).split())[:200])
 
 
-def attention(result: torch.Tensor, call: TracedCall) -> tuple[torch.Tensor, str]:
-    """Return the result of attention as a CPU lays it out, and the kernel that computes it there: 'flash' or 'math'.
-
-    On the meta device it is always computed as products of matrices ('math'). Source: PyTorch's own choice; the flash
-    kernel's result has the memory order of the queries (aten/src/ATen/native/transformers/attention.cpp).
-    """
-    run = _Run(call, BATCHES[0], "cpu", fill=False)
-    chosen = torch._fused_sdp_choice(*run.args, **run.kwargs)  # pyright: ignore[reportPrivateImportUsage]
-    if chosen != torch.nn.attention.SDPBackend.FLASH_ATTENTION.value:
-        return result, "math"
-    query = named_tensors(call.function, call.args, call.kwargs)["query"]
-    return torch.empty_like(query), "flash"
-
-
-class _Run:
-    """The arguments of a call at another batch, on tensors of their own."""
-
-    def __init__(self, call: TracedCall, batch: int, device: str, fill: bool = True):
-        self.traced_batch, self.batch, self.device, self.fill = call.batch, batch, device, fill
-        self.made: dict[int, torch.Tensor] = {}  # by the traced tensor
-        self.args, self.kwargs = tree_map(self._other, (call.args, call.kwargs))
-
-    def _size(self, value: int) -> int:
-        return value // self.traced_batch * self.batch if value % self.traced_batch == 0 else value
-
-    def _other(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            if id(value) not in self.made:
-                self.made[id(value)] = self._tensor(value)
-            return self.made[id(value)]
-        if isinstance(value, torch.Size):
-            return torch.Size(map(self._size, value))
-        return self._size(value) if type(value) is int else value
-
-    def _tensor(self, traced: torch.Tensor) -> torch.Tensor:
-        sizes, strides = [*map(self._size, traced.shape)], [*map(self._size, traced.stride())]
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True) if size)
-        if not self.fill:
-            memory = torch.empty(extent, dtype=traced.dtype, device=self.device)
-        elif not has_gradient(traced) or self.device == "meta":
-            memory = torch.zeros(extent, dtype=traced.dtype, device=self.device)
-        elif extent > _FEW:
-            memory = torch.full((extent,), 0.5, dtype=traced.dtype)
-        else:
-            memory = torch.rand(extent, generator=torch.Generator().manual_seed(0), dtype=traced.dtype)
-        laid_out = memory.as_strided(sizes, strides)
-        return laid_out.conj() if traced.is_conj() else laid_out  # conjugated when it is read
-
-
-def _device(call: TracedCall) -> str:
-    """Return where a call is observed."""
-    return "meta" if operation_name(call.function)[0] in ON_META or _bytes_per_image(call) > MOST_BYTES else "cpu"
-
-
-def _bytes_per_image(call: TracedCall) -> int:
-    tensors = [value for value in tree_leaves((call.args, call.kwargs)) if isinstance(value, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() // call.batch for tensor in tensors)
-
-
 def _key(call: TracedCall, roles: list[str]) -> Any:
     def plain(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -166,86 +94,47 @@ def _key(call: TracedCall, roles: list[str]) -> Any:
 def _learn(call: TracedCall, roles: list[str]) -> Learned:
     seen: dict[tuple[str, ...], list[_Seen]] = {(): [_observe(call, (), batch) for batch in BATCHES]}
     roles = [role for role in roles if _observe(call, (role,), BATCHES[0]).is_differentiable]
-    sizes = range(1, len(roles) + 1) if len(roles) <= MOST_ROLES else (1, len(roles))
     patterns = []
-    for wanted in itertools.chain.from_iterable(itertools.combinations(roles, size) for size in sizes):
+    for wanted in _sets(call, roles):
         few, more = seen[wanted] = [_observe(call, wanted, batch) for batch in BATCHES]
         if few.kept.keys() != more.kept.keys() or few.passes != more.passes:
             raise Unlearnable("what it keeps depends on the batch")
-        kept = tuple(_held(few, more, partial(_observe, call, wanted, THIRD_BATCH)))
+        kept = tuple(_held(few, more, partial(_observe, call, wanted)))
         flops = _per_image(few, more, "backward_flops")
-        patterns.append(Pattern(wanted, kept, flops, few.passes, *_working(call, wanted)))
-    if len(roles) > MOST_ROLES and not _adds_up(patterns):
-        raise Unlearnable(f"it has {len(roles)} arguments, of which what it keeps cannot be told one by one")
+        patterns.append(Pattern(wanted, kept, flops, few.passes, *working(call, wanted)))
     few, more = seen[()]
     _over_batch(few.elements, more.elements)
     counts = any(run.counts_flops for pair in seen.values() for run in pair)
-    plain, _ = _working(call, ())
-    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts, plain)
+    beside, _ = working(call, ())
+    return Learned(tuple(patterns), _per_image(few, more, "forward_flops"), counts, beside)
 
 
-def _working(call: TracedCall, wanted: tuple[str, ...]) -> tuple[Working, Working]:
-    """Return a call's working memory in forward and backward where it can be seen and grows with the batch in steps."""
-    if operation_name(call.function)[1] or call.kwargs.get("inplace") or _bytes_per_image(call) > MOST_BYTES:
-        return UNSEEN, UNSEEN
-    seen = [_working_at(call, wanted, batch) for batch in (*BATCHES, THIRD_BATCH)]
-    forward, backward = map(_in_steps, zip(*seen, strict=True))
-    return forward, backward
+def _sets(call: TracedCall, roles: list[str]) -> list[tuple[str, ...]]:
+    """Return the sets of gradients that are wanted in turn.
+
+    Of many roles: each alone; weights and biases, or biases, with the gradient for layers before and without.
+    """
+    if len(roles) <= MOST_ROLES:
+        sizes = range(1, len(roles) + 1)
+        return [*itertools.chain.from_iterable(itertools.combinations(roles, size) for size in sizes)]
+    given = named_tensors(call.function, call.args, call.kwargs)
+    own = {role for role in roles if not grows(given[role].shape, call.batch)}
+    biases = {role for role in own if given[role].dim() == 1}
+    passed_on = {*roles} - own
+    sets = [*({role} for role in roles), biases, biases | passed_on, own, own | passed_on]
+    return [*dict.fromkeys(tuple(role for role in roles if role in chosen) for chosen in sets if chosen)]
 
 
-def _in_steps(seen: tuple[int, ...]) -> Working:
-    few, more, third = seen
-    each, rest = divmod(more - few, BATCHES[1] - BATCHES[0])
-    found = Working(each, few - each * BATCHES[0])
-    return UNSEEN if rest or found.at(THIRD_BATCH) != third else found
-
-
-def _working_at(call: TracedCall, wanted: tuple[str, ...], batch: int) -> tuple[int, int]:
-    """Return the working memory at a batch, in forward and in backward."""
-    run = _Run(call, batch, "cpu")
-    traced = named_tensors(call.function, call.args, call.kwargs)
-    leaves = [run.made[id(traced[role])].requires_grad_() for role in wanted]
-    made: list[Any] = []
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(bool(wanted)):
-        forward = allocations(lambda: made.append(call.function(*run.args, **run.kwargs)))
-    beside = peak_of(forward) - sum(forward)
-    results = [result for result in tensors_in(made.pop()) if result.requires_grad]
-    if not results:
-        return beside, 0
-    there: list[StorageWeakRef] = []  # which keep an address from being used again
-    for result in results:
-        result.register_hook(lambda gradient: there.append(StorageWeakRef(gradient.untyped_storage())))
-    handed = sum(map(_bytes, results))
-    with torch.enable_grad():  # what makes the gradients that the call is given, so that its backward drops them
-        results = [result * 1 for result in results]
-    given = [torch.ones_like(result) for result in results]
-    gradients: list[torch.Tensor | None] = []
-    backward = allocations(lambda: gradients.extend(torch.autograd.grad(results, leaves, given, allow_unused=True)))
-    # A gradient that is part of larger memory (the real parts of complex numbers) counts by its own size.
-    own = {_address(each): _bytes(each) for each in gradients if each is not None}
-    new = sum(size for address, size in own.items() if address not in {each.cdata for each in there})
-    return beside, peak_of(backward) - handed - new
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _adds_up(patterns: list[Pattern]) -> bool:
-    """Whether what is kept and computed for all roles together, the last pattern, is that for each alone."""
-    *alone, together = patterns
-    kept = {held for pattern in alone for held in pattern.kept}
-    return kept == {*together.kept} and sum(each.backward_flops for each in alone) == together.backward_flops
-
-
-def _held(few: _Seen, more: _Seen, third: Callable[[], _Seen]) -> Iterator[Held]:
-    """Yield what is kept. third: the same call at `THIRD_BATCH`, which a size in two parts must fit too."""
+def _held(few: _Seen, more: _Seen, at: Callable[[int], _Seen]) -> Iterator[Held]:
+    """Yield what is kept. at: the same call at another batch, which must agree where that is not certain."""
     for (of, name), (elements, bits) in few.kept.items():
         if of != "own":
             yield Held(of, name)  # pyright: ignore[reportArgumentType]  # as `_observe` names them
             continue
         each, once = _affine(elements, more.kept[of, name][0])
-        if each and once and third().kept[of, name][0] != each * THIRD_BATCH + once:
+        further = [THIRD_BATCH] if each and once else []
+        further += [FAR_BATCH] if bits == _BITS_OF_A_BYTE else []
+        if any(at(batch).kept[of, name][0] != each * batch + once for batch in further):
             raise Unlearnable("a size does not grow with the batch in steps")
         if each:
             yield Held("own", name, each, bits, True)
@@ -290,7 +179,7 @@ class _Token:
 
 def _observe(call: TracedCall, wanted: tuple[str, ...], batch: int) -> _Seen:
     """Run a call at a batch, with the gradients of some arguments wanted, and its backward."""
-    run = _Run(call, batch, _device(call))
+    run = Alone(call, batch, device_of(call))
     traced = named_tensors(call.function, call.args, call.kwargs)
     given = {role: run.made[id(tensor)] for role, tensor in traced.items()}
     leaves = {role: given[role].requires_grad_() for role in wanted}
@@ -328,14 +217,14 @@ def _kept(saved: list[torch.Tensor], given: dict[str, torch.Tensor], results: li
     """
     owners: dict[int, tuple[str, str]] = {}
     for role, tensor in given.items():
-        owners.setdefault(_address(tensor), ("input", role))
+        owners.setdefault(address(tensor), ("input", role))
     for number, tensor in enumerate(results):
-        if writes or _address(tensor) not in owners:  # of a view, what it is a view of
-            owners[_address(tensor)] = ("output", str(number))
+        if writes or address(tensor) not in owners:  # of a view, what it is a view of
+            owners[address(tensor)] = ("output", str(number))
     kept: dict[tuple[str, str], tuple[int, int]] = {}
     for tensor in saved:
         number = sum(of == "own" for of, _ in kept)
-        owner = owners.setdefault(_address(tensor), ("own", f"own {number}"))
+        owner = owners.setdefault(address(tensor), ("own", f"own {number}"))
         kept[owner] = tensor.untyped_storage().nbytes() // tensor.element_size(), 8 * tensor.element_size()
     return kept
 
@@ -347,11 +236,7 @@ def _passes(results: list[torch.Tensor], leaves: dict[str, torch.Tensor]) -> tup
         return ()
     given = [torch.ones_like(result) for result in results]
     made = torch.autograd.grad(results, [*leaves.values()], given, allow_unused=True)
-    there = {_address(tensor) for tensor in given}
+    there = {address(tensor) for tensor in given}
     return tuple(
-        role for role, tensor in zip(leaves, made, strict=True) if tensor is not None and _address(tensor) in there
+        role for role, tensor in zip(leaves, made, strict=True) if tensor is not None and address(tensor) in there
     )
-
-
-def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -28,6 +28,7 @@ from ..zoo.elastic import ELASTIC
 
 if TYPE_CHECKING:
     from ..zoo.once_for_all import SuperNetwork
+    from .inputs import Shapes
 
 _RANDOM_FILLS = {"normal_", "uniform_", "trunc_normal_", "bernoulli_", "random_", "exponential_"}
 
@@ -54,7 +55,9 @@ def _timm():
 def _torchvision_names() -> list[str]:
     from torchvision import models
 
-    kinds = (models, models.detection, models.segmentation, models.video, models.quantization)
+    kinds = (
+        models, models.detection, models.segmentation, models.video, models.quantization, models.optical_flow,
+    )  # fmt: skip
     return [name for kind in kinds for name in models.list_models(module=kind)]
 
 
@@ -70,14 +73,16 @@ def _torchvision_model(name: str, **options) -> nn.Module:
 _FRAMES = 16
 
 
-def usual_shape(name: str, resolution: int) -> tuple[int, ...] | None:
-    """Return the shape of one example of a network by name, where that is not an image."""
+def usual_shape(name: str, resolution: int) -> Shapes | None:
+    """Return the shape of one example of a network by name, or its shapes, where that is not an image."""
     source, _, model = name.rpartition(":")
     if source == "torchvision":
         from torchvision import models
 
         if model in models.list_models(module=models.video):
             return (3, _FRAMES, resolution, resolution)
+        if model in models.list_models(module=models.optical_flow):  # two images, one after the other in time
+            return [(3, resolution, resolution)] * 2
     return None
 
 

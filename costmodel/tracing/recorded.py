@@ -55,6 +55,7 @@ class Call:
     outputs: list[Value] | None = None
     learned: Learned | None = None
     beside: tuple[Value, ...] = ()
+    checkpoint: int | None = None
 
 
 def kinds(inputs: dict[str, Value]) -> set[str]:

@@ -15,16 +15,27 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._C._autograd import _top_saved_tensors_default_hooks
+from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import ModelError
 from ..graph.learned import Learned
 from ..graph.values import TRACE_BATCH
 from ..rules.table import RULES
-from .calls import CONVOLUTION_ARGUMENTS, CallTracker, arguments_by_name, has_gradient, operation_name, tensors_in
-from .learning import ON_META, Learner, TracedCall, Unlearnable, attention
+from .alone import ON_META, TracedCall, attention
+from .calls import (
+    CONVOLUTION_ARGUMENTS,
+    CallTracker,
+    arguments_by_name,
+    has_gradient,
+    named_tensors,
+    operation_name,
+    tensors_in,
+)
+from .checkpoints import Checkpoints
+from .learning import Learner, Unlearnable
 from .quick import QuickCalls
 from .recorded import Call, Store, Value, grows, kinds, plain_value
+from .slices import StaleRead, as_write, place
 from .strides import LAID_OUT, has_rows, matmul_copies
 
 # What depends on its argument's shape alone.
@@ -38,9 +49,9 @@ _AUTOGRAD_FUNCTION = "a torch.autograd.Function (or a re-entrant checkpoint)"
 class Recorder(CallTracker):
     """Records every call whose result depends on the network's input or on a parameter."""
 
-    def __init__(self, module: nn.Module, batch: int = TRACE_BATCH):
+    def __init__(self, module: nn.Module, batch: int = TRACE_BATCH, follows_slices: bool = False):
         super().__init__(module)
-        self.batch = batch
+        self.batch, self.follows_slices = batch, follows_slices
         self.asked_channels: int | None = None  # by the convolution that failed
         self.calls: list[Call] = []
         self.run = QuickCalls()
@@ -50,6 +61,7 @@ class Recorder(CallTracker):
         self.notes: list[str] = []
         self.beside: list[Value] = []  # constants that were made since the last call
         self.gradients_on = True  # as far as the network itself has said
+        self.checkpoints = Checkpoints()
 
     def value(self, tensor: torch.Tensor, kind: str, name: str = "") -> Value:
         """Register a torch tensor's present content as a value and watch when the tensor dies."""
@@ -77,7 +89,18 @@ class Recorder(CallTracker):
         kwargs = kwargs or {}
         if inner := self.opened(function):
             return self.follow(function, inner, args, kwargs)
+        if operation_name(function)[0] == "requires_grad":
+            return self._requires_grad(args[0])
+        if self.follows_slices and (write := as_write(function, args, kwargs)):
+            self.locate(function)  # it counts among its module's calls
+            self._call(*write, kwargs)
+            return args[0]
+        return self._call(function, args, kwargs)
+
+    def _call(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run one call and record it."""
         place = _, op, _ = self.locate(function)
+        checkpoint = self.checkpoints.running(self.place)
         unasked = self._watch_gradients(op, args)
         result, found = self._run(function, args, kwargs)
         outputs = [args[0]] if op == "setitem" else tensors_in(result)  # an assignment returns nothing
@@ -92,11 +115,11 @@ class Recorder(CallTracker):
         if followed and differentiable and (torch.is_grad_enabled() or own):
             given = args[0] if args else kwargs.get("input")
             inplace = operation_name(function)[1] or (outputs[0] is given and bool(attributes.get("inplace")))
-            made = Call(*place, inputs, attributes | found, inplace)
+            made = Call(*place, inputs, attributes | found, inplace, checkpoint=checkpoint)
             if op == "detach" or not torch.is_grad_enabled():
                 made.attributes["cut_off"] = True
             if _is_learned(op, [*tensors_in([args, kwargs]), *outputs]):
-                with torch.enable_grad():
+                with torch.enable_grad(), saved_tensors_hooks(torch.Tensor.detach, _itself):
                     made.learned = self._learn(made, function, args, kwargs)
             self._record(made, given, outputs, tensors_in([args, kwargs]))
         else:
@@ -124,7 +147,10 @@ class Recorder(CallTracker):
 
     def _learn(self, made: Call, function, args: tuple, kwargs: dict) -> Learned | None:
         """Return what a call without a rule does; None, with a note, if that cannot be told."""
-        roles = [role for role, value in made.inputs.items() if value.kind in ("activation", "parameter", "derived")]
+        given = named_tensors(function, args, kwargs)
+        kinds_with_gradient = ("activation", "parameter", "derived")
+        roles = [role for role, value in made.inputs.items() if value.kind in kinds_with_gradient]
+        roles = [role for role in roles if has_gradient(given[role])]
         try:
             return self.learner.learn(TracedCall(function, args, kwargs, self.batch), roles)
         except Unlearnable as reason:
@@ -180,8 +206,6 @@ class Recorder(CallTracker):
 
         What switches them off without a call that the mode sees is a torch.autograd.Function.
         """
-        if (hooks := _top_saved_tensors_default_hooks(False)) is not None:
-            self.refuse_hooks(hooks[0])
         unasked = self.gradients_on and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if op == "_set_grad_enabled":
             if unasked:
@@ -189,18 +213,15 @@ class Recorder(CallTracker):
             self.gradients_on = args[0]
         return unasked
 
-    def refuse_hooks(self, pack: Callable[..., Any]) -> None:
-        """Refuse a network whose own code says what becomes of saved tensors: a prediction would leave that out."""
-        if pack.__module__ == "torch.utils.checkpoint":
-            what = "is run again in backward by torch.utils.checkpoint"
-            instead = (
-                "switch that off (timm: model.set_grad_checkpointing(False)) and let a schedule recompute: "
-                "--recompute best, costmodel.best_schedule"
-            )
-        else:
-            what = f"keeps its saved tensors by hooks ({pack.__qualname__.partition('.')[0]})"
-            instead = "leave the hooks out for the trace"
-        raise ModelError(f"{self.place} {what}, which is not priced; {instead}")
+    def _requires_grad(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor would require a gradient if every parameter trained; nothing does in a trace."""
+        self.notes.append(
+            f"{self.place} asks whether tensors require a gradient: traced as if every parameter trained, so that with "
+            "frozen layers it may run in another way"
+        )
+        value = self.known.get(id(tensor))
+        on = torch.is_grad_enabled() or (value is not None and value.kind == "parameter")
+        return on and value is not None and value.kind in ("activation", "parameter", "derived")
 
     def refuse(self, call: str) -> None:
         """Refuse the network for a call of a kind that cannot be followed."""
@@ -230,11 +251,31 @@ class Recorder(CallTracker):
             self.refuse_unseen(tensor)
             value = self.value(tensor, "constant")
         if value.version < value.store.writes and value.kind in ("input", "activation"):
+            if not self.follows_slices:
+                raise StaleRead
+            return self._taken_anew(tensor)
+        return value
+
+    def _taken_anew(self, tensor: torch.Tensor) -> Value:
+        """Return the value of a view of what was overwritten since: the view is taken again.
+
+        Errors: ModelError if what it is a view of is not known.
+        """
+        base = tensor._base
+        if base is None or id(base) not in self.known:
             raise ModelError(
                 f"{self.place} reads a tensor after a view of it was overwritten in place, which cannot be followed; "
                 "for the trace write the call that overwrites out of place, and use its result"
             )
-        return value
+        self._call(torch.as_strided, (base, *place(tensor)), {})
+        taken = self.value(tensor, "activation")
+        taken.is_view = True
+        self.calls[-1].outputs = [taken]
+        return taken
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _is_learned(op: str, tensors: list[torch.Tensor]) -> bool:

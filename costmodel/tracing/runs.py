@@ -16,6 +16,7 @@ from .detectors import run as run_network
 from .inputs import Inputs
 from .recorded import counts
 from .recorder import USUAL_CHANNELS, Recorder
+from .slices import StaleRead
 
 _NUMBERS = {"item", "float", "int", "bool", "index", "tolist"}  # calls that ask for what is in a tensor
 
@@ -32,10 +33,11 @@ class Run:
     """One forward pass on the meta device, recorded."""
 
     def __init__(
-        self, module: nn.Module, label: str, inputs: Inputs, loss: Callable[..., Any] | None, batch: int = TRACE_BATCH
-    ):
+        self, module: nn.Module, label: str, inputs: Inputs, loss: Callable[..., Any] | None, batch: int = TRACE_BATCH,
+        follows_slices: bool = False,
+    ):  # fmt: skip
         self.label, self.inputs, self.batch, self.has_loss = label, inputs, batch, loss is not None
-        self.recorder = recorder = Recorder(module, batch)
+        self.recorder = recorder = Recorder(module, batch, follows_slices)
         made = inputs.meta(batch)
         with torch.enable_grad():
             self.parameters = {n: recorder.value(each, "parameter", n) for n, each in module.named_parameters()}
@@ -47,7 +49,7 @@ class Run:
                     outputs = tensors_in(result)
                     for output in outputs:
                         recorder.refuse_unseen(output)
-            except ModelError:
+            except (ModelError, StaleRead):
                 raise
             except Exception as error:
                 raise self._failed(error) from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,11 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from ..errors import InputError, ModelError, require_count
 from ..graph.layer_graph import LayerGraph
+from ..graph.values import TRACE_BATCH
 from .freezing import Freeze
 from .inputs import Inputs, Shapes, images, of_examples, of_shapes
 from .models import build, float_type, replace_head, resolve, to_meta, usual_shape
 from .recorder import USUAL_CHANNELS
 from .runs import OtherChannels, Run
+from .slices import StaleRead
 
 _OTHER_BATCH = 89  # Assumption: as of TRACE_BATCH
 
@@ -92,15 +95,26 @@ def _trace_meta(module: nn.Module, label: str, given: Inputs | int, loss: Callab
     for child in module.modules():  # how running statistics are averaged costs nothing, but may ask for a number
         if isinstance(child, BatchNorm) and child.momentum is None:
             child.momentum = 0.1
+    dtype = float_type(module)
+    run = partial(_run, module, label, loss)
     if isinstance(given, Inputs):
-        run = Run(module, label, given, loss)
+        first = run(given)
     else:
-        dtype = float_type(module)
         try:
-            run = Run(module, label, images(USUAL_CHANNELS, given).of_type(dtype), loss)
+            first = run(images(USUAL_CHANNELS, given).of_type(dtype))
         except OtherChannels as asked:
-            run = Run(module, label, images(asked.channels, given).of_type(dtype), loss)
-    if run.has_fixed_sizes:
-        run.compare(Run(module, label, run.inputs, loss, _OTHER_BATCH))
-    by_accident = run.seems_squared and run.is_proportional(Run(module, label, run.inputs, loss, _OTHER_BATCH))
-    return Freeze(run, by_accident).graph()
+            first = run(images(asked.channels, given).of_type(dtype))
+    if first.has_fixed_sizes:
+        first.compare(run(first.inputs, _OTHER_BATCH))
+    by_accident = first.seems_squared and first.is_proportional(run(first.inputs, _OTHER_BATCH))
+    return Freeze(first, by_accident).graph()
+
+
+def _run(
+    module: nn.Module, label: str, loss: Callable[..., Any] | None, inputs: Inputs, batch: int = TRACE_BATCH
+) -> Run:
+    """Return a forward pass; where a tensor is read after a view of it was overwritten, such writes are followed."""
+    try:
+        return Run(module, label, inputs, loss, batch)
+    except StaleRead:
+        return Run(module, label, inputs, loss, batch, follows_slices=True)

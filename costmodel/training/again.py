@@ -23,7 +23,7 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import ModelError
-from ..step.regions import Segment
+from ..step.segments import Segment
 from .nested import leaves, tensors
 from .tape import Entry, Slot, Tape, address, random_state_of
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..step.regions import RANDOM, Segment
+from ..step.segments import RANDOM, Segment
 from ..tracing.calls import argument_names, operation_name
 from .again import CheapWork, Own, SegmentAgain, unpack
 from .nested import mapped, tensors

@@ -38,7 +38,23 @@ def conv(**options):
     return nn.Conv2d(16, 16, 3, **options)
 
 
+def part(x):
+    """Channels of what lies as rows of pixels: a slice in the order of channels last."""
+    return x.permute(0, 2, 3, 1).contiguous()[..., 4:].permute(0, 3, 1, 2)
+
+
+def pixels(x):
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 CALLS = {
+    "largest of a part": (lambda x, own: F.max_pool2d(part(x), 2), {}),
+    "average of a part": (lambda x, own: F.avg_pool2d(part(x), 2), {}),
+    "average in an order": (lambda x, own: F.avg_pool2d(pixels(x), 2).flatten(2), {}),
+    "largest in an order": (lambda x, own: F.max_pool2d(pixels(x), 2).flatten(2), {}),
+    "adaptive average in an order": (lambda x, own: F.adaptive_avg_pool2d(pixels(x), 9).flatten(2), {}),
+    "adaptive average across": (lambda x, own: F.adaptive_avg_pool2d(x.transpose(2, 3), 9), {}),
+    "groups of a part": (lambda x, own: own.g(part(x)), {"g": nn.GroupNorm(3, 12)}),
     "power": (lambda x, own: own.c(x.clamp(min=1e-6) ** 3), {"c": conv()}),
     "generalised mean": (lambda x, own: own.c(x.clamp(min=1e-6).pow(own.p)), {"c": conv(), "p": (1,)}),
     "square root": (lambda x, own: own.c((x + 1).sqrt()), {"c": conv()}),

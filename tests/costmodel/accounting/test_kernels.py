@@ -231,3 +231,13 @@ def test_one_thread_and_one_image(accounting):
         with threads(count):
             found = verify(NETWORKS["mobilenet_v2"](), "full", None, batch, 32, accounting=accounting)
         assert abs(found.checks[1].relative_difference) < 0.001, (count, batch)
+
+
+@avx512
+@pytest.mark.parametrize(("depth", "kernel"), [(1, 3), (2, 3), (3, 3), (3, 5), (4, 5)])
+def test_a_kernel_deeper_than_a_volume_is_unfolded(depth, kernel):
+    layers = (nn.Conv3d(channels, 32, kernel, padding=kernel // 2) for channels in (3, 32))
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(32, 4))
+    with threads(1):
+        found = verify(network, "full", batch=2, input=(3, depth, 8, 8))
+    assert abs(found.checks[1].relative_difference) < 0.001

@@ -76,12 +76,36 @@ class ViewWrittenInPlace(Construct):
         return a.flatten(2).relu_() + b.flatten(2)
 
 
+class ReadsWhatAViewOverwrote(Construct):
+    def mix(self, a, b):
+        a.flatten(2).relu_()
+        return a + b
+
+
+class SliceAddedTo(Construct):
+    """The slice is written in place, taken anew, and assigned to where it is."""
+
+    def mix(self, a, b):
+        a[:, 2:6] += b[:, :4].sigmoid()
+        return a * b.tanh()
+
+
+class SlicesOverwritten(Construct):
+    """A further call of the same name comes behind the one that writes; a second view is read again."""
+
+    def mix(self, a, b):
+        some, most = a[:, :5], a[:, 3:]
+        most.add_(b[:, 3:])
+        torch.nn.functional.relu(some, inplace=True)
+        return torch.cat([torch.nn.functional.relu(b), some.exp() + a[:, :5], most], 1)
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(
     "network",
     [
         ThreeReadersOfOnePermuted(), EvenKernelPaddedTheSame(), BroadcastFactor(), MatrixFactor(), Heads(),
-        EverythingDropped(), ViewWrittenInPlace(),
+        EverythingDropped(), ViewWrittenInPlace(), ReadsWhatAViewOverwrote(), SliceAddedTo(), SlicesOverwritten(),
     ],
     ids=lambda network: type(network).__name__,
 )  # fmt: skip
@@ -93,15 +117,17 @@ def test_what_a_construct_keeps_is_what_is_measured(network, accounting, part):
     assert found.forward.agrees and found.backward.agrees
 
 
-class ReadsWhatAViewOverwrote(Construct):
+class ReadsWhatADetachedOneOverwrote(Construct):
+    """Autograd does not know that the two share their memory."""
+
     def mix(self, a, b):
-        a.flatten(2).relu_()
+        a.detach().relu_()
         return a + b
 
 
-def test_what_is_read_after_a_view_of_it_was_overwritten_is_refused():
+def test_what_is_read_after_it_was_overwritten_behind_autograds_back_is_refused():
     with pytest.raises(ModelError, match="after a view of it was overwritten in place"):
-        trace(ReadsWhatAViewOverwrote(), PIXELS)
+        trace(ReadsWhatADetachedOneOverwrote(), PIXELS)
 
 
 def normed() -> nn.Module:

@@ -53,6 +53,25 @@ def test_what_trains(network):
         footprint(graph, "lora", options={"projections": "qkv"})
 
 
+class TwoReaders(nn.Module):
+    """Two projections of one tensor whose rows do not follow each other in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.q, self.k = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        rows = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head((self.q(rows) * self.k(rows)).mean(1))
+
+
+def test_projections_keep_what_they_read_as_it_is():
+    answer = footprint(trace(TwoReaders(), 16), "lora", batch=BATCH)
+    applied = apply(TwoReaders(), "lora", resolution=16)
+    assert saved_bytes(applied, torch.randn(BATCH, 3, 16, 16)) == answer.saved_bytes
+
+
 @pytest.mark.parametrize("options", [{}, {"rank": 2, "projections": "attention"}])
 def test_applied_network_keeps_and_computes_what_is_predicted(network, options):
     answer = footprint(trace(network, 16), "lora", options=options, batch=BATCH)

@@ -7,6 +7,7 @@ import itertools
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from costmodel import RULES, LayerGraph, footprint, trace
+from costmodel import RULES, LayerGraph, UnknownOperationError, footprint, trace
 from costmodel.checking.measuring import prepare, saved_bytes, step_flops
 
 BATCH = 5  # neither of the batches that are learned from
@@ -64,6 +65,7 @@ FUNCTIONS = {
     "avg_pool1d": lambda x, network: F.avg_pool1d(x.flatten(2), 3),
     "max_pool1d": lambda x, network: F.max_pool1d(x.flatten(2), 3),
     "max_pool3d": lambda x, network: F.max_pool3d(x.unsqueeze(1), 2),
+    "max_unpool2d": lambda x, network: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
     "bilinear": lambda x, network: F.bilinear(x, x, network.c[:, :, :1].expand(4, 6, 6)),
     "logsumexp": lambda x, network: x.logsumexp(1),
     "cumsum": lambda x, network: x.cumsum(1),
@@ -109,8 +111,52 @@ def test_eager_keeps_and_computes_what_is_predicted_for_every_set_of_trained_par
         assert lean.saved_bytes <= answer.saved_bytes
 
 
-def test_what_was_learned_is_saved_and_read_again(tmp_path):
-    graph = trace(_network("grid_sample"), 8)
+class Recurrent(nn.Module):
+    """A recurrent layer of many weights between a convolution and a head."""
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], **options: Any):
+        super().__init__()
+        self.stem, self.layer, self.head = (
+            nn.Conv2d(3, 4, 2, 2),
+            kind(4, 3, batch_first=True, **options),
+            nn.LazyLinear(3),
+        )
+
+    def forward(self, x):
+        return self.head(self.layer(self.stem(x).flatten(2).transpose(1, 2))[0][:, -1])
+
+
+def _agrees(network: nn.Module, graph: LayerGraph, side: int, **trained) -> bool:
+    answer = footprint(graph, batch=BATCH, accounting="eager", **trained)
+    images = torch.randn(BATCH, 3, side, side)
+    prepare(network, answer.graph, answer.assignment)
+    predicted = answer.saved_bytes, (answer.forward_flops, answer.backward_flops)
+    return predicted == (saved_bytes(network, images), step_flops(network, images))
+
+
+def test_of_weights_that_change_how_a_layer_is_computed_only_what_was_seen_is_priced():
+    network = Recurrent(nn.GRU, num_layers=2)
+    network(torch.randn(2, 3, 4, 4))
+    graph = trace(network, 4)
+    for method in ("full", "bias", "norm", "last"):
+        assert _agrees(network, graph, 4, method=method), method
+    with pytest.raises(UnknownOperationError, match=r"gru in layer keeps was not seen for .*; train all of these, or"):
+        footprint(graph, trained=["layer.weight_ih_l0", "layer.bias_hh_l1", "head.weight"], batch=BATCH)
+
+
+def test_memory_that_a_library_rounds_up_is_refused():
+    """oneDNN's workspace of an LSTM is made of pieces in whole pages, so that few batches do not tell the next."""
+    network = Recurrent(nn.LSTM, num_layers=2)
+    network(torch.randn(2, 3, 8, 8))
+    with pytest.raises(UnknownOperationError, match=r"no rule for the operation 'lstm' \(lstm in layer"):
+        footprint(trace(network, 8), batch=BATCH, accounting="eager")
+
+
+@pytest.mark.parametrize("make", [lambda: _network("grid_sample"), lambda: Recurrent(nn.GRU, num_layers=2)])
+def test_what_was_learned_is_saved_and_read_again(make, tmp_path):
+    network = make()
+    network(torch.randn(2, 3, 8, 8))
+    graph = trace(network, 8)
     graph.save(tmp_path / "graph.trace")
     again = LayerGraph.load(tmp_path / "graph.trace")
     assert [layer.learned for layer in again.layers] == [layer.learned for layer in graph.layers]

@@ -515,11 +515,6 @@ class ReentrantCheckpoint(Branch):
         return checkpoint(self.side, x, use_reentrant=True)
 
 
-class Checkpoint(Branch):
-    def branch(self, x):
-        return checkpoint(self.side, x, use_reentrant=False)
-
-
 class SavedElsewhere(Branch):
     def branch(self, x):
         with torch.autograd.graph.save_on_cpu():
@@ -593,7 +588,6 @@ def test_trunk_without_gradient_is_run_and_keeps_nothing(module, accounting, met
     [
         (CustomFunction(), ["torch.autograd.Function", "cannot be followed"]),
         (ReentrantCheckpoint(), ["torch.autograd.Function", "re-entrant checkpoint"]),
-        (Checkpoint(), ["side is run again in backward", "torch.utils.checkpoint", "--recompute best"]),
         (SavedElsewhere(), ["side keeps its saved tensors by hooks (save_on_cpu)"]),
         (HiddenCall(), ["C++", "cannot be followed"]),
         (nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten()), ["Sequential cannot be copied", "lazy layers"]),

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import costmodel
 from costmodel import InputError, Schedule, apply, footprint, price, restore, verify
 from costmodel.checking.measuring import loss_of, peak_bytes, saved_bytes, step_flops
-from costmodel.step.regions import prefix_end
+from costmodel.step.segments import prefix_end
 from costmodel.training import cached_prefix
 from costmodel.training.cache import _prefix_output
 

@@ -17,8 +17,8 @@ import costmodel
 from costmodel import InputError, ModelError, Schedule, Step, Way, apply, best_schedule, footprint, restore, verify, way
 from costmodel.checking.measuring import loss_of, prepare, saved_bytes_by_module, step_flops
 from costmodel.graph.passages import passages
-from costmodel.step.regions import prefix_end, segment
 from costmodel.step.schedule import MODES
+from costmodel.step.segments import prefix_end, segment
 from costmodel.training.optimizers import update_in_place
 
 RESOLUTION, BATCH = 64, 4

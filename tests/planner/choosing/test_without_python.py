@@ -23,8 +23,8 @@ from costmodel import (
     way,
 )  # fmt: skip
 from costmodel.schedules.chain import links
-from costmodel.step.regions import segment
 from costmodel.step.schedule import MODES
+from costmodel.step.segments import segment
 from planner import recommend
 from planner.choosing.scale import scale_of
 
