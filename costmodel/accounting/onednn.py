@@ -182,19 +182,24 @@ class OneDnn(Convolution):
         is_dilated = not are(1, self.layer, "dilation")
         if self.is_depthwise and not is_dilated:
             return Copies(self.in_blocks(x, _BLOCK), self.in_blocks(y, _BLOCK), self._depthwise_weight)
-        if (
-            not are(1, self.layer, "stride")
-            and not self.is_depthwise
-            and (self.groups == 1 or self.block == _BLOCK < self.ic)
-        ):
+        if not are(1, self.layer, "stride") and not self.is_depthwise and (width := self._wide_group):
             return Copies(
-                self.plain(x), self.plain(y), self.weight_in_blocks(_wide(self.ic, True), 1), self._brg_scratch(True),
-                self.plain(x),
-            )  # fmt: skip
+                self.plain(x), self.plain(y), self.weight_in_blocks(width, 1), self._brg_scratch(True), self.plain(x)
+            )
         fits = not self._misses_the_image and (math.prod(self.kernel) == 1 or self._fits_backward)
         if self.block and not self.is_depthwise and fits:
             return self._blocked(self.block)
         return Copies(self.plain(x), 0, 0, self._at_once() * self._unfolded() + _ALIGNMENT)
+
+    @property
+    def _wide_group(self) -> int:
+        """How many channels brg takes as one block for dx of a convolution with a stride; 0 where it computes none.
+
+        Of several groups of up to 16 results each those that have blocks are jit's; the rest is AVX2's. As measured.
+        """
+        if self.groups == 1 or self.oc > _BLOCK:
+            return _wide(self.ic, True)
+        return _FEW_CHANNELS if not self.block and self.oc > _FEW_CHANNELS else 0
 
     def weight_gradient(self) -> Copies:
         """Return the copies for dw."""
