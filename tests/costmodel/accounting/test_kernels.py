@@ -115,7 +115,10 @@ def test_convolutions_copy_their_arguments(convolution, wanted, pixels, count):
 
 
 # Of 20 to 48 channels a group, and of 10, which no block divides: 24 and 48 are padded.
-STRIDED_GROUPS = tuple((5 * channels, 5 * channels, 3, 2, 1, 5, 8) for channels in (10, 16, 20, 24, 32, 48))
+STRIDED_GROUPS = (
+    *((5 * channels, 5 * channels, 3, 2, 1, 5, 8) for channels in (10, 16, 20, 24, 32, 48)),
+    (48, 48, 3, 2, 1, 2, 4), (48, 48, 5, 2, 1, 2, 16), (40, 40, 5, 2, 1, 2, 8),
+)  # fmt: skip
 
 # Channels, filters, kernel, stride, dilation, groups, pixels: what other implementations of oneDNN compute.
 OTHERS = [
