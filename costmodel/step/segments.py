@@ -25,10 +25,8 @@ from .schedule import Schedule
 # What draws random numbers: in pieces it would draw others.
 RANDOM = frozenset({"dropout", "feature_dropout", "alpha_dropout", "bernoulli", "rand", "rand_like", "randn"})
 
-
 # What costs no matrix product to do again. Layers of other operations are done again only with their whole segment.
 CHEAP = NORMS | ACTIVATIONS | {"add", "sub", "mul", "div", "dropout", "contiguous"}
-
 
 # Of PyTorch's generator on a CPU, a Mersenne twister. Source: torch.get_rng_state().
 RANDOM_STATE_BYTES = 5056

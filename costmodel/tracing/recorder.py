@@ -89,7 +89,7 @@ class Recorder(CallTracker):
         kwargs = kwargs or {}
         if inner := self.opened(function):
             return self.follow(function, inner, args, kwargs)
-        if operation_name(function)[0] == "requires_grad":
+        if operation_name(function) == ("requires_grad", False):  # the attribute, not `requires_grad_`
             return self._requires_grad(args[0])
         if self.follows_slices and (write := as_write(function, args, kwargs)):
             self.locate(function)  # it counts among its module's calls

@@ -78,6 +78,16 @@ def test_a_network_that_asks_what_requires_a_gradient_is_traced_as_if_all_did():
     assert "as if every parameter trained" in note
 
 
+class Asks(TwoParts):
+    def first(self, x):
+        assert x.requires_grad_(False) is x
+        return super().first(x)
+
+
+def test_a_network_that_sets_what_requires_a_gradient_gets_its_tensor_back():
+    assert not any("asks whether" in note for note in trace(Asks(), 32).notes)
+
+
 def test_parts_that_run_again_keep_less_and_compute_more():
     network: Any = NETWORKS["transformer"][0]()
     again = footprint(trace(network, 32), batch=2, accounting="eager")
