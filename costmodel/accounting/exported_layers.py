@@ -123,8 +123,9 @@ def _convolution_backward(step: ExportedStep, layer: Layer, roles: tuple[str, ..
 
 
 def _linear_backward(step: ExportedStep, layer: Layer, roles: tuple[str, ...], dy: Value) -> None:
+    """The weight's gradient is a product with dy transposed, a copy."""
     for role in roles:
-        reads = (dy, step.value(layer.input)) if role == "weight" else (dy,)
+        reads = (step.program.call(dy.size, dy), step.value(layer.input)) if role == "weight" else (dy,)
         step.add_gradient(layer.inputs[role], step.program.call(step.size(layer.inputs[role]), *reads))
 
 
@@ -200,22 +201,26 @@ def _sgd(program: Program, size: int, gradient: Value) -> Value:
 
 
 def _momentum(program: Program, size: int, gradient: Value) -> Value:
-    moved = program.chain(size, program.chain(size), gradient)
+    moved = program.chain(size, gradient)
     program.leave(moved)
     return program.chain(size, program.chain(size, moved))
 
 
-def _adam(program: Program, size: int, gradient: Value) -> Value:
-    first = program.chain(size, program.chain(size), program.chain(size, gradient))
-    second = program.chain(size, program.chain(size), program.chain(size, program.chain(size, gradient)))
+def _adam_change(program: Program, size: int, gradient: Value) -> Value:
+    first = program.chain(size, program.chain(size, gradient))
+    second = program.chain(size, program.chain(size, program.chain(size, gradient)))
     program.leave(first, second)
     deviation = program.chain(size, program.chain(size, program.chain(size, second)))
-    return program.chain(size, program.chain(size, program.chain(size, first, deviation)))
+    return program.chain(size, program.chain(size, first, deviation))
+
+
+def _adam(program: Program, size: int, gradient: Value) -> Value:
+    return program.chain(size, _adam_change(program, size, gradient))
 
 
 def _adamw(program: Program, size: int, gradient: Value) -> Value:
-    decayed = program.chain(size)
-    return program.chain(size, decayed, _adam(program, size, gradient))
+    change = _adam_change(program, size, gradient)
+    return program.chain(size, program.chain(size), change)
 
 
 UPDATES: dict[str, Callable[[Program, int, Value], Value]] = {

@@ -31,7 +31,7 @@ from ..errors import ModelError
 from .delegating import check_delegates, partitioner
 from .planning import in_place
 from .recording import STEP, Recording, buffer_name
-from .rewriting import hoist_updates, simplify, write_back_early
+from .rewriting import hoist_updates, is_write, simplify, write_back_early
 
 DELEGATES = ("none", "xnnpack")
 STEP_METHOD, PREDICT_METHOD, STATE_METHOD = "step", "predict", "state"
@@ -64,6 +64,24 @@ class _WriteBackEarly(PassBase):
         return PassResult(graph_module, True)
 
 
+class _Planning(MemoryPlanningPass):
+    """Plans memory, but none for what a write into a buffer returns, which is the buffer.
+
+    The runtime's pass says so of the write, and leaves to the output a tensor of its own: together as large as the
+    state, all at the end (executorch 1.5.1).
+    """
+
+    def run(self, graph_module: torch.fx.GraphModule, graph_signature: Any = None) -> PassResult:
+        """Plan one method."""
+        output = graph_module.graph.output_node()
+        for node in output.all_input_nodes:
+            if is_write(node):
+                node.meta["spec"] = node.all_input_nodes[0].meta["spec"]
+        results: Any = output.args[0]
+        output.meta["spec"] = tuple(node.meta["spec"] for node in results)
+        return super().run(graph_module, graph_signature)
+
+
 def lower(recording: Recording, delegate: str = "none") -> Program:
     """Return the program of a recorded step.
 
@@ -89,7 +107,7 @@ def lower(recording: Recording, delegate: str = "none") -> Program:
         made = edge.to_executorch(
             ExecutorchBackendConfig(
                 passes=[InitializedMutableBufferPass([""]), _WriteBackEarly()],
-                memory_planning_pass=MemoryPlanningPass(
+                memory_planning_pass=_Planning(
                     MemoryPlanningAlgorithmSuite([greedy, in_place]), share_mutable_buffers=True
                 ),
             )

@@ -115,6 +115,7 @@ def hoist_updates(graph: fx.Graph, labels: fx.Node, images: fx.Node, updates: di
 
     updates: the nodes of new values, each with the parameter that it belongs to. What reaches one parameter only and
     comes after the loss is moved up; so are single numbers that depend on no image, such as a learning rate's factor.
+    What is made of the state alone, such as a momentum times its factor, comes where it is first read.
     """
     parameters = {name: 1 << place for place, name in enumerate(dict.fromkeys(updates.values()))}
     reaches: dict[fx.Node, int] = {}
@@ -127,12 +128,20 @@ def hoist_updates(graph: fx.Graph, labels: fx.Node, images: fx.Node, updates: di
     nodes = list(graph.nodes)
     inputs_end = sum(node.op == "placeholder" for node in nodes) - 1
     place: dict[fx.Node, int] = {}
+    of_state: list[fx.Node] = []
     for number, node in enumerate(nodes):
         one_parameter = node in of_labels and reaches[node] in parameters.values()
         free = node not in of_labels and node not in of_images and _is_number(node) and reaches[node]
         place[node] = number
-        if node.op == "call_function" and (one_parameter or free):
+        if node.op != "call_function":
+            continue
+        if node not in of_labels and node not in of_images and reaches[node] in parameters.values():
+            of_state.append(node)
+            place[node] = inputs_end
+        elif one_parameter or free:
             place[node] = max([inputs_end, *(place[given] for given in node.all_input_nodes)])
+    for node in reversed(of_state):
+        place[node] = min(place[user] for user in node.users)
     ordered = sorted(range(len(nodes)), key=lambda number: (place[nodes[number]], number))
     for before, after in itertools.pairwise(ordered):
         nodes[before].append(nodes[after])
@@ -158,7 +167,7 @@ def write_back_early(graph: fx.Graph, views: Iterable[object]) -> None:
     """
     place = {node: number for number, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        if node.op != "call_function" or getattr(node.target, "__name__", "").split(".")[0] != "copy_":
+        if not is_write(node):
             continue
         buffer, value = node.args[:2]
         readers = [reader for reader in _readers(buffer, tuple(views)) if reader is not node]
@@ -167,6 +176,11 @@ def write_back_early(graph: fx.Graph, views: Iterable[object]) -> None:
             continue
         last.append(node)
         place[node] = place[last]
+
+
+def is_write(node: fx.Node) -> bool:
+    """Whether a node writes its second argument into its first."""
+    return node.op == "call_function" and getattr(node.target, "__name__", "").split(".")[0] == "copy_"
 
 
 def _readers(node: fx.Node, views: tuple[object, ...]) -> Iterable[fx.Node]:

@@ -8,7 +8,8 @@
                p <- p - r / (1 - 0.9^t) m / (sqrt(v) / sqrt(1 - 0.999^t) + 1e-8)
     adamw      p <- p (1 - 0.01 r), then as adam
 
-Source: torch.optim, tests compare them. 1 - b^t is -expm1(t log b), which is exact for b near 1.
+Source: torch.optim, tests compare them. 1 - b^t is -expm1(t log b), which is exact for b near 1. What is kept decays in
+the call that adds to it, so that the sum lies where the gradient does and the old value is not copied.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _sgd(p: Tensor, g: Tensor, state: State, rate: Tensor, t: Tensor) -> tuple[T
 
 
 def _momentum(p: Tensor, g: Tensor, state: State, rate: Tensor, t: Tensor) -> tuple[Tensor, State]:
-    v = state["momentum_buffer"] * 0.9 + g
+    v = torch.add(g, state["momentum_buffer"], alpha=0.9)
     return p - v * rate, {"momentum_buffer": v}
 
 
@@ -51,15 +52,21 @@ def _rest(beta: float, t: Tensor) -> Tensor:
     return -torch.expm1(t * math.log(beta))
 
 
-def _adam(p: Tensor, g: Tensor, state: State, rate: Tensor, t: Tensor) -> tuple[Tensor, State]:
-    m = state["exp_avg"] * 0.9 + g * (1 - 0.9)
-    v = state["exp_avg_sq"] * 0.999 + g * g * (1 - 0.999)
+def _adam_change(g: Tensor, state: State, rate: Tensor, t: Tensor) -> tuple[Tensor, State]:
+    m = torch.add(g * (1 - 0.9), state["exp_avg"], alpha=0.9)
+    v = torch.add(g * g * (1 - 0.999), state["exp_avg_sq"], alpha=0.999)
     deviation = torch.sqrt(v) / torch.sqrt(_rest(0.999, t)) + 1e-8
-    return p - m / deviation * (rate / _rest(0.9, t)), {"exp_avg": m, "exp_avg_sq": v}
+    return m / deviation * (rate / _rest(0.9, t)), {"exp_avg": m, "exp_avg_sq": v}
+
+
+def _adam(p: Tensor, g: Tensor, state: State, rate: Tensor, t: Tensor) -> tuple[Tensor, State]:
+    change, state = _adam_change(g, state, rate, t)
+    return p - change, state
 
 
 def _adamw(p: Tensor, g: Tensor, state: State, rate: Tensor, t: Tensor) -> tuple[Tensor, State]:
-    return _adam(p * (1 - rate * 0.01), g, state, rate, t)
+    change, state = _adam_change(g, state, rate, t)
+    return p * (1 - rate * 0.01) - change, state
 
 
 _ADAM = ("exp_avg", "exp_avg_sq")

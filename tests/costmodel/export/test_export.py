@@ -123,6 +123,35 @@ def test_ways_optimizers_and_micro_batches(method, optimizer, arguments):
     assert check.weight_difference < max(1e-5, 10 * (check.rounding or 0))
 
 
+class Wide(nn.Module):
+    """More weights than activations: maps of 256 x 512 and 512 x 256."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU())
+        self.blocks = nn.Sequential(nn.Linear(16, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU())
+        self.head = nn.Linear(256, CLASSES)
+
+    def forward(self, x):
+        """Return logits."""
+        return self.head(self.blocks(self.stem(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+def test_updates_wait_for_nothing_and_the_state_is_not_copied(optimizer):
+    """Where the state is larger than all else: the arena has one weight's update at a time.
+
+    The gradient's memory takes every value of the update but a second one of Adam's; the state as a whole has no place.
+    """
+    network = apply(Wide(), "full", None, SIDE)
+    found = export_step(network, optimizer, BATCH, SIDE, check_steps=0).program
+    at_once = 2 if "adam" in optimizer else 1
+    assert found.arena_bytes["step"] < at_once * 4 * 512 * 256 + 40_000 < found.state_bytes
+    plan = network.training_plan
+    step = Step(plan.required.graph, plan.required.way, BATCH, optimizer=optimizer, accounting="executorch")
+    assert footprint(step).arena_bytes == pytest.approx(found.arena_bytes["step"], rel=0.01)
+
+
 def test_recording_leaves_the_network_as_it_was(plain):
     """Recording runs a real step: with the network's own tensors it would train it."""
     network, found = plain
