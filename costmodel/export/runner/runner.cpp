@@ -3,6 +3,7 @@
 //   runner train PROGRAM DATA [--epochs N] [--lr R] [--seed N] [--state FILE] [--save FILE] [--constant-lr] [--in-order]
 //   runner test PROGRAM DATA [--state FILE]
 //
+// Both take --portable, for the runtime's own convolutions in the place of those of convolution.cpp.
 // DATA is what `planner prepare-data` writes (see Data below). A state file holds what training changes, behind the size
 // and checksum of the program that it belongs to. Numbers in files are little-endian.
 #include <executorch/extension/data_loader/mmap_data_loader.h>
@@ -27,6 +28,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include "convolution.h"
 
 using executorch::aten::ScalarType;
 using executorch::aten::Tensor;
@@ -239,7 +242,7 @@ struct Options {
   int epochs = 1;
   double rate = 0.01;
   uint64_t seed = 0;
-  bool constant = false, in_order = false;
+  bool constant = false, in_order = false, portable = false;
 };
 
 static Options parse(int count, char** words) {
@@ -265,6 +268,7 @@ static Options parse(int count, char** words) {
     else if (word == "--save") options.save = next();
     else if (word == "--constant-lr") options.constant = true;
     else if (word == "--in-order") options.in_order = true;
+    else if (word == "--portable") options.portable = true;
     else if (word.rfind("--", 0) == 0) fail("unknown option " + word + "; the options stand at the top of runner.cpp");
     else plain.push_back(word);
   }
@@ -334,6 +338,7 @@ static void test(Network& network, const Data& data) {
 int main(int count, char** words) {
   Options options = parse(count, words);
   runtime_init();
+  if (!options.portable) check(register_convolutions(), "cannot register the convolutions");
   Data data(options.data);
   Network network(options.program, options.command);
   if (int(data.header.height) != network.shape[2] || int(data.header.width) != network.shape[3])

@@ -308,7 +308,8 @@ def test_a_folder_holds_everything_and_weights_come_back(plain, tmp_path):
     found.write(tmp_path / "out", found.manifest({"any": "plan"}))
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "program.pte", "manifest.json", "weights.pt", "runner.cpp", "CMakeLists.txt", "README.md",
+        "program.pte", "manifest.json", "weights.pt",
+        "runner.cpp", "convolution.cpp", "convolution.h", "CMakeLists.txt", "README.md",
     }  # fmt: skip
     assert manifest["plan"] == {"any": "plan"} and manifest["check"]["agrees"]
     running = Running(tmp_path / "out/program.pte", [entry["name"] for entry in manifest["state"]])
