@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-executorch = pytest.importorskip("executorch", reason="needs the extra: pip install 'finetune-planner[executorch]'")
+pytest.importorskip("executorch", reason="needs the extra: pip install 'finetune-planner[executorch]'")
+
+import executorch
 
 from costmodel import apply, export_step, import_state
 from costmodel.export.running import Running
