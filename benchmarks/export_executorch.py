@@ -245,8 +245,9 @@ def table(rows: Rows, date: str, machine: str) -> str:
         f"{LIMITED_STEPS} steps in a memory cgroup limited to the predicted memory of the process. `off` of the "
         f"process is a share of its memory without the images, {images / 1e6:.1f} MB. Before, every export was "
         "compared with PyTorch's one step at a time, each begun from PyTorch's state. Here both train on their own: in "
-        "untrained networks that train in full, rounding grows tenfold from step to step. `rounding`: PyTorch's weights after ten steps in single "
-        "beside those in double precision, where the program's differ by more than 1e-4. Times of a step: the "
+        "untrained networks that train in full, rounding grows tenfold from step to step. `rounding`: PyTorch's "
+        "weights after ten steps in single beside those in double precision, where the program's differ by more than "
+        "1e-4. Times of a step: the "
         "runner with its own convolutions, with those of the runtime (`--portable`), and PyTorch (eager, the same way "
         "and schedule), on one core of a machine that did other work on its other core. XNNPACK's packed weights and "
         "working memory are not predicted; they lie outside the arena.",
