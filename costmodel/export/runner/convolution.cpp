@@ -20,13 +20,24 @@ extern "C" void sgemm_(const char*, const char*, const int*, const int*, const i
 
 namespace {
 
-// C (rows x columns, one row after the other) = A B, or C + A B; A and B are transposed where that is said.
+// C (rows x columns, one row after the other) = A B, or C + A B; A and B are transposed where that is said. In tiles,
+// since a product copies its operands first, which for a whole layer of MobileNetV2 takes a megabyte and for a tile 64 kB.
 void product(bool turn_a, bool turn_b, int64_t rows, int64_t columns, int64_t inner, const float* a, const float* b,
              float* c, bool adds) {
-  int m = int(columns), n = int(rows), k = int(inner);
-  int lead_a = int(turn_a ? rows : inner), lead_b = int(turn_b ? inner : columns);
-  const float one = 1, kept = adds ? 1 : 0;
-  sgemm_(turn_b ? "T" : "N", turn_a ? "T" : "N", &m, &n, &k, &one, b, &lead_b, a, &lead_a, &kept, c, &m);
+  const int64_t tile = 64, depth = 256;
+  const int lead_a = int(turn_a ? rows : inner), lead_b = int(turn_b ? inner : columns), lead_c = int(columns);
+  const float one = 1;
+  for (int64_t row = 0; row < rows; row += tile)
+    for (int64_t column = 0; column < columns; column += tile)
+      for (int64_t at = 0; at < inner; at += depth) {
+        const int n = int(std::min(tile, rows - row)), m = int(std::min(tile, columns - column));
+        const int k = int(std::min(depth, inner - at));
+        const float* left = a + (turn_a ? at * rows + row : row * inner + at);
+        const float* right = b + (turn_b ? column * inner + at : at * columns + column);
+        const float kept = adds || at ? 1 : 0;
+        sgemm_(turn_b ? "T" : "N", turn_a ? "T" : "N", &m, &n, &k, &one, right, &lead_b, left, &lead_a, &kept,
+               c + row * columns + column, &lead_c);
+      }
 }
 
 struct Convolution {

@@ -17,7 +17,7 @@ from costmodel import apply, export_step, import_state
 from costmodel.export.running import Running
 from planner.campaign.exporting import packed_tensors
 
-SIDE, BATCH, CLASSES, STEPS, RATE = 17, 4, 3, 5, 0.05
+SIDE, BATCH, CLASSES, STEPS, RATE = 33, 4, 3, 3, 0.05
 
 
 class Convolutions(nn.Module):
@@ -27,9 +27,10 @@ class Convolutions(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh(),
-            nn.Conv2d(8, 16, 1, bias=False), nn.Tanh(),  # pointwise
-            nn.Conv2d(16, 16, 5, 1, 2, groups=16), nn.Tanh(),  # depthwise
-            nn.Conv2d(16, 12, 1, groups=2), nn.Tanh(),  # pointwise, in groups
+            nn.Conv2d(8, 272, 1, bias=False), nn.Tanh(),  # pointwise: several tiles of a product in each direction
+            nn.Conv2d(272, 272, 5, 1, 2, groups=272), nn.Tanh(),  # depthwise
+            nn.Conv2d(272, 72, 1), nn.Tanh(),
+            nn.Conv2d(72, 12, 1, groups=2), nn.Tanh(),  # pointwise, in groups
             nn.Conv2d(12, 8, (1, 3), padding=(0, 2), dilation=(1, 2)), nn.Tanh(),
             nn.Conv2d(8, 8, (5, 2), (1, 2), (3, 0), groups=4), nn.Tanh(),
             nn.Conv2d(8, 6, 1, 2), nn.Tanh(),  # a stride that leaves out pixels
