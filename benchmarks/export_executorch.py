@@ -8,8 +8,9 @@ train ten steps from one start, each on its own: how far losses and weights drif
 and trains the same batches in a process of its own; its weights are imported and compared, its resident memory is what
 the system says. It trains again in a memory cgroup whose hard limit is the predicted memory of the process.
 
-Predicted, from the traced network alone: the arena by the accounting `executorch`, and the process: arena, state and
-weights (`process_bytes`), and the images. Needs the extra `executorch`, CMake and a C++ compiler.
+Predicted, from the traced network alone: the arena by the accounting `executorch`, and the process: arena, state,
+weights, and the images, which are mapped; with XNNPACK what the export measured in a process of its own. Needs the
+extra `executorch`, CMake and a C++ compiler.
 Writes results/export_executorch.csv row by row and results/export_executorch.md.
 """
 
@@ -82,7 +83,7 @@ ROWS: tuple[tuple[str, Way, str, str, str], ...] = (
 COLUMNS = (
     "network", "way", "schedule", "optimizer", "delegate", "arena_bytes",
     "state_bytes", "program_bytes", "steps", "loss_difference", "weight_difference", "rounding", "imported_difference",
-    "resident_bytes", "survives_prediction", "step_seconds",
+    "process_bytes", "resident_bytes", "survives_prediction", "step_seconds",
     "portable_step_seconds", "torch_step_seconds", "export_seconds",
 )  # fmt: skip
 KEY = COLUMNS[:5]
@@ -199,7 +200,7 @@ def measure(model: str, one: Way, schedule: str, optimizer: str, delegate: str, 
         files[steps].write_bytes(packed_tensors(images[: steps * BATCH], labels[: steps * BATCH].tolist(), CLASSES))
     survives = None
     if can_limit():
-        limit = process_bytes(step, LIMITED_STEPS)
+        limit = (export.process_bytes or predicted_bytes(step)) + LIMITED_STEPS * BATCH_BYTES
         survives = native(runner, folder, files[LIMITED_STEPS], limit=limit) is not None
     portable = native(runner, folder, files[LIMITED_STEPS], "--portable")
     found = native(runner, folder, files[STEPS])
@@ -221,15 +222,15 @@ def measure(model: str, one: Way, schedule: str, optimizer: str, delegate: str, 
         "program_bytes": len(program.content), "steps": STEPS,
         "loss_difference": max(abs(a - b) for a, b in zip(program_losses, losses, strict=True)),
         "weight_difference": weight_difference, "rounding": rounding, "imported_difference": apart(imported, own),
-        "resident_bytes": found[0], "survives_prediction": survives, "step_seconds": found[1],
-        "portable_step_seconds": portable[1],
+        "process_bytes": export.process_bytes, "resident_bytes": found[0], "survives_prediction": survives,
+        "step_seconds": found[1], "portable_step_seconds": portable[1],
         "torch_step_seconds": sorted(times)[len(times) // 2], "export_seconds": seconds,
     }  # fmt: skip
 
 
-def process_bytes(step: Step, steps: int) -> int:
-    """Return the predicted resident memory of the runner with the images of some steps, which are mapped."""
-    return footprint(step).peak_bytes + EXECUTORCH_RUNTIME_BYTES + steps * BATCH_BYTES
+def predicted_bytes(step: Step) -> int:
+    """Return the predicted memory of the runner's process, without its images."""
+    return footprint(step).peak_bytes + EXECUTORCH_RUNTIME_BYTES
 
 
 def table(rows: Rows, date: str, machine: str) -> str:
@@ -249,8 +250,8 @@ def table(rows: Rows, date: str, machine: str) -> str:
         "weights after ten steps in single beside those in double precision, where the program's differ by more than "
         "1e-4. Times of a step: the "
         "runner with its own convolutions, with those of the runtime (`--portable`), and PyTorch (eager, the same way "
-        "and schedule), on one core of a machine that did other work on its other core. XNNPACK's packed weights and "
-        "working memory are not predicted; they lie outside the arena.",
+        "and schedule), on one core of a machine that did other work on its other core. Of XNNPACK, whose "
+        "packed weights and working memory lie outside the arena, the process is what the export measured.",
         "",
         "| network | way | schedule | optimizer | delegate | arena, predicted | arena | off | state | program "
         "| steps compared | losses differ by | weights | rounding | imported | resident, predicted | resident | off "
@@ -262,7 +263,7 @@ def table(rows: Rows, date: str, machine: str) -> str:
         model, one, schedule, optimizer, delegate = known[tuple(row[name] for name in KEY)]
         step = step_of(model, one, schedule, optimizer)
         arena, predicted = int(row["arena_bytes"]), footprint(step).arena_bytes
-        resident, process = int(row["resident_bytes"]), process_bytes(step, STEPS)
+        resident, process = int(row["resident_bytes"]), int(row["process_bytes"] or predicted_bytes(step)) + images
         off = f"{100 * (predicted / arena - 1):+.2f} %" if delegate == "none" else "-"
         cells = [
             model, one.label, schedule, optimizer, delegate, f"{predicted:,}", f"{arena:,}",

@@ -143,7 +143,8 @@ class Accounting:
     again in it, for one pass. Such books follow schedules, add up the gradients of passes, and update each parameter as
     soon as its gradient is there; with others of their own timeline the network cannot be cut up. is_carried_out:
     whether this package makes a network, or a program, that trains by these books with any schedule. runtime_bytes:
-    what the process takes beside the step, where no Python runs it. whole_step:
+    what the process takes beside the step, where no Python runs it. in_flash: whether weights that do not train are
+    read where they are stored, and take no RAM. whole_step:
     whether its moments are those of a whole training step, of which a peak can be compared with a RAM. linear_in_batch:
     whether they grow linearly with the batch, but for bits that are packed into bytes. leaves_out: what a reader must
     not look for in them.
@@ -158,6 +159,7 @@ class Accounting:
     part: Callable[[LayerGraph, Assignment, Books, Execution, Part], PartBytes] | None = None
     is_carried_out: bool = False
     runtime_bytes: int | None = None
+    in_flash: bool = False
     whole_step: bool = True
     linear_in_batch: bool = True
     leaves_out: str = ""

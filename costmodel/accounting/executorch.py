@@ -9,6 +9,8 @@ What is counted differs from PyTorch's step:
     the file     frozen weights and buffers are mapped from the program's file; of what trains the file holds first
                  values, whose pages are let go when they are copied
     the calls    take memory for themselves: instructions in the file, structures of the runtime; counted with buffers
+    flash        `executorch-flash` is the same on a microcontroller, which reads the file where it is stored: weights
+                 that do not train and instructions take no RAM
     the batch    lies once more beside the arena, as the runner read it; counted with buffers
 
     a schedule   of a prefix in pieces, each image is copied into its piece, and the results into one tensor; what runs
@@ -24,6 +26,8 @@ benchmarks/export_executorch.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 from ..graph.layer_graph import LayerGraph
@@ -37,11 +41,13 @@ from .lean import LEAN
 # XNNPACK's library more.
 RUNTIME_BYTES = 9_000_000
 # Source: two programs of one network that differ in 668 calls: 259,968 bytes of file, and 749 KiB of heap (smaps).
-CALL_BYTES = 1_540
+CALL_BYTES, CALL_BYTES_IN_RAM = 1_540, 1_150
 
 
-def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, how: Execution) -> list[Instant]:
-    """Return the arena at each call, beside the file and the state."""
+def _timeline(
+    graph: LayerGraph, assignment: Assignment, books: Books, how: Execution, in_flash: bool = False
+) -> list[Instant]:
+    """Return the arena at each call, beside the file and the state. in_flash: with the file in flash."""
     step = ExportedStep(graph, assignment, books, how)
     step.run()
     program = step.program
@@ -52,9 +58,14 @@ def _timeline(graph: LayerGraph, assignment: Assignment, books: Books, how: Exec
         changes[first][kind] += size
         changes[last + 1][kind] -= size
     calls = len(program.places) + step.further_calls
-    weights, buffers = (sum(tensor.bytes(1) for tensor in each.values()) for each in (graph.parameters, graph.buffers))
+    in_ram = assignment.trained | step.running_statistics
+    weights, buffers = (
+        sum(tensor.bytes(1) for name, tensor in each.items() if name in in_ram or not in_flash)
+        for each in (graph.parameters, graph.buffers)
+    )
     batch = how.passes * graph.input.bytes(how.batch, how.float_bytes)  # as the runner read it
-    fixed = {"weights": weights, "buffers": buffers + batch + CALL_BYTES * calls}
+    of_calls = calls * (CALL_BYTES_IN_RAM if in_flash else CALL_BYTES)
+    fixed = {"weights": weights, "buffers": buffers + batch + of_calls}
     now, found = [0, 0, 0], []
     for (phase, layer), change in zip(program.places, changes, strict=False):
         now = [one + more for one, more in zip(now, change, strict=True)]
@@ -98,4 +109,12 @@ EXECUTORCH = Accounting(
     is_carried_out=True,
     runtime_bytes=RUNTIME_BYTES,
     leaves_out="the runtime's own code",
+)
+EXECUTORCH_FLASH = replace(
+    EXECUTORCH,
+    name="executorch-flash",
+    summary="executorch on a microcontroller: weights that do not train stay in flash",
+    timeline=partial(_timeline, in_flash=True),
+    runtime_bytes=None,
+    in_flash=True,
 )

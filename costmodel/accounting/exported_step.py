@@ -47,6 +47,12 @@ class ExportedStep:
         """Return the layer's operation."""
         return operation(layer, layer.index in self.assignment.frozen_statistics)
 
+    @property
+    def running_statistics(self) -> set[str]:
+        """The buffers, by name, that the step changes: those of norms with the statistics of the batch."""
+        norms = (layer for layer in self.graph.layers if self.name(layer) == "batch_norm")
+        return {tensor.name for layer in norms for tensor in layer.inputs.values() if tensor.kind == "buffer"}
+
     def keeps(self, layer: Layer) -> str:
         """Return what the books keep for a layer: 'output', 'input', or the label of something of its own."""
         for key in self.books.by_layer.get(layer.index, ()):

@@ -7,7 +7,7 @@ from ..rules.table import RULES, Rule
 from ..table import Table
 from .books import Accounting
 from .eager import EAGER, KEEPS, Keeps
-from .executorch import EXECUTORCH
+from .executorch import EXECUTORCH, EXECUTORCH_FLASH
 from .gradient_filter import GRADIENT_FILTER
 from .lean import LEAN
 from .mcunetv3 import MCUNETV3
@@ -16,7 +16,19 @@ from .tinytl import TINYTL
 
 ACCOUNTINGS: Table[Accounting] = Table(
     "accounting",
-    ((books.name, books) for books in (LEAN, EAGER, EXECUTORCH, TINYTL, GRADIENT_FILTER, MOBILETL_FIGURE1, MCUNETV3)),
+    (
+        (books.name, books)
+        for books in (
+            LEAN,
+            EAGER,
+            EXECUTORCH,
+            EXECUTORCH_FLASH,
+            TINYTL,
+            GRADIENT_FILTER,
+            MOBILETL_FIGURE1,
+            MCUNETV3,
+        )
+    ),
 )
 
 

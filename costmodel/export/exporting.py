@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Export:
-    """A program and what was asked for. weights: the network's state dict at the start."""
+    """A program and what was asked for.
+
+    weights: the network's state dict at the start. process_bytes: of a runner with a delegate, measured here, where the
+    system tells; without one they are predicted (`process_of`).
+    """
 
     program: Program
     check: Check | None
@@ -45,6 +49,7 @@ class Export:
     classes: int
     learning_rate: float
     weights: dict[str, Tensor]
+    process_bytes: int | None = None
 
     def manifest(
         self, plan: Mapping[str, Any] | None = None, predicted: Mapping[str, int] | None = None
@@ -66,6 +71,7 @@ class Export:
                 "bytes": len(self.program.content),
                 "arena_bytes": dict(self.program.arena_bytes),
                 "state_bytes": self.program.state_bytes,
+                "process_bytes": self.process_bytes,
             },
             "state": [
                 {"name": name, "shape": list(shape), "dtype": dtype}
@@ -132,6 +138,7 @@ def export_step(
     network = copy.deepcopy(network).train()
     try:
         from .lowering import DELEGATES, lower
+        from .resident import process_bytes
         from .running import Running
     except ModuleNotFoundError as error:
         raise missing_package(error, "export_step") or error from error
@@ -155,4 +162,7 @@ def export_step(
             "network"
         )
     weights = {name: value.clone() for name, value in network.state_dict().items()}
-    return Export(program, check, optimizer, delegate, batch, resolution, recording.classes, learning_rate, weights)
+    process = None if delegate == "none" else process_bytes(program.content, program.calls, batch, resolution, delegate)
+    return Export(
+        program, check, optimizer, delegate, batch, resolution, recording.classes, learning_rate, weights, process
+    )

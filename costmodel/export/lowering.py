@@ -44,7 +44,7 @@ class Program:
 
     content: the file's bytes. arena_bytes: of intermediate values, the largest method's. state_bytes: of what changes:
     trained parameters, running statistics, the optimizer's state. state: name, shape and dtype of each of these, in the
-    order in which the method `state` returns them. delegated: how many calls a delegate took over.
+    order in which the method `state` returns them. calls: of a step. delegated: how many parts a delegate took over.
     """
 
     content: bytes
@@ -52,6 +52,7 @@ class Program:
     state_bytes: int
     state: tuple[tuple[str, tuple[int, ...], str], ...]
     operators: tuple[str, ...]
+    calls: int
     delegated: int
 
 
@@ -123,6 +124,7 @@ def lower(recording: Recording, delegate: str = "none") -> Program:
         sizes[STEP_METHOD][2],
         tuple((name, *_shown(recording.values[name])) for name in state),
         tuple(operators),
+        sum(len(chain.instructions) for chain in plans[STEP_METHOD].chains),
         delegated,
     )
 

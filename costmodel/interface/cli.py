@@ -268,12 +268,13 @@ def compare(
     """Compare what stock PyTorch keeps with what exact gradients need, and say why they differ."""
     graph = trace(model, resolution, classes, input=input, fresh=fresh)
     rows, papers, causes = [], [], {}
+    compared = [entry for entry in ACCOUNTINGS.values() if not entry.in_flash]  # whose steps are those of another one
     for each in _ways(graph, method, [min(blocks, block_count(graph))]):
         answers = {
-            books: cost(Step(graph, each, batch, optimizer=optimizer, accounting=books, kernels=NO_KERNELS))
-            for books in ACCOUNTINGS
+            entry.name: cost(Step(graph, each, batch, optimizer=optimizer, accounting=entry.name, kernels=NO_KERNELS))
+            for entry in compared
         }
-        whole = {name: answers[name] for name, entry in ACCOUNTINGS.items() if entry.whole_step}
+        whole = {name: answer for name, answer in answers.items() if ACCOUNTINGS[name].whole_step}
         rows.append({
             "method": each.label,
             **{f"{books}_saved_bytes": answer.saved_bytes for books, answer in whole.items()},
@@ -292,9 +293,9 @@ def compare(
     print_rows(rows, title)
     named = [{"method": row["method"], **paper} for row, paper in zip(rows, papers, strict=True)]
     print_rows(named, "the same by the rules of papers")
-    for name, entry in ACCOUNTINGS.items():
+    for entry in compared:
         if entry.leaves_out:
-            terminal().print(f"{name}: {entry.source}; leaves out {entry.leaves_out}")
+            terminal().print(f"{entry.name}: {entry.source}; leaves out {entry.leaves_out}")
     for name, frame in causes.items():
         if len(frame):
             print_frame(frame, f"{name}: where eager keeps more than lean")

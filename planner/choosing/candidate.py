@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from costmodel import CacheCost, Step, Way
+from costmodel import ACCOUNTINGS, CacheCost, Step, Way
 
 from ..estimates.estimated import Estimate
 
@@ -65,6 +65,9 @@ class Candidate:
     @property
     def flash_bytes(self) -> int:
         """Bytes of weights and buffers as they are stored."""
+        if ACCOUNTINGS.find(self.step.accounting).in_flash:
+            graph = self.step.graph
+            return sum(tensor.bytes(1) for tensor in (*graph.parameters.values(), *graph.buffers.values()))
         return self.memory_bytes["weights"] + self.memory_bytes["buffers"]
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from costmodel import footprint
 from costmodel.units import counted, format_bytes, format_count
 
 from ..estimates.anchored import FULL, LAST
@@ -56,6 +58,9 @@ def surety(answer: Choice, budget: str) -> tuple[str, str]:
         return f"none of the {fitting} candidates that fit is expected to be better by more than {TOLERANCE} points", ""
     if not budget:
         return said, ""
+    if chosen.step.accounting != "lean":  # by which `planner measure` holds its runs against a budget
+        in_pytorch = (replace(each.step, accounting="lean") for each in (chosen, *answer.rivals))
+        budget = f"--ram {max(footprint(step).peak_bytes for step in in_pytorch)}"
     others = [("--resolution", chosen.resolution, 224), ("--batch", chosen.batch, 8)]
     given = "".join(f" {option} {value}" for option, value, usual in others if value != usual)
     return said, f"planner measure {chosen.model} --data YOUR_IMAGES {budget}{given}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from costmodel import CostModelError, LayerGraph, trace
+from costmodel import ACCOUNTINGS, CostModelError, LayerGraph, trace
 from costmodel.units import FLOAT_BYTES, format_bytes
 
 from .axes import Axes
@@ -34,7 +34,8 @@ def ways_out(graphs: Sequence[LayerGraph], limits: Mapping[str, float], space: A
 
 
 def _found(graphs: Sequence[LayerGraph], space: Axes, pick: Try, most_bytes: float) -> Iterator[str]:
-    """Yield what fits, the smallest change of each kind; most_bytes: no network with more weights is tried."""
+    """Yield what fits, the smallest change of each kind; most_bytes: no network with more weights in RAM is tried."""
+    in_flash = ACCOUNTINGS.find(space.accounting).in_flash
     first = min(graphs, key=lambda graph: graph.parameter_count)
     steps: tuple[tuple[str, Iterator[tuple[str, Callable[[], tuple[list[LayerGraph], Axes]]]]], ...] = (
         ("batch", ((f"--batch {n}", lambda n=n: (list(graphs), replace(space, batches=(n,)))) for n in (4, 2, 1))),
@@ -61,7 +62,7 @@ def _found(graphs: Sequence[LayerGraph], space: Axes, pick: Try, most_bytes: flo
         for said, changed in changes:
             try:
                 networks, axes = changed()
-                if min(FLOAT_BYTES * graph.parameter_count for graph in networks) > most_bytes:
+                if not in_flash and min(FLOAT_BYTES * graph.parameter_count for graph in networks) > most_bytes:
                     continue
                 chosen = pick(networks, axes)
             except CostModelError:

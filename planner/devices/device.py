@@ -106,7 +106,7 @@ class Device(_Table):
 
     name: for people. processor: what trains, the CPU or the GPU. runtime: `python` (a process with torch, which needs
     `process` beside the training), `executorch` (one without Python) or `bare metal`. system: the operating system, or
-    the firmware. flash: where weights that do not train could stay; no part of `ram`.
+    the firmware. flash: where weights that do not train stay on bare metal; no part of `ram`.
     """
 
     name: Text

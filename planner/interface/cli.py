@@ -136,7 +136,7 @@ def recommend_command(
 
     target = named_device(device)
     of_process = {"--process-ram": process_ram}
-    if runtime is Runtime.executorch or (target and target.runtime == "executorch"):
+    if runtime is Runtime.executorch or (target and target.runtime != "python"):
         target = without_python(space, target, allocator)
         if target is None or target.process is not None:  # of the training alone nobody has a use
             of_process, ram = {**of_process, "--ram": ram}, None
@@ -151,7 +151,8 @@ def recommend_command(
         ram_bytes = ram_bytes or available
     trained = _epochs(images, epochs, storage, max_epoch_seconds, target)
     limits = {
-        "flash": flash and parse_bytes(flash), "flops": max_flops, "recovery": min_recovery, "accuracy": min_accuracy,
+        "flash": parse_bytes(flash) if flash else target and target.flash and target.flash.bytes,
+        "flops": max_flops, "recovery": min_recovery, "accuracy": min_accuracy,
         "storage": images and storage and parse_bytes(storage) / images,
         "time": images and max_epoch_seconds and max_epoch_seconds / images,
     }  # fmt: skip

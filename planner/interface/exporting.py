@@ -33,7 +33,7 @@ def without_python(space: dict[str, Any], target: Device | None, allocator: str)
     Errors: InputError for another accounting, and for what an exported step does not have.
     """
     for option, given_value, allowed in (
-        ("--accounting", [space["accounting"]], ("lean", "executorch")),
+        ("--accounting", [space["accounting"]], ("lean", "executorch", "executorch-flash")),
         ("--allocator", [allocator], ("arena",)),
         ("--frozen-dtype", space["frozen_dtype"], ("float32",)),
     ):
@@ -47,9 +47,11 @@ def without_python(space: dict[str, Any], target: Device | None, allocator: str)
     if target is None:
         return None
     if target.process is None:
+        space["accounting"] = "executorch-flash"
         print(
-            f"note: {target.name} has no operating system. What follows fits in principle, in float32; the exported "
-            "runner needs Linux, and training in 8 bits, which such processors ask for, is missing",
+            f"note: {target.name} has no operating system. What follows fits in principle, in float32, with weights "
+            "that do not train in flash; the exported runner needs Linux, and training in 8 bits, which such "
+            "processors ask for, is missing",
             file=sys.stderr,
         )
     return target.without_python()
@@ -87,8 +89,11 @@ def export_command(
         f"(predicted: {format_bytes(predicted['arena_bytes'])}) and {format_bytes(program['state_bytes'])} of what "
         "trains"
     )
-    print(f"the process takes {format_bytes(predicted['process_bytes'])}, as predicted with portable kernels")
-    if delegate != "none":
+    process, how = program["process_bytes"], f"as measured here with {delegate}"
+    if process is None:
+        process, how = predicted["process_bytes"], "as predicted"
+    print(f"the process takes {format_bytes(process)}, {how}")
+    if delegate != "none" and program["process_bytes"] is None:
         print(f"{delegate} packs the frozen weights and has working memory of its own, beside what is predicted")
     if chosen.accounting != "executorch":
         print(

@@ -100,6 +100,19 @@ def test_it_is_never_below_what_must_be_kept(graph):
         assert arena >= footprint(graph, method, blocks, 8, accounting=LEAN.name).saved_bytes
 
 
+def test_in_flash_what_does_not_change_takes_no_ram(graph):
+    """Weights that train, and the statistics of norms that take those of the batch, are all that is left in RAM."""
+    linux, flash = (
+        footprint(graph, "last", None, 8, accounting=name).memory_bytes for name in ("executorch", "executorch-flash")
+    )
+    assert flash["weights"] == 4 * (1280 * 1000 + 1000)
+    assert linux["weights"] - flash["weights"] == 4 * (graph.parameter_count - 1281_000)
+    assert flash["transient"] == linux["transient"] and flash["buffers"] < linux["buffers"]
+    full = [footprint(graph, "full", None, 8, accounting=name) for name in ("executorch", "executorch-flash")]
+    assert full[0].memory_bytes["weights"] == full[1].memory_bytes["weights"]
+    assert full[0].arena_bytes == full[1].arena_bytes
+
+
 def arena_bytes(step: Step) -> int:
     """Return the predicted arena."""
     return footprint(step).arena_bytes

@@ -12,7 +12,18 @@ from torch import nn
 
 pytest.importorskip("executorch", reason="needs the extra: pip install 'finetune-planner[executorch]'")
 
-from costmodel import InputError, ModelError, Schedule, Step, apply, export_step, footprint, import_state
+from costmodel import (
+    EXECUTORCH_RUNTIME_BYTES,
+    InputError,
+    ModelError,
+    Schedule,
+    Step,
+    apply,
+    export_step,
+    footprint,
+    import_state,
+)
+from costmodel.accounting.executorch import CALL_BYTES
 from costmodel.export.delegating import check_delegates
 from costmodel.export.lowering import lower
 from costmodel.export.recording import record
@@ -150,6 +161,15 @@ def test_updates_wait_for_nothing_and_the_state_is_not_copied(optimizer):
     plan = network.training_plan
     step = Step(plan.required.graph, plan.required.way, BATCH, optimizer=optimizer, accounting="executorch")
     assert footprint(step).arena_bytes == pytest.approx(found.arena_bytes["step"], rel=0.01)
+
+
+def test_the_memory_of_a_delegate_is_measured():
+    """It packs the frozen weights, in memory of the process; whose libraries and calls come to that."""
+    network = apply(Wide(), "last", None, SIDE)
+    found = export_step(network, "sgd", BATCH, SIDE, delegate="xnnpack", check_steps=0)
+    own = found.process_bytes - EXECUTORCH_RUNTIME_BYTES - 1_340_000 - CALL_BYTES * found.program.calls
+    assert 4 * 512 * 256 < own < 3 * 4 * 512 * 256
+    assert export_step(network, "sgd", BATCH, SIDE, check_steps=0).process_bytes is None
 
 
 def test_recording_leaves_the_network_as_it_was(plain):

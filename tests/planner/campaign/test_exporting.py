@@ -119,8 +119,22 @@ def test_a_native_runtime_leaves_more_of_a_device_and_bare_metal_is_told(capsys)
     assert axes["accounting"] == "executorch"
     assert native.training_ram_bytes == pi.training_ram_bytes + pi.process.bytes - EXECUTORCH_RUNTIME_BYTES
     assert "ExecuTorch" in native.explain() and not capsys.readouterr().err
-    assert without_python(space(), device("stm32h743"), "arena") == device("stm32h743")
+    assert without_python(axes, device("stm32h743"), "arena") == device("stm32h743")
+    assert axes["accounting"] == "executorch-flash"
     assert "in principle" in capsys.readouterr().err
+
+
+def test_a_microcontroller_reads_frozen_weights_from_flash():
+    """Its flash is a limit, too; what does not train takes none of its RAM."""
+    found = recommended("--device", "stm32h743", "--method", "last")
+    chosen = found["chosen"]
+    assert (
+        chosen["accounting"] == "executorch-flash"
+        and chosen["memory_bytes"]["weights"] == 4 * chosen["trained_parameters"]
+    )
+    assert found["limits"]["flash"] == device("stm32h743").flash.bytes
+    with pytest.raises(AssertionError, match=r"nothing keeps flash 1\.00 kB"):
+        recommended("--device", "stm32h743", "--flash", "1kB")
 
 
 BOARD = """
