@@ -10,6 +10,7 @@
 #include <executorch/extension/memory_allocator/malloc_memory_allocator.h>
 #include <executorch/runtime/executor/method.h>
 #include <executorch/runtime/executor/program.h>
+#include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -45,6 +46,12 @@ using namespace executorch::runtime;
 
 static void check(Error error, const std::string& what) {
   if (error != Error::Ok) fail(what + " (runtime error " + std::to_string(int(error)) + ")");
+}
+
+// What the runtime says of errors; the rest, such as files about the processor that it looked for, helps nobody here.
+static void say(et_timestamp_t, et_pal_log_level_t level, const char* file, const char*, size_t line,
+                const char* message, size_t length) {
+  if (level == kError || level == kFatal) fprintf(stderr, "%s:%zu: %.*s\n", file, line, int(length), message);
 }
 
 // A file in memory, mapped: its pages come from the file and can be dropped by the system.
@@ -337,6 +344,7 @@ static void test(Network& network, const Data& data) {
 
 int main(int count, char** words) {
   Options options = parse(count, words);
+  register_pal(PalImpl::create(say, __FILE__));
   runtime_init();
   if (!options.portable) check(register_convolutions(), "cannot register the convolutions");
   Data data(options.data);
