@@ -77,7 +77,7 @@ class Forms(TorchFunctionMode):
         if p == 1:
             return F.dropout(input, p, True, inplace)
         out = _Gated.apply(input, self.bits(input.shape, 1 - p), 1 / (1 - p))
-        return input.copy_(out) if inplace else out
+        return _written(input, out) if inplace else out
 
     def bernoulli(self, input: Tensor, p: float = 0.5, *, generator: Any = None) -> Tensor:
         """Fill a tensor with ones and zeros."""
@@ -158,10 +158,19 @@ class _OneBit(torch.autograd.Function):
         return torch.where(bits, inside, outside), None
 
 
+def _written(x: Tensor, out: Tensor) -> Tensor:
+    """Return what a call in place returns, written into its input.
+
+    Into a view, such as flattened features, autograd writes through strides, which the runtime has no kernel for: there
+    the result itself is returned. What reads the whole tensor later misses it, which the comparison with PyTorch finds.
+    """
+    return out if x._is_view() else x.copy_(out)
+
+
 def one_bit(x: Tensor, function: OneBit, inplace: bool = False) -> Tensor:
     """Return `masked_function` of the same arguments."""
     out = _OneBit.apply(x, function)
-    return x.copy_(out) if inplace else out
+    return _written(x, out) if inplace else out
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -68,6 +68,15 @@ class Small(nn.Module):
         return self.head(self.drop(self.blocks(self.stem(x)).mean((2, 3))))
 
 
+class Flattened(Small):
+    """Dropout in place on a view, as in the heads of EfficientNet."""
+
+    def forward(self, x):
+        """Return logits."""
+        features = self.blocks(self.stem(x)).mean((2, 3), keepdim=True)
+        return self.head(nn.Dropout(0.3, inplace=True)(torch.flatten(features, 1)))
+
+
 class NotInPlace(nn.ReLU6):
     """ReLU6 that never works in place."""
 
