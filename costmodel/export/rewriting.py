@@ -20,9 +20,10 @@ _TRANSPOSED = (_aten.t.default, _aten.permute.default, _aten.transpose.int)
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Take out copies and sums with zeros, and write products with a transposed weight as linear maps.
+    """Take out copies and sums with zeros; write products with a transposed weight as linear maps, cuts as such.
 
-    A call in place gives its input, as it was before, a gradient of zeros; a linear map copies no weight.
+    A call in place gives its input, as it was before, a gradient of zeros; a linear map copies no weight; the gradient
+    of padding is padding by negative numbers, for which the runtime has no kernel.
     """
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -37,6 +38,8 @@ def simplify(graph: fx.Graph) -> None:
             _become(node, original)
         elif node.target in (_aten.mm.default, _aten.addmm.default):
             _make_linear(graph, node)
+        elif node.target is _aten.constant_pad_nd.default and max(node.args[1]) <= 0:
+            _make_cut(graph, node)
     graph.eliminate_dead_code()
 
 
@@ -110,41 +113,80 @@ def _make_linear(graph: fx.Graph, node: fx.Node) -> None:
     _become(node, linear)
 
 
+def _make_cut(graph: fx.Graph, node: fx.Node) -> None:
+    """Write padding by negative numbers, from the last dimension on, as a copy with strides."""
+    arguments: Any = node.args
+    given, pads = arguments[:2]
+    value = given.meta["val"]
+    strides = torch.empty(value.shape, device="meta").stride()  # of a tensor in the usual order
+    before = [-pad for pad in pads[0::2]] + [0] * (value.dim() - len(pads) // 2)
+    offset = sum(cut * stride for cut, stride in zip(before, reversed(strides), strict=True))
+    with graph.inserting_before(node):
+        cut = graph.call_function(
+            _aten.as_strided_copy.default, (given, list(node.meta["val"].shape), list(strides), offset)
+        )
+    cut.meta = dict(node.meta)
+    _become(node, cut)
+
+
 def hoist_updates(graph: fx.Graph, labels: fx.Node, images: fx.Node, updates: dict[fx.Node, str]) -> None:
     """Make each parameter's update as soon as its gradient is there.
 
-    updates: the nodes of new values, each with the parameter that it belongs to. What reaches one parameter only and
-    comes after the loss is moved up; so are single numbers that depend on no image, such as a learning rate's factor.
-    What is made of the state alone, such as a momentum times its factor, comes where it is first read.
+    updates: the nodes of new values, each with the parameter that it belongs to. What comes after the loss and reaches
+    one parameter only is moved up, if it is no larger than that, or all that reads it is: not the gradients of images
+    on their way to the lowest layer that trains. So are single numbers that depend on no image, such as a learning
+    rate's factor. What is made of the state alone, such as a decayed weight, comes where it is first read.
     """
-    parameters = {name: 1 << place for place, name in enumerate(dict.fromkeys(updates.values()))}
-    reaches: dict[fx.Node, int] = {}
-    for node in reversed(graph.nodes):
-        found = parameters[updates[node]] if node in updates else 0
-        for user in node.users:
-            found |= -1 if user.op == "output" and node not in updates else reaches.get(user, 0)
-        reaches[node] = found
+    reaching, reaching_one = _what_reaches_one(graph, updates)
     of_labels, of_images = _descendants(graph, labels), _descendants(graph, images)
     nodes = list(graph.nodes)
     inputs_end = sum(node.op == "placeholder" for node in nodes) - 1
     place: dict[fx.Node, int] = {}
-    of_state: list[fx.Node] = []
+    moved: list[fx.Node] = []
     for number, node in enumerate(nodes):
-        one_parameter = node in of_labels and reaches[node] in parameters.values()
-        free = node not in of_labels and node not in of_images and _is_number(node) and reaches[node]
+        of_state = node not in of_labels and node not in of_images
         place[node] = number
         if node.op != "call_function":
             continue
-        if node not in of_labels and node not in of_images and reaches[node] in parameters.values():
-            of_state.append(node)
-            place[node] = inputs_end
-        elif one_parameter or free:
+        if node in reaching_one and (of_state or node in of_labels):
+            moved.append(node)
             place[node] = max([inputs_end, *(place[given] for given in node.all_input_nodes)])
-    for node in reversed(of_state):
-        place[node] = min(place[user] for user in node.users)
+        elif of_state and _is_number(node) and node in reaching:
+            place[node] = max([inputs_end, *(place[given] for given in node.all_input_nodes)])
+    for node in reversed(moved):
+        if node not in of_labels:
+            place[node] = min(place[user] for user in node.users)
     ordered = sorted(range(len(nodes)), key=lambda number: (place[nodes[number]], number))
     for before, after in itertools.pairwise(ordered):
         nodes[before].append(nodes[after])
+
+
+def _what_reaches_one(graph: fx.Graph, updates: dict[fx.Node, str]) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Return what reaches any update, and what reaches those of one parameter and is no larger than that.
+
+    Larger ones count where all that reads them is no larger.
+    """
+    parameters = {name: 1 << place for place, name in enumerate(dict.fromkeys(updates.values()))}
+    sizes = {parameters[name]: _elements(node) for node, name in updates.items()}
+    reached: dict[fx.Node, int] = {}  # as bits
+    small: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        found = parameters[updates[node]] if node in updates else 0
+        for user in node.users:
+            found |= -1 if user.op == "output" and node not in updates else reached.get(user, 0)
+        reached[node] = found
+        if _elements(node) <= sizes.get(found, 0):
+            small.add(node)
+    one = {node for node, bits in reached.items() if bits in sizes and (node in small or small.issuperset(node.users))}
+    return {node for node, bits in reached.items() if bits}, one
+
+
+def _elements(node: fx.Node) -> int:
+    """Return how many numbers a node makes that are read."""
+    value = node.meta.get("val")
+    if isinstance(value, (tuple, list)):
+        return sum(map(_elements, node.users))  # calls that take one of several results
+    return value.numel() if isinstance(value, Tensor) else 0
 
 
 def _is_number(node: fx.Node) -> bool:

@@ -13,6 +13,23 @@ from costmodel.export.rewriting import simplify
 _aten = torch.ops.aten
 
 
+def test_the_gradient_of_padding_is_a_cut():
+    """The runtime's kernel pads by no negative number."""
+
+    def gradient(x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(nn.functional.pad(x, (1, 2, 0, 3)).pow(3).sum(), x)
+
+    given = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    graph = make_fx(gradient)(given)
+    assert any(node.target is _aten.constant_pad_nd.default and min(node.args[1]) < 0 for node in graph.graph.nodes)
+    simplify(graph.graph)
+    graph.recompile()
+    pads = [node.args[1] for node in graph.graph.nodes if node.target is _aten.constant_pad_nd.default]
+    assert all(min(pad) >= 0 for pad in pads)
+    torch.testing.assert_close(graph(given), gradient(given), rtol=0, atol=0)
+
+
 def gradients(x, first, second):
     """Return the gradients of two linear maps' weights."""
     first, second = first.detach().requires_grad_(), second.detach().requires_grad_()
