@@ -55,11 +55,14 @@ class Forms(TorchFunctionMode):
             kept_dropout: self.dropout,
             torch.Tensor.bernoulli_: self.bernoulli,
         }
+        self.in_place = {} if random_only else _IN_PLACE
         self.drew = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Run one call."""
         form: Any = self.table.get(function, function)
+        if function in self.in_place and args[0]._is_view():
+            form = self.in_place[function]  # as in `_written`
         return form(*args, **(kwargs or {}))
 
     def bits(self, shape: torch.Size, share: float) -> Tensor:
@@ -156,6 +159,16 @@ class _OneBit(torch.autograd.Function):
         bits = unpack(ctx.saved_tensors[0], grad.shape)
         inside, outside = (grad if slope == 1 else grad * slope if slope else 0.0 for slope in ctx.slopes)
         return torch.where(bits, inside, outside), None
+
+
+_IN_PLACE: dict[Callable, Callable] = {
+    getattr(torch.Tensor, name): getattr(torch, operation)
+    for operation, names in {
+        "add": ("add_", "__iadd__"), "sub": ("sub_", "__isub__"), "mul": ("mul_", "__imul__"),
+        "div": ("div_", "__itruediv__"),
+    }.items()
+    for name in names
+}  # fmt: skip
 
 
 def _written(x: Tensor, out: Tensor) -> Tensor:
