@@ -144,10 +144,9 @@ class Accounting:
     soon as its gradient is there; with others of their own timeline the network cannot be cut up. is_carried_out:
     whether this package makes a network, or a program, that trains by these books with any schedule. runtime_bytes:
     what the process takes beside the step, where no Python runs it. in_flash: whether weights that do not train are
-    read where they are stored, and take no RAM. whole_step:
-    whether its moments are those of a whole training step, of which a peak can be compared with a RAM. linear_in_batch:
-    whether they grow linearly with the batch, but for bits that are packed into bytes. leaves_out: what a reader must
-    not look for in them.
+    read where they are stored, and take no RAM. whole_step: whether its moments are those of a whole training step, of
+    which a peak can be compared with a RAM. linear_in_batch: whether they grow linearly with the batch, but for bits
+    that are packed into bytes. leaves_out: what a reader must not look for in them.
     """
 
     name: str

@@ -40,7 +40,8 @@ from .lean import LEAN
 # /proc/PID/smaps of the C++ runner on x86-64; executorch 1.5.1, portable kernels. Assumption: as much on Arm; with
 # XNNPACK's library more.
 RUNTIME_BYTES = 9_000_000
-# Source: two programs of one network that differ in 668 calls: 259,968 bytes of file, and 749 KiB of heap (smaps).
+# Source: two programs of one network that differ in 668 calls: 259,968 bytes of file, and 749 KiB of heap (smaps),
+# which is the part in RAM of a device that reads the file in its flash.
 CALL_BYTES, CALL_BYTES_IN_RAM = 1_540, 1_150
 
 
@@ -58,9 +59,9 @@ def _timeline(
         changes[first][kind] += size
         changes[last + 1][kind] -= size
     calls = len(program.places) + step.further_calls
-    in_ram = assignment.trained | step.running_statistics
+    stays = {*graph.parameters, *graph.buffers} - assignment.trained - step.running_statistics if in_flash else set()
     weights, buffers = (
-        sum(tensor.bytes(1) for name, tensor in each.items() if name in in_ram or not in_flash)
+        sum(tensor.bytes(1) for name, tensor in each.items() if name not in stays)
         for each in (graph.parameters, graph.buffers)
     )
     batch = how.passes * graph.input.bytes(how.batch, how.float_bytes)  # as the runner read it

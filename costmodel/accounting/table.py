@@ -14,22 +14,8 @@ from .mcunetv3 import MCUNETV3
 from .mobiletl_figure1 import MOBILETL_FIGURE1
 from .tinytl import TINYTL
 
-ACCOUNTINGS: Table[Accounting] = Table(
-    "accounting",
-    (
-        (books.name, books)
-        for books in (
-            LEAN,
-            EAGER,
-            EXECUTORCH,
-            EXECUTORCH_FLASH,
-            TINYTL,
-            GRADIENT_FILTER,
-            MOBILETL_FIGURE1,
-            MCUNETV3,
-        )
-    ),
-)
+_ALL = (LEAN, EAGER, EXECUTORCH, EXECUTORCH_FLASH, TINYTL, GRADIENT_FILTER, MOBILETL_FIGURE1, MCUNETV3)
+ACCOUNTINGS: Table[Accounting] = Table("accounting", ((books.name, books) for books in _ALL))
 
 
 def register_rule(operation: str, rule: Rule, eager: Keeps | None = None) -> None:

@@ -1,7 +1,7 @@
 """What a program takes of a process's memory, measured: a delegate has weights and working memory of its own.
 
-As a script it loads a program as the runner does, trains one step and prints by how many bytes the process's own memory
-(anonymous pages) grew. The arguments are the file, the batch and the resolution.
+As a script it loads a program as the runner does, trains one step and writes to a file by how many bytes the process's
+own memory (anonymous pages) grew. The arguments are the program, the batch, the resolution and that file.
 """
 
 # pyright: reportMissingImports=false
@@ -23,7 +23,7 @@ _LIBRARY_BYTES = {"xnnpack": 1_340_000}
 
 
 def process_bytes(program: bytes, calls: int, batch: int, resolution: int, delegate: str) -> int | None:
-    """Return the memory of a runner's process with a delegate; None where the system does not tell.
+    """Return the memory of a runner's process with a delegate; None where it cannot be measured.
 
     program: what was exported. calls: of a step. The program's own memory is measured by a step in another process,
     since a delegate says nothing of its own before it runs; libraries and structures of calls are added.
@@ -31,11 +31,12 @@ def process_bytes(program: bytes, calls: int, batch: int, resolution: int, deleg
     if not _PAGES.exists():
         return None
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "program.pte")
+        file, grown = Path(folder, "program.pte"), Path(folder, "bytes")
         file.write_bytes(program)
-        words = [sys.executable, "-m", __name__, str(file), str(batch), str(resolution)]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-    own = int(done.stdout.splitlines()[-1])
+        words = [sys.executable, "-m", __name__, str(file), str(batch), str(resolution), str(grown)]
+        if subprocess.run(words, capture_output=True, check=False).returncode:
+            return None
+        own = int(grown.read_text())
     return RUNTIME_BYTES + _LIBRARY_BYTES[delegate] + CALL_BYTES * calls + own
 
 
@@ -45,8 +46,8 @@ def _anonymous_bytes() -> int:
     return 1024 * int(found[1])
 
 
-def main(file: str, batch: str, resolution: str) -> None:
-    """Print by how many bytes a step lets this process grow."""
+def main(file: str, batch: str, resolution: str, grown: str) -> None:
+    """Write by how many bytes a step lets this process grow."""
     import torch
     from executorch.runtime import Runtime
 
@@ -57,7 +58,7 @@ def main(file: str, batch: str, resolution: str) -> None:
     program = runtime.load_program(file)
     step, _state = (program.load_method(name) for name in ("step", "state"))
     step.execute([images, labels, rate])
-    print(_anonymous_bytes() - before)
+    Path(grown).write_text(str(_anonymous_bytes() - before))
 
 
 if __name__ == "__main__":

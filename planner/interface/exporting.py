@@ -32,8 +32,10 @@ def without_python(space: dict[str, Any], target: Device | None, allocator: str)
 
     Errors: InputError for another accounting, and for what an exported step does not have.
     """
+    bare_metal = target is not None and target.process is None
+    accounting = "executorch-flash" if bare_metal else "executorch"
     for option, given_value, allowed in (
-        ("--accounting", [space["accounting"]], ("lean", "executorch", "executorch-flash")),
+        ("--accounting", [space["accounting"]], ("lean", accounting)),
         ("--allocator", [allocator], ("arena",)),
         ("--frozen-dtype", space["frozen_dtype"], ("float32",)),
     ):
@@ -43,11 +45,10 @@ def without_python(space: dict[str, Any], target: Device | None, allocator: str)
             )
     if "cache" in (space["schedules"] or ()):
         raise InputError("a step from cached prefixes cannot be exported; leave cache out of --schedules")
-    space["accounting"] = "executorch"
+    space["accounting"] = accounting
     if target is None:
         return None
-    if target.process is None:
-        space["accounting"] = "executorch-flash"
+    if bare_metal:
         print(
             f"note: {target.name} has no operating system. What follows fits in principle, in float32, with weights "
             "that do not train in flash; the exported runner needs Linux, and training in 8 bits, which such "
@@ -95,7 +96,7 @@ def export_command(
     print(f"the process takes {format_bytes(process)}, {how}")
     if delegate != "none" and program["process_bytes"] is None:
         print(f"{delegate} packs the frozen weights and has working memory of its own, beside what is predicted")
-    if chosen.accounting != "executorch":
+    if not chosen.accounting.startswith("executorch"):
         print(
             f"the plan's own {format_bytes(chosen.peak_bytes)} are by the accounting {chosen.accounting!r}, of a step "
             "in PyTorch; planner recommend --runtime executorch plans for this runtime"

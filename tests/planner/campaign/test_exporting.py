@@ -119,6 +119,7 @@ def test_a_native_runtime_leaves_more_of_a_device_and_bare_metal_is_told(capsys)
     assert axes["accounting"] == "executorch"
     assert native.training_ram_bytes == pi.training_ram_bytes + pi.process.bytes - EXECUTORCH_RUNTIME_BYTES
     assert "ExecuTorch" in native.explain() and not capsys.readouterr().err
+    axes = space()
     assert without_python(axes, device("stm32h743"), "arena") == device("stm32h743")
     assert axes["accounting"] == "executorch-flash"
     assert "in principle" in capsys.readouterr().err
